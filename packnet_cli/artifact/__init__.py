@@ -1,0 +1,1 @@
+"""The packed model at rest: numpy arrays, never torch."""

@@ -1,0 +1,62 @@
+"""The algebra of the task-index mask: pure functions on one layer's uint8 array.
+
+Every weight of a layer carries the index of the task that owns it; 0 means that it is free. Task k runs on the
+weights whose index m satisfies 0 < m <= k (PackNet, section 3). All arrays of one call have the same shape.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+FREE = 0
+MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
+
+
+def visible(mask: Mask, task: int) -> Bools:
+    """The weights that `task` runs on: its own and those of every earlier task."""
+    # One pass instead of three: 0 (free) wraps around to 255, which no task index less one reaches.
+    return mask - np.uint8(1) < np.uint8(task)
+
+
+def keep_visible(values: Floats, mask: Mask, task: int) -> Floats:
+    """A copy of `values` with everything that `task` does not see set to exactly 0."""
+    return np.where(visible(mask, task), values, np.float32(0))
+
+
+def claim_free(mask: Mask, task: int) -> Mask:
+    """A new mask in which every free weight is owned by `task`."""
+    return np.where(mask == FREE, np.uint8(task), mask)
+
+
+def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
+    """A new mask in which the `count` smallest-magnitude weights owned by `task` are free.
+
+    Exactly `count` are released: ties at the cutoff go by position, first come first released.
+    Raises ValueError if `task` owns fewer than `count` weights.
+    """
+    own = mask == task
+    magnitudes = np.abs(values[own])
+    if not 0 <= count <= magnitudes.size:
+        raise ValueError(f"cannot release {count} of {magnitudes.size} weights")
+    if count == 0:
+        return mask.copy()
+    cutoff = np.partition(magnitudes, count - 1)[count - 1]
+    released = magnitudes < cutoff
+    ties = np.flatnonzero(magnitudes == cutoff)
+    released[ties[: count - np.count_nonzero(released)]] = True
+    pruned = mask.copy()
+    pruned[own] = np.where(released, np.uint8(FREE), np.uint8(task))
+    return pruned
+
+
+def release_count(owned: int, prune: float) -> int:
+    """How many of `owned` weights a prune fraction in [0, 1) releases: round(prune * owned)."""
+    return round(prune * owned)
+
+
+def count_owned(mask: Mask, task: int) -> int:
+    """How many weights `task` owns; with task 0, how many are free."""
+    return int(np.count_nonzero(mask == task))

@@ -1,0 +1,70 @@
+"""What `info` tells of an artifact, from its header alone: no tensor is read."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packnet_cli.artifact import format
+from packnet_cli.artifact.format import Header, Task
+
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An artifact in numbers. Counts are of weights, sizes are bytes."""
+
+    header: Header
+    packed_weights: int
+    file_bytes: int
+    separate_bytes: int  # as many networks, each with its own copy of everything
+
+    @property
+    def free_fraction(self) -> float:
+        return 1 - sum(self.owned_fraction(task) for task in self.header.tasks)
+
+    def owned_fraction(self, task: Task) -> float:
+        return sum(task.owned.values()) / self.packed_weights
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of `info --json`."""
+        return {
+            "arch": self.header.arch,
+            "model_kwargs": self.header.model_kwargs,
+            "source": self.header.source,
+            "data_config": self.header.data_config,
+            "packed_weights": self.packed_weights,
+            "free_fraction": self.free_fraction,
+            "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes},
+            "tasks": [self.task_dict(task) for task in self.header.tasks],
+        }
+
+    def task_dict(self, task: Task) -> dict[str, Any]:
+        return {
+            "index": task.index,
+            "name": task.name,
+            "num_classes": len(task.classes),
+            "top1": task.top1,
+            "top5": task.top5,
+            "images": task.images,
+            "accuracy": task.accuracy,
+            "prune": task.prune,
+            "owned_weights": sum(task.owned.values()),
+            "owned_fraction": self.owned_fraction(task),
+            "data": task.data,
+            "recipe": task.recipe,
+            "digest": task.digest,
+        }
+
+
+def summarize(path: Path) -> Summary:
+    """Read an artifact's header. Raises ArtifactError."""
+    header, tensors = format.load_header(path), format.load_shapes(path)
+    packed = sum(math.prod(shape) for name, (_, shape) in tensors.items() if name.startswith("shared."))
+    own = sum(
+        ITEM_BYTES.get(dtype, 0) * math.prod(shape)
+        for name, (dtype, shape) in tensors.items()
+        if name.startswith("task.") and not name.startswith("task.0.")
+    )
+    return Summary(header, packed, path.stat().st_size, own + 4 * packed * len(header.tasks))

@@ -1,0 +1,67 @@
+"""The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from packnet_cli import __version__, report
+from packnet_cli.errors import PackNetError
+
+
+class _Group(TyperGroup):
+    """Turns every expected error into one line and its exit code, here and nowhere else."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PackNetError as error:
+            report.error(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            report.error("interrupted; nothing was written")
+            sys.exit(130)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+MACHINE = "Machine"
+
+# Arguments that several commands share.
+Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+BatchSize = Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode images.", rich_help_panel=MACHINE, show_default="auto")
+]
+Amp = Annotated[bool, typer.Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"packnet {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def packnet(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
+
+
+def main() -> None:
+    """The `packnet` program."""
+    from packnet_cli.cli import packing, using  # noqa: F401  (importing them adds their commands)
+
+    app()

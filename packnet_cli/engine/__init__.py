@@ -1,0 +1,1 @@
+"""The packed model in motion: torch and timm."""

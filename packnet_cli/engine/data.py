@@ -1,0 +1,205 @@
+"""Folders of images as batches: which files, which classes, and timm's transforms for the network."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from packnet_cli.errors import DataError
+
+HELD_OUT_FOLDERS = ("val", "validation", "test")
+PIXELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels -> PIL mode
+
+ClassFiles = dict[str, list[Path]]  # class name -> its image files
+
+
+@dataclass(frozen=True)
+class Split:
+    """Image files and the index of each one's class."""
+
+    paths: list[Path]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What to evaluate on; `missing` names the task's classes that have no folder here."""
+
+    split: Split
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The class names of a task in order of label, and its images."""
+
+    classes: tuple[str, ...]
+    train: Split
+    held_out: HeldOut
+
+
+def open_training(folder: Path, *, val_split: float, seed: int) -> TrainingImages:
+    """The classes, training images and held-out images in a folder.
+
+    `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone;
+    then of each class the fraction `val_split` is held out: under one seed always the same files.
+    Raises DataError.
+    """
+    files = _class_files(_training_folder(folder))
+    classes = tuple(files)
+    if len(classes) < 2:
+        raise DataError(f"{folder} has only the class {classes[0]!r}; a classifier needs at least two class folders")
+    for name, paths in files.items():
+        if not paths:
+            raise DataError(f"{folder}: the class folder {name!r} holds no images; fill it or remove it")
+    if _held_out_folder(folder) is None:
+        files, _ = _hold_out(files, val_split, seed)
+    held_out = open_held_out(folder, classes, val_split=val_split, seed=seed)
+    return TrainingImages(classes, _split(files, classes), held_out)
+
+
+def open_held_out(
+    folder: Path, classes: tuple[str, ...], *, val_split: float, seed: int, trained_on: bool = True
+) -> HeldOut:
+    """The images to evaluate on, their classes matched by name.
+
+    These are the held-out folder's; without one, the part that `open_training` held out if the task was
+    `trained_on` this folder, else every image in it. Raises DataError, also for a class that the task does not know.
+    """
+    source = _held_out_folder(folder)
+    files = _class_files(source or _training_folder(folder))
+    if source is None and trained_on:
+        _, files = _hold_out(files, val_split, seed)
+    unknown = [name for name in files if name not in classes]
+    if unknown:
+        raise DataError(f"{source or folder} has {len(unknown)} class folder(s) unknown to the task: {_few(unknown)}")
+    split = _split(files, classes)
+    if not split.paths:
+        raise DataError(f"{source or folder} holds no images to evaluate on")
+    return HeldOut(split, tuple(name for name in classes if not files.get(name)))
+
+
+def check_images(*splits: Split) -> None:
+    """Decode every image once, so that an unreadable one is named now and not after an hour of training."""
+    paths = [path for split in splits for path in split.paths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bad = [path for path, fine in zip(paths, pool.map(_is_readable, paths), strict=True) if not fine]
+    if bad:
+        raise DataError(f"{len(bad)} of {len(paths)} files are not readable images: {_few(bad)}; remove or mend them")
+
+
+def batches(
+    split: Split,
+    data_config: dict[str, Any],
+    *,
+    training: bool,
+    batch_size: int,
+    workers: int | None,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """Batches of images (N, C, H, W), normalised float32, and labels (N,), int64.
+
+    For training shuffled and augmented as in the paper (random resized crop and horizontal flip), the last batch
+    short unless it would be a single image, of which batch norm cannot take statistics.
+    """
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+    transform = create_transform(**data_config, is_training=training, color_jitter=0)
+    lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
+    return DataLoader(
+        ImageFiles(split, transform, PIXELS[data_config["input_size"][0]]),
+        batch_size,
+        shuffle=training,
+        drop_last=lone,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0 and training,
+    )
+
+
+class ImageFiles(Dataset[Any]):
+    """The images of a split, decoded and transformed one at a time."""
+
+    def __init__(self, split: Split, transform: Any, mode: str) -> None:
+        self.split, self.transform, self.mode = split, transform, mode
+
+    def __len__(self) -> int:
+        return len(self.split.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        with Image.open(self.split.paths[index]) as image:
+            return self.transform(image.convert(self.mode)), self.split.labels[index]
+
+
+# --- finding files --------------------------------------------------------------------------------------------------
+
+
+def _training_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"the data folder {folder} does not exist")
+    if (folder / "train").is_dir():
+        return folder / "train"
+    if _held_out_folder(folder) is not None:
+        raise DataError(f"{folder} has held-out images ({_held_out_folder(folder)}) but no train/ folder beside them")
+    return folder
+
+
+def _held_out_folder(folder: Path) -> Path | None:
+    if not folder.is_dir():
+        raise DataError(f"the data folder {folder} does not exist")
+    return next((folder / name for name in HELD_OUT_FOLDERS if (folder / name).is_dir()), None)
+
+
+def _class_files(folder: Path) -> ClassFiles:
+    """The image files of each class folder, both in order of name."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        files = {name: sorted(p for p in (folder / name).rglob("*") if _is_image_name(p)) for name in names}
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    if not any(files.values()):
+        raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
+    return files
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
+    """Split each class in two by a hash of seed and file name: no state, and stable when other files come or go."""
+    kept, held_out = {}, {}
+    for name, paths in files.items():
+        ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode()).digest())
+        count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
+        held_out[name], kept[name] = ranked[:count], ranked[count:]
+    return kept, held_out
+
+
+def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
+    index = {name: number for number, name in enumerate(classes)}
+    pairs = [(path, index[name]) for name, paths in files.items() for path in paths]
+    return Split([path for path, _ in pairs], [label for _, label in pairs])
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
+            image.load()
+        return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _few(things: list[Any], limit: int = 5) -> str:
+    more = f" and {len(things) - limit} more" if len(things) > limit else ""
+    return ", ".join(map(str, things[:limit])) + more

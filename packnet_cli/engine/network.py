@@ -1,0 +1,255 @@
+"""The one border between arrays and tensors: timm networks from an artifact's arrays, and back.
+
+Every tensor of a network's state dict has one class:
+
+* HEAD: the classifier, new and dense for each task (PackNet, section 3).
+* PACKED: the weights that tasks share out among themselves: matrices and convolution filters.
+* PER_TASK: all else, so small that each task has its own: biases, normalisation weights and statistics, tokens,
+  position tables and depthwise filters. A depthwise filter has a few taps and no second input to fall back on:
+  pruned like the rest it loses its channel, and a network made of them breaks (README, "Measured").
+"""
+
+import ast
+import difflib
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_dict
+from torch import nn
+
+from packnet_cli.artifact.format import Header, State
+from packnet_cli.errors import NetworkError, UsageError
+
+
+class Kind(enum.Enum):
+    HEAD = "head"
+    PACKED = "packed"
+    PER_TASK = "per-task"
+
+
+def classify(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
+    """The class of every tensor in the model's state dict; `head` holds the name prefixes of its classifier.
+
+    Raises NetworkError that names a tensor which fits none (tied weights, extra state, other than float32 weights).
+    """
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    tables: set[str] = getattr(model, "no_weight_decay", set)()  # timm's list of tokens and position tables
+    depthwise = {f"{name}.weight" for name, module in model.named_modules() if _is_depthwise(module)}
+    kinds = {}
+    for name, value in model.state_dict().items():
+        if name in parameters and value.dtype == torch.float32:
+            if name.startswith(tuple(f"{prefix}." for prefix in head)):
+                kinds[name] = Kind.HEAD
+            elif value.numel() == max(value.shape, default=1) or name in tables or name in depthwise:
+                kinds[name] = Kind.PER_TASK
+            else:
+                kinds[name] = Kind.PACKED
+        elif name in buffers:
+            kinds[name] = Kind.PER_TASK
+        else:
+            raise NetworkError(f"cannot pack this network: its {name} is neither a float32 parameter nor a buffer")
+    for kind in (Kind.HEAD, Kind.PACKED):
+        if kind not in kinds.values():
+            raise NetworkError(f"cannot pack this network: it has no {kind.value} weights")
+    return kinds
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
+
+
+# --- a network for an artifact --------------------------------------------------------------------------------------
+
+
+def build(header: Header, num_classes: int) -> nn.Module:
+    """A network of the artifact's architecture with a new head, its weights random under torch's seed."""
+    return _create(header.arch, header.model_kwargs | {"num_classes": num_classes})
+
+
+def write(model: nn.Module, state: State) -> None:
+    """Set the tensors named in `state`; the model keeps the others."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+    model.load_state_dict(tensors, strict=False)
+
+
+def read(model: nn.Module, names: set[str] | None = None) -> State:
+    """Copies of the model's tensors, by name; all of them unless `names` says which."""
+    return {
+        name: np.array(value.detach().cpu().contiguous().numpy())
+        for name, value in model.state_dict().items()
+        if names is None or name in names
+    }
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
+    model.to(device)
+    model.to(memory_format=torch.channels_last)
+    return model
+
+
+# --- a network to start from ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to pack tasks into, and all that is needed to build it again."""
+
+    model: nn.Module
+    header: Header
+
+
+def start(
+    arch: str,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+    model_kwargs: dict[str, Any],
+    data_config: dict[str, Any],
+) -> Start:
+    """A network with weights from the file `weights`, else pretrained ones from the hub, else random ones.
+
+    `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
+    Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
+    """
+    wanted = {key: value for key, value in data_config.items() if value is not None}
+    name, cfg, arguments = _look_up(arch)
+    arguments |= model_kwargs
+    if wanted.get("in_chans", 3) != 3:
+        arguments["in_chans"] = wanted["in_chans"]
+    if "img_size" in wanted and cfg.get("fixed_input_size"):
+        arguments["img_size"] = wanted["img_size"]
+    source = "random"
+    if weights is not None:
+        model = _create(name, arguments)
+        _load_weights(model, weights, cfg)
+        source = str(weights.resolve())
+    elif pretrained:
+        model, source = _create_pretrained(arch, arguments, cfg)
+    else:
+        model = _create(name, arguments)
+    resolved = _data_config(wanted, cfg)
+    return Start(model, Header(name, arguments, _head_prefixes(cfg), source, resolved))
+
+
+def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """timm's name of an architecture, its configuration, and the arguments that a hub's configuration adds."""
+    if arch.startswith("hf-hub:"):
+        # Building the network again must not need the hub: its configuration is kept in the artifact.
+        with _hub_errors(arch):
+            cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
+        return name, cfg, dict(arguments or {})
+    name = arch.partition(".")[0]
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists those it has"
+        raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
+    try:
+        found = timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:
+        raise NetworkError(f"timm knows no weights {arch!r}: {error}") from None
+    return name, found.to_dict() if found is not None else {}, {}
+
+
+def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any]) -> tuple[nn.Module, str]:
+    source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
+    if not source and not arch.startswith("hf-hub:"):
+        raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
+    with _hub_errors(arch):
+        return _create(arch, arguments, pretrained=True), str(source or arch)
+
+
+def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """`["pad_type=same", "drop_rate=0.5"]` as arguments; values are Python literals, else strings."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier() or key in ("num_classes", "pretrained", "checkpoint_path"):
+            raise UsageError(f"--model-kwargs {pair!r} is not KEY=VALUE with an argument that may be set here")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed
+
+
+def _create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(arch, pretrained=pretrained, **arguments)
+        return model.float()
+    except (TypeError, AssertionError, ValueError) as error:
+        raise NetworkError(f"timm cannot build {arch} with {arguments}: {error}") from None
+
+
+def _head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classifier's modules, as timm declares them."""
+    declared = cfg.get("classifier") or ()
+    return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
+def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
+    """timm's preprocessing for a network, with what the user wants otherwise; input_size is C, H, W in pixels."""
+    resolved: dict[str, Any] = resolve_data_config(
+        {k: v for k, v in wanted.items() if k in ("crop_pct", "interpolation")}, cfg
+    )
+    channels, height, width = resolved["input_size"]
+    size = wanted.get("img_size")
+    channels = wanted.get("in_chans", channels)
+    resolved["input_size"] = [channels, size or height, size or width]
+    for key in ("mean", "std"):
+        values = list(wanted.get(key, resolved[key]))
+        if len(values) not in (1, channels):
+            values = [sum(values) / len(values)]  # other channels than those it was meant for
+        resolved[key] = values * channels if len(values) == 1 else values
+    return resolved
+
+
+class _hub_errors:
+    """Context manager: whatever goes wrong between here and the hub becomes one NetworkError."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, NetworkError):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise NetworkError(
+                f"cannot fetch the pretrained weights of {self.arch} ({reason[:150]}); "
+                "give a file with --weights FILE, or start from random ones with --no-pretrained"
+            ) from None
+
+
+def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
+    """Set all weights but the classifier's from a file; every one must be there and fit."""
+    if not path.is_file():
+        raise NetworkError(f"the weights file {path} does not exist")
+    try:
+        found = load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NetworkError(f"cannot read weights from {path}: {reason[:150]}") from None
+    own = model.state_dict()
+    head = tuple(f"{prefix}." for prefix in _head_prefixes(cfg))
+    body = {name for name in own if not name.startswith(head)}
+    stem = f"{cfg.get('first_conv')}.weight"
+    if stem in body and stem in found and found[stem].shape[1] != own[stem].shape[1]:
+        found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
+    missing = sorted(body - found.keys())
+    unfit = sorted(name for name in body & found.keys() if found[name].shape != own[name].shape)
+    for what, names in (("lacks", missing), ("has another shape for", unfit)):
+        if names:
+            raise NetworkError(
+                f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors, "
+                f"{names[0]} among them; check --arch and --model-kwargs"
+            )
+    model.load_state_dict({name: found[name] for name in body}, strict=False)

@@ -1,0 +1,339 @@
+"""The whole story: start a packed model, add a task to it, evaluate and extract one.
+
+The method is PackNet's (Mallya and Lazebnik, CVPR 2018, section 3): a task trains all free weights on top of the
+frozen ones of earlier tasks, releases the smallest of its own in each layer, retrains the rest, and owns them for good.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import random_seed as _seed
+from torch import nn
+
+from packnet_cli.artifact import atomic, edit, format, masks
+from packnet_cli.artifact.format import Artifact, Header, Task
+from packnet_cli.engine import data, network
+from packnet_cli.engine.network import Kind
+from packnet_cli.engine.train import Accuracy, Freezer, Step, check_optimizer, evaluate, train
+from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError, UsageError
+from packnet_cli.recipe import Recipe
+
+Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
+
+
+def _silent(phase: str, step: Step) -> None:
+    """The progress callback that shows nothing."""
+
+
+# --- init -----------------------------------------------------------------------------------------------------------
+
+
+def init(
+    path: Path,
+    arch: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    model_kwargs: dict[str, Any] | None = None,
+    data_config: dict[str, Any] | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Artifact:
+    """Make an artifact of a timm classifier's weights, all of them free, write it to `path` and return it.
+
+    The weights come from the file `weights`, else from timm's hub, else (not `pretrained`) from `seed`. `model_kwargs`
+    go to timm.create_model; `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct,
+    interpolation. Raises ArtifactError if `path` exists, unless `force`; NetworkError; UsageError.
+    """
+    atomic.check_writable(path)
+    if path.exists() and not force:
+        raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
+    _seed(seed)
+    start = network.start(
+        arch,
+        weights=weights,
+        pretrained=pretrained,
+        model_kwargs=model_kwargs or {},
+        data_config=data_config or {},
+    )
+    kinds = network.classify(start.model, start.header.head)
+    state = network.read(start.model)
+    shared = {name: state[name] for name, kind in kinds.items() if kind is Kind.PACKED}
+    mask = {name: np.zeros(array.shape, np.uint8) for name, array in shared.items()}
+    own = {name: state[name] for name, kind in kinds.items() if kind is Kind.PER_TASK}
+    artifact = Artifact(start.header, shared, mask, (own,))
+    format.save(artifact, path)
+    return artifact
+
+
+# --- add-task -------------------------------------------------------------------------------------------------------
+
+
+def add_task(
+    path: Path,
+    folder: Path,
+    *,
+    name: str | None = None,
+    prune: float = 0.0,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    amp: bool = False,
+    progress: Progress = _silent,
+) -> Artifact:
+    """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
+
+    Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
+    stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
+    """
+    recipe = recipe or Recipe()
+    plan = _plan(path, folder, name, prune, recipe, device)
+    task = NewTask(plan, recipe, workers=workers, amp=amp, progress=progress)
+    task.train()
+    if prune:
+        task.prune_and_retrain(prune)
+    entry = Task(
+        index=plan.index,
+        name=plan.name,
+        classes=plan.images.classes,
+        prune=prune,
+        owned={},
+        accuracy=task.accuracy,
+        top1=task.final.top1,
+        top5=task.final.top5,
+        images=task.final.images,
+        data=str(folder.resolve()),
+        recipe=dataclasses.asdict(recipe),
+        digest="",
+    )
+    state = network.read(task.model)
+    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
+    after = edit.with_task(plan.artifact, entry, state, task.mask, own)
+    format.save(after, path, unchanged_since=plan.unchanged_since)
+    return after
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before any training: the file as it is, and the new task's name, index, images and device."""
+
+    artifact: Artifact
+    unchanged_since: atomic.Stamp
+    name: str
+    index: int
+    images: data.TrainingImages
+    device: torch.device
+
+
+def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Recipe, device: str) -> Plan:
+    """Try everything that can fail now, before hours of training."""
+    if not 0 <= prune < 1:
+        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
+    check_optimizer(recipe.opt)
+    artifact = format.load(path)
+    unchanged_since = atomic.stamp(path)
+    atomic.check_writable(path)
+    index = len(artifact.header.tasks) + 1
+    if index > masks.MAX_TASKS:
+        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
+    if artifact.free_count() == 0:
+        raise CapacityError(
+            f"no free weights are left in {path}: its last task kept all that it was given. Start another file, or add "
+            "that task again with --prune to a copy made before it"
+        )
+    for altered in edit.altered_tasks(artifact):
+        raise ArtifactError(f"{path} is damaged: task {altered.index} ({altered.name}) is not what was added")
+    name = _check_name(artifact.header, name or folder.resolve().name)
+    images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
+    data.check_images(images.train, images.held_out.split)
+    return Plan(artifact, unchanged_since, name, index, images, choose_device(device))
+
+
+def _check_name(header: Header, name: str) -> str:
+    if not name.isprintable() or not name.strip() or name.isdecimal() or name == "all":
+        raise TaskError(f"{name!r} cannot be a task's name (no number, and not 'all'); give another with --name")
+    if name in (task.name for task in header.tasks):
+        raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
+    return name
+
+
+class NewTask:
+    """A task in training: its network, and the task-index masks, in which it owns less after each release."""
+
+    def __init__(self, plan: Plan, recipe: Recipe, *, workers: int | None, amp: bool, progress: Progress) -> None:
+        self.plan, self.recipe, self.amp, self.progress = plan, recipe, amp, progress
+        self.accuracy: dict[str, float] = {}
+        _seed(recipe.seed)
+        header = plan.artifact.header
+        self.model = network.build(header, len(plan.images.classes))
+        self.train_norm = recipe.norm == "task" or plan.index == 1
+        self.mask = {layer: masks.claim_free(array, plan.index) for layer, array in plan.artifact.mask.items()}
+        self.freezer = self._set_starting_values()
+        self.train_batches, self.val_batches = (
+            data.batches(
+                split,
+                header.data_config,
+                training=split is plan.images.train,
+                batch_size=recipe.batch_size,
+                workers=workers,
+                device=plan.device,
+            )
+            for split in (plan.images.train, plan.images.held_out.split)
+        )
+
+    def _set_starting_values(self) -> Freezer:
+        """The frozen weights of earlier tasks, the free ones at their dormant values (or 0), and a random head."""
+        artifact, k = self.plan.artifact, self.plan.index
+        own = artifact.own[0 if self.train_norm else 1]
+        kinds = network.classify(self.model, artifact.header.head)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
+        network.write(self.model, {name: own[name] for name, kind in kinds.items() if kind is Kind.PER_TASK})
+        network.place(self.model, self.plan.device)
+        last_seen = k - 1 if self.recipe.restart == "zero" else k
+        freezer = Freezer(self.model)
+        freezer.hold(
+            {layer: masks.keep_visible(artifact.shared[layer], self.mask[layer], last_seen) for layer in self.mask},
+            self._trainable(),
+        )
+        return freezer
+
+    def _trainable(self) -> dict[str, masks.Bools]:
+        return {layer: array == self.plan.index for layer, array in self.mask.items()}
+
+    def train(self) -> None:
+        for _ in self._epochs("train", self.recipe.epochs, self.recipe.lr):
+            pass
+        self._evaluate("dense")
+
+    def prune_and_retrain(self, prune: float) -> None:
+        """Release the fraction `prune` of each layer's own weights, in equal steps along the first epochs; retrain."""
+        k = self.plan.index
+        claimed = {layer: masks.count_owned(array, k) for layer, array in self.mask.items()}
+        steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
+
+        def release(step: int) -> None:
+            weights = network.read(self.model, set(self.mask))
+            for layer, count in claimed.items():
+                goal = masks.release_count(count, prune) * step // steps
+                done = count - masks.count_owned(self.mask[layer], k)
+                self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], k, goal - done)
+                weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], k)
+            self.freezer.hold(weights, self._trainable())
+            if step == steps:
+                self._evaluate("pruned")
+
+        release(1)
+        for epoch in self._epochs("retrain", self.recipe.retrain_epochs, self.recipe.retrain_lr):
+            if 0 < epoch < steps:
+                release(epoch + 1)
+        self._evaluate("retrained")
+
+    def _epochs(self, phase: str, epochs: int, lr: float) -> Iterator[int]:
+        return train(
+            self.model,
+            self.train_batches,
+            self.freezer,
+            epochs=epochs,
+            lr=lr,
+            opt=self.recipe.opt,
+            weight_decay=self.recipe.weight_decay,
+            sched=self.recipe.sched,
+            train_norm=self.train_norm,
+            amp=self.amp,
+            progress=partial(self.progress, phase),
+        )
+
+    def _evaluate(self, phase: str) -> None:
+        self.final = evaluate(self.model, self.val_batches, amp=self.amp)
+        self.accuracy[phase] = self.final.top1
+
+
+# --- eval, extract --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a task does on its held-out images; `missing` names the classes that have none."""
+
+    task: Task
+    accuracy: Accuracy
+    missing: tuple[str, ...]
+
+
+def evaluate_tasks(
+    path: Path,
+    wanted: str = "all",
+    *,
+    folder: Path | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    amp: bool = False,
+) -> Iterator[Evaluation]:
+    """Evaluate one task (by index or name) or "all", on the data that it remembers or on `folder`.
+
+    Raises TaskError, DataError, ArtifactError.
+    """
+    torch_device = choose_device(device)
+    artifact = format.load(path)
+    tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
+    if not tasks:
+        raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    for task in tasks:
+        held_out = _held_out(task, folder)
+        batches = data.batches(
+            held_out.split,
+            artifact.header.data_config,
+            training=False,
+            batch_size=batch_size,
+            workers=workers,
+            device=torch_device,
+        )
+        model = network.place(task_network(artifact, task), torch_device)
+        yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
+
+
+def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
+    where = folder or Path(task.data)
+    if folder is None and not where.is_dir():
+        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")
+    return data.open_held_out(
+        where,
+        task.classes,
+        val_split=task.recipe["val_split"],
+        seed=task.recipe["seed"],
+        trained_on=where.resolve() == Path(task.data),
+    )
+
+
+def task_network(artifact: Artifact, task: Task) -> nn.Module:
+    """A plain timm network with one task's weights, in eval mode, on the CPU."""
+    model = network.build(artifact.header, len(task.classes))
+    network.write(model, artifact.state(task.index))
+    return model.eval()
+
+
+def extract_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
+    """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
+    state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
+    with atomic.replacing(output) as temporary:
+        torch.save(state, temporary)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"cannot use the device {wanted!r}: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,163 @@
+"""The one training loop, and evaluation. Knows a model, batches and boolean masks; nothing of files or printing."""
+
+import difflib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from packnet_cli.errors import DivergedError, UsageError
+
+MOMENTUM = 0.9  # the paper's, for optimizers that have one
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 accuracy in percent over a number of images."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+def check_optimizer(opt: str) -> None:
+    """Raise UsageError unless timm knows the optimizer."""
+    if opt not in list_optimizers():
+        close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
+        raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
+
+
+class Freezer:
+    """Holds every packed weight that is not trainable at its value, whatever the optimizer does.
+
+    Masking gradients would not: weight decay, momentum and Adam's moments move a weight that has no gradient.
+    So after each step the frozen values are written back, in one pass over each partly frozen parameter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def hold(self, values: dict[str, NDArray[np.float32]], trainable: dict[str, NDArray[np.bool_]]) -> None:
+        """Set each named parameter to its `values`, and from now on hold it there except where `trainable`."""
+        for name, array in values.items():
+            parameter = self.parameters[name]
+            parameter.copy_(torch.from_numpy(array))
+            parameter.requires_grad_(bool(trainable[name].any()))
+            self.held.pop(name, None)
+            if parameter.requires_grad and not trainable[name].all():
+                mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
+                self.held[name] = parameter, mask, torch.where(mask, 0, parameter)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        for parameter, trainable, frozen in self.held.values():
+            torch.where(trainable, parameter, frozen, out=parameter)
+
+
+def train(
+    model: nn.Module,
+    batches: DataLoader[Any],
+    freezer: Freezer,
+    *,
+    epochs: int,
+    lr: float,
+    opt: str,
+    weight_decay: float,
+    sched: str,
+    train_norm: bool,
+    amp: bool,
+    progress: Callable[[Step], None],
+) -> Iterator[int]:
+    """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
+
+    Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
+    stored statistics. `amp` computes in bfloat16 while the weights stay float32. Raises DivergedError.
+    """
+    device = next(model.parameters()).device
+    optimizer = create_optimizer_v2(model, opt=opt, lr=lr, weight_decay=weight_decay, momentum=MOMENTUM)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=sched,
+        num_epochs=epochs,
+        decay_epochs=max(1, epochs // 2),  # "step": a tenth of the rate for the second half, as in the paper
+        step_on_epochs=False,
+        updates_per_epoch=len(batches),
+    )
+    for epoch in range(epochs):
+        yield epoch
+        model.train()
+        if not train_norm:
+            _stop_statistics(model)
+        loss_sum, correct, seen, began = 0.0, 0, 0, time.perf_counter()
+        for step, (images, labels) in enumerate(batches):
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # (N, C, H, W)
+            labels = labels.to(device, non_blocking=True)  # (N,)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = model(images)  # (N, classes)
+                loss = F.cross_entropy(logits, labels)
+            if not loss.isfinite():
+                raise DivergedError(
+                    f"training diverged: the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}; nothing was "
+                    f"written. Try a lower learning rate than {lr:g}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            freezer.write_back()
+            if scheduler is not None:
+                scheduler.step_update(epoch * len(batches) + step + 1)
+
+            seen += len(labels)
+            loss_sum += loss.item() * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+            speed = seen / (time.perf_counter() - began)
+            progress(Step(epoch + 1, epochs, step + 1, len(batches), loss_sum / seen, 100 * correct / seen, speed))
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: DataLoader[Any], *, amp: bool = False) -> Accuracy:
+    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+    device = next(model.parameters()).device
+    model.eval()
+    top1 = top5 = seen = 0
+    for images, labels in batches:
+        images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)  # (N, classes)
+        best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
+        hits = best == labels[:, None]
+        top1 += int(hits[:, 0].sum())
+        top5 += int(hits.sum())
+        seen += len(labels)
+    return Accuracy(100 * top1 / seen, 100 * top5 / seen, seen)
+
+
+def _stop_statistics(model: nn.Module) -> None:
+    """Put every layer that keeps running statistics into eval mode, as `model.train()` undoes it each time."""
+    for module in model.modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            module.eval()

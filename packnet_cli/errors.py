@@ -1,0 +1,62 @@
+"""What can go wrong, each kind with the exit code it ends the program with.
+
+A message says what is wrong, where, and the next thing to try. Imports nothing, so that anyone may import it.
+"""
+
+
+class PackNetError(Exception):
+    """Base of every expected error; 1 is the code of a bug."""
+
+    exit_code = 1
+
+
+class ForgettingError(PackNetError):
+    """Training changed what it had to leave alone: a bug, caught before anything is written."""
+
+
+class UsageError(PackNetError):
+    """An argument has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class ArtifactError(PackNetError):
+    """The file is missing, not an artifact, damaged, newer than this program, or in the way."""
+
+    exit_code = 3
+
+
+class TaskError(PackNetError):
+    """The task is unknown, or its name is taken."""
+
+    exit_code = 4
+
+
+class CapacityError(PackNetError):
+    """No free weights, or no task index, is left."""
+
+    exit_code = 5
+
+
+class DataError(PackNetError):
+    """Images or class folders are missing, unreadable or do not match the task."""
+
+    exit_code = 6
+
+
+class NetworkError(PackNetError):
+    """The architecture is unknown, or the weights do not fit it or cannot be had."""
+
+    exit_code = 7
+
+
+class ConflictError(PackNetError):
+    """Somebody else changed the file meanwhile."""
+
+    exit_code = 8
+
+
+class DivergedError(PackNetError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 10

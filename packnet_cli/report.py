@@ -1,0 +1,151 @@
+"""What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from packnet_cli.artifact.format import Artifact, Header, Task
+from packnet_cli.artifact.summary import Summary, summarize
+
+if TYPE_CHECKING:
+    from packnet_cli.engine.pack import Evaluation
+    from packnet_cli.engine.train import Step
+
+# Names and paths come from outside: nothing that they contain is taken for markup.
+out = Console(markup=False, highlight=False, soft_wrap=True)
+err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+
+def error(message: str) -> None:
+    err.print(Text("error: ", style="bold red") + Text(message))
+
+
+def warning(message: str) -> None:
+    err.print(Text("warning: ", style="bold yellow") + Text(message))
+
+
+def started(path: Path, artifact: Artifact) -> None:
+    weights = sum(array.size for array in artifact.shared.values())
+    channels, height, width = artifact.header.data_config["input_size"]
+    out.print(
+        f"{path}: {artifact.header.arch}, {_count(weights)} weights, all free; "
+        f"{channels} x {height} x {width} pixels; weights: {artifact.header.source}"
+    )
+
+
+def added(path: Path, artifact: Artifact, *, as_json: bool) -> None:
+    task, numbers = artifact.header.tasks[-1], summarize(path)
+    if as_json:
+        _print_json({"task": numbers.task_dict(task), "free_fraction": numbers.free_fraction})
+        return
+    table = _table(f"task {task.index}: {task.name}", "", "")
+    for phase, top1 in task.accuracy.items():
+        table.add_row(f"top-1 {phase}", f"{top1:.2f} %")
+    table.add_row("held-out images", f"{task.images:,}")
+    table.add_row("weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
+    free = round(numbers.free_fraction * numbers.packed_weights)
+    table.add_row("weights free", _share(free, numbers.packed_weights))
+    out.print(table)
+
+
+def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
+    for result in results:
+        if result.missing:
+            warning(
+                f"task {result.task.index} ({result.task.name}): {len(result.missing)} of {len(result.task.classes)} "
+                f"classes have no images here, {result.missing[0]!r} among them"
+            )
+    if as_json:
+        _print_json({"tasks": [_evaluation_dict(result) for result in results]})
+        return
+    table = _table(None, "task", "name", "top-1 %", "top-5 %", "images")
+    for result in results:
+        task, accuracy = result.task, result.accuracy
+        table.add_row(
+            str(task.index), task.name, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}"
+        )
+    out.print(table)
+
+
+def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
+    return {
+        "index": result.task.index,
+        "name": result.task.name,
+        "top1": result.accuracy.top1,
+        "top5": result.accuracy.top5,
+        "images": result.accuracy.images,
+        "missing_classes": list(result.missing),
+    }
+
+
+def extracted(output: Path, header: Header, task: Task) -> None:
+    arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
+    arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
+    out.print(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
+    out.print(f"  timm.create_model({', '.join(arguments)})")
+
+
+def summary(numbers: Summary, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(numbers.as_dict())
+        return
+    header = numbers.header
+    out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights, from {header.source}")
+    table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
+    for task in header.tasks:
+        share = f"{100 * numbers.owned_fraction(task):.2f} %"
+        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", share)
+    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
+    out.print(table)
+    file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
+    out.print(f"{file:,.1f} MB in this file; {separate:,.1f} MB as {len(header.tasks)} separate networks")
+
+
+@contextmanager
+def training_bar() -> "Iterator[Callable[[str, Step], None]]":
+    """A progress bar on stderr for the phases of add-task; yields the callback that moves it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=False) as bar:
+        rows: dict[str, Any] = {}
+
+        def move(phase: str, step: "Step") -> None:
+            if phase not in rows:
+                rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
+            numbers = f"loss {step.loss:.3f}  acc {step.accuracy:.1f} %  {step.images_per_second:.0f} images/s"
+            done = (step.epoch - 1) * step.steps + step.step
+            title = f"{phase} epoch {step.epoch}/{step.epochs}"
+            bar.update(rows[phase], completed=done, description=title, numbers=numbers)
+
+        yield move
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(columns), safe_box=True)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if column in ("", "name") and number < 2 else "right")
+    return table
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, ensure_ascii=False))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{_count(part)} ({100 * part / whole:.2f} %)"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.2f} M" if number >= 1e5 else f"{number:,}"
