@@ -14,8 +14,8 @@ from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.artifact.summary import Summary, summarize
 
 if TYPE_CHECKING:
-    from packnet_cli.engine.pack import Evaluation
     from packnet_cli.engine.train import Step
+    from packnet_cli.engine.unpack import Evaluation
 
 # Names and paths come from outside: nothing that they contain is taken for markup.
 out = Console(markup=False, highlight=False, soft_wrap=True)

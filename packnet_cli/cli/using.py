@@ -27,9 +27,9 @@ def evaluate(
     amp: Amp = False,
 ) -> None:
     """Measure the accuracy of a task, or of all, on held-out images."""
-    from packnet_cli.engine import pack
+    from packnet_cli.engine import unpack
 
-    results = pack.evaluate_tasks(
+    results = unpack.evaluate_tasks(
         path, task, folder=data, batch_size=batch_size, workers=workers, device=device, amp=amp
     )
     report.evaluated(list(results), as_json=json)
@@ -48,7 +48,7 @@ def extract(
     found = format.load_header(path).task(task)
     artifact = format.load(path)
     if output.suffix in CHECKPOINTS:
-        from packnet_cli.engine.pack import extract_checkpoint as write
+        from packnet_cli.engine.unpack import extract_checkpoint as write
     else:
         from packnet_cli.artifact.edit import extract_safetensors as write
     write(artifact, found, output)

@@ -95,6 +95,18 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"cannot use the device {wanted!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
 # --- a network to start from ----------------------------------------------------------------------------------------
 
 
@@ -242,7 +254,7 @@ def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
     head = tuple(f"{prefix}." for prefix in _head_prefixes(cfg))
     body = {name for name in own if not name.startswith(head)}
     stem = f"{cfg.get('first_conv')}.weight"
-    if stem in body and stem in found and found[stem].shape[1] != own[stem].shape[1]:
+    if stem in body and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
         found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
     missing = sorted(body - found.keys())
     unfit = sorted(name for name in body & found.keys() if found[name].shape != own[name].shape)

@@ -1,4 +1,4 @@
-"""The whole story: start a packed model, add a task to it, evaluate and extract one.
+"""The whole story: start a packed model, and add tasks to it.
 
 The method is PackNet's (Mallya and Lazebnik, CVPR 2018, section 3): a task trains all free weights on top of the
 frozen ones of earlier tasks, releases the smallest of its own in each layer, retrains the rest, and owns them for good.
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import random_seed as _seed
-from torch import nn
 
 from packnet_cli.artifact import atomic, edit, format, masks
 from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.engine import data, network
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.train import Accuracy, Freezer, Step, check_optimizer, evaluate, train
-from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError, UsageError
+from packnet_cli.engine.train import Freezer, Step, check_optimizer, evaluate, train
+from packnet_cli.errors import ArtifactError, CapacityError, TaskError, UsageError
 from packnet_cli.recipe import Recipe
 
 Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
@@ -152,7 +151,7 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
     name = _check_name(artifact.header, name or folder.resolve().name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     data.check_images(images.train, images.held_out.split)
-    return Plan(artifact, unchanged_since, name, index, images, choose_device(device))
+    return Plan(artifact, unchanged_since, name, index, images, network.choose_device(device))
 
 
 def _check_name(header: Header, name: str) -> str:
@@ -253,87 +252,3 @@ class NewTask:
     def _evaluate(self, phase: str) -> None:
         self.final = evaluate(self.model, self.val_batches, amp=self.amp)
         self.accuracy[phase] = self.final.top1
-
-
-# --- eval, extract --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a task does on its held-out images; `missing` names the classes that have none."""
-
-    task: Task
-    accuracy: Accuracy
-    missing: tuple[str, ...]
-
-
-def evaluate_tasks(
-    path: Path,
-    wanted: str = "all",
-    *,
-    folder: Path | None = None,
-    batch_size: int = 32,
-    workers: int | None = None,
-    device: str = "auto",
-    amp: bool = False,
-) -> Iterator[Evaluation]:
-    """Evaluate one task (by index or name) or "all", on the data that it remembers or on `folder`.
-
-    Raises TaskError, DataError, ArtifactError.
-    """
-    torch_device = choose_device(device)
-    artifact = format.load(path)
-    tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
-    if not tasks:
-        raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
-    for task in tasks:
-        held_out = _held_out(task, folder)
-        batches = data.batches(
-            held_out.split,
-            artifact.header.data_config,
-            training=False,
-            batch_size=batch_size,
-            workers=workers,
-            device=torch_device,
-        )
-        model = network.place(task_network(artifact, task), torch_device)
-        yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
-
-
-def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
-    where = folder or Path(task.data)
-    if folder is None and not where.is_dir():
-        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")
-    return data.open_held_out(
-        where,
-        task.classes,
-        val_split=task.recipe["val_split"],
-        seed=task.recipe["seed"],
-        trained_on=where.resolve() == Path(task.data),
-    )
-
-
-def task_network(artifact: Artifact, task: Task) -> nn.Module:
-    """A plain timm network with one task's weights, in eval mode, on the CPU."""
-    model = network.build(artifact.header, len(task.classes))
-    network.write(model, artifact.state(task.index))
-    return model.eval()
-
-
-def extract_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
-    state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
-    with atomic.replacing(output) as temporary:
-        torch.save(state, temporary)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"cannot use the device {wanted!r}: {str(error).splitlines()[0]}") from None
-    return device

@@ -120,10 +120,7 @@ def train(
                 logits = model(images)  # (N, classes)
                 loss = F.cross_entropy(logits, labels)
             if not loss.isfinite():
-                raise DivergedError(
-                    f"training diverged: the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}; nothing was "
-                    f"written. Try a lower learning rate than {lr:g}"
-                )
+                raise _diverged(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}", lr)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,6 +133,14 @@ def train(
             correct += int((logits.argmax(1) == labels).sum())
             speed = seen / (time.perf_counter() - began)
             progress(Step(epoch + 1, epochs, step + 1, len(batches), loss_sum / seen, 100 * correct / seen, speed))
+    # The last steps' weights have been through no loss yet.
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise _diverged(f"{name} is no longer finite after the last epoch", lr)
+
+
+def _diverged(what: str, lr: float) -> DivergedError:
+    return DivergedError(f"training diverged: {what}; nothing was written. Try a lower learning rate than {lr:g}")
 
 
 @torch.inference_mode()

@@ -1,0 +1,158 @@
+"""The promise: whatever is added later, an earlier task stays the same to the bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, make_folder
+
+from packnet_cli.artifact import edit, format, masks
+from packnet_cli.engine import network, pack, train, unpack
+from packnet_cli.errors import ForgettingError
+
+OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate
+
+
+def bits(state):
+    """Every tensor of a state dict as bytes."""
+    return {name: array.tobytes() for name, array in state.items()}
+
+
+def logits(path, index):
+    """What task `index` answers to fixed random pictures."""
+    artifact = format.load(path)
+    model = unpack.task_network(artifact, artifact.header.task(index))
+    with torch.inference_mode():
+        return model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))).numpy().tobytes()
+
+
+def add(path, folder, prune, **changes):
+    """Add a task in a second or so."""
+    recipe = dataclasses.replace(QUICK, **changes)
+    return pack.add_task(path, folder, prune=prune, recipe=recipe, workers=0, device="cpu")
+
+
+NETWORKS = [("test_resnet", "task"), ("test_resnet", "frozen"), ("test_vit", "task"), ("test_vit", "frozen")]
+NETWORKS += [("test_efficientnet", "task")]  # batch norm; attention; depthwise filters
+
+
+@pytest.mark.parametrize(("opt", "weight_decay", "lr"), OPTIMIZERS)
+@pytest.mark.parametrize(("arch", "norm"), NETWORKS)
+def test_remember(tmp_path, folders, arch, norm, opt, weight_decay, lr):
+    """After two more tasks, each with a save and a load, a task's weights, statistics and logits have the same bits."""
+    path = tmp_path / "packed.st"
+    pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
+    start = format.load(path)
+    seen = {}
+    for index, (folder, prune) in enumerate(zip(folders, (0.5, 0.5, 0), strict=True), start=1):
+        add(path, folder, prune, opt=opt, weight_decay=weight_decay, lr=lr, retrain_lr=lr / 2, norm=norm)
+        artifact = format.load(path)
+        seen[index] = bits(artifact.state(index)), logits(path, index)
+        for earlier, (state, answer) in seen.items():
+            assert bits(artifact.state(earlier)) == state
+            assert logits(path, earlier) == answer
+            assert format.digest(artifact.state(earlier)) == artifact.header.task(earlier).digest
+        for layer, mask in artifact.mask.items():
+            never_owned = mask == masks.FREE
+            dormant, pretrained = artifact.shared[layer][never_owned], start.shared[layer][never_owned]
+            assert dormant.tobytes() == pretrained.tobytes()
+        assert bits(artifact.own[0]) == bits(start.own[0])
+
+
+@pytest.mark.parametrize("restart", ["pretrained", "zero"])
+def test_prune_is_exact_and_hides_what_it_releases(packed, folders, restart):
+    """round(P * n) of each layer's own weights go, in however many steps; for every task that does not own them: +0."""
+    free = {layer: mask.size for layer, mask in format.load(packed).mask.items()}
+    for index, prune in ((1, 0.37), (2, 0.61)):
+        artifact = add(packed, folders[index - 1], prune, restart=restart, prune_steps=2)
+        for layer, mask in artifact.mask.items():
+            released = masks.release_count(free[layer], prune)
+            assert masks.count_owned(mask, masks.FREE) == released
+            assert artifact.header.tasks[-1].owned[layer] == free[layer] - released
+            free[layer] = released
+            for k in range(1, index + 1):
+                hidden = artifact.state(k)[layer][(mask == masks.FREE) | (mask > k)]
+                assert not hidden.view(np.uint32).any()
+
+
+def test_ties_are_pruned_exactly(packed, folders, monkeypatch):
+    """Weights that training left equal are all tied at the cutoff; no more of them go than were asked for."""
+    monkeypatch.setattr(pack.network, "read", flat_read := flatten(network.read))
+    artifact = add(packed, folders[0], 0.5, retrain_epochs=0)
+    for mask in artifact.mask.values():
+        assert masks.count_owned(mask, masks.FREE) == round(mask.size / 2)
+    assert flat_read.called
+
+
+def flatten(read):
+    """A stand-in for network.read by which, while pruning, all weights have the same magnitude."""
+
+    def flat_read(model, names=None):
+        flat_read.called = True
+        state = read(model, names)
+        return {name: np.full_like(array, 0.5) for name, array in state.items()} if names else state
+
+    return flat_read
+
+
+@pytest.mark.parametrize(("restart", "expected"), [("pretrained", True), ("zero", False)])
+def test_restart(packed, folders, restart, expected):
+    """A task finds the free weights at their dormant values, or at 0."""
+    add(packed, folders[0], 0.5)
+    before = format.load(packed)
+    # One step at a rate of 0 shows what training started from.
+    after = add(packed, folders[1], 0, restart=restart, lr=0.0)
+    for layer, mask in after.mask.items():
+        own = after.shared[layer][mask == 2]
+        dormant = before.shared[layer][before.mask[layer] == masks.FREE]
+        assert (own.tobytes() == dormant.tobytes()) == expected
+        assert expected or not own.any()
+
+
+def test_frozen_norm_stays_as_the_first_task_left_it(packed, folders):
+    """The paper's way: biases, affine and statistics of every later task are task 1's; only the head is new."""
+    first = add(packed, folders[0], 0.5, norm="frozen")
+    second = add(packed, folders[1], 0.5, norm="frozen")
+    of_first = {name: array for name, array in first.own[1].items() if not name.startswith("fc.")}
+    of_second = {name: array for name, array in second.own[2].items() if not name.startswith("fc.")}
+    assert bits(of_first) == bits(of_second)
+    assert bits(first.own[0]) != bits(of_first)  # and the first task did train them
+
+
+def test_without_write_back_nothing_is_written(packed, folders, monkeypatch):
+    """The proof that the promise is checked: take out what keeps it, and the file stays as it was."""
+    add(packed, folders[0], 0.5)
+    before = packed.read_bytes()
+    monkeypatch.setattr(train.Freezer, "write_back", lambda self: None)
+    with pytest.raises(ForgettingError, match="frozen weights"):
+        add(packed, folders[1], 0.5)
+    assert packed.read_bytes() == before
+
+
+def test_an_altered_task_is_noticed(packed, folders):
+    """A digest covers every weight that the task sees and every tensor of its own."""
+    artifact = add(packed, folders[0], 0.5)
+    assert edit.altered_tasks(artifact) == []
+    for arrays in (artifact.shared, artifact.own[1]):
+        for name, array in arrays.items():
+            flat = array.reshape(-1).view(np.uint8)
+            where = int(np.flatnonzero(artifact.mask[name] == 1)[0]) * 4 if name in artifact.mask else 0
+            flat[where] ^= 1
+            assert edit.altered_tasks(artifact), name
+            flat[where] ^= 1
+    assert edit.altered_tasks(artifact) == []
+
+
+def test_same_seed_same_bytes(tmp_path, folders):
+    """On one machine a command line determines the file."""
+    for name in "ab":
+        path = tmp_path / name
+        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, seed=3)
+        add(path, folders[0], 0.5, seed=3)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_task_with_a_lone_image_at_the_end(packed, tmp_path):
+    """A last batch of one image, of which batch norm cannot take statistics, is left out of training."""
+    add(packed, make_folder(tmp_path / "odd", classes=3, train=3), 0.5, batch_size=8)
