@@ -118,18 +118,23 @@ def training_bar() -> "Iterator[Callable[[str, Step], None]]":
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=False) as bar:
-        rows: dict[str, Any] = {}
+    bar = Progress(*columns, console=err)
+    rows: dict[str, Any] = {}
 
-        def move(phase: str, step: "Step") -> None:
-            if phase not in rows:
-                rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
-            numbers = f"loss {step.loss:.3f}  acc {step.accuracy:.1f} %  {step.images_per_second:.0f} images/s"
-            done = (step.epoch - 1) * step.steps + step.step
-            title = f"{phase} epoch {step.epoch}/{step.epochs}"
-            bar.update(rows[phase], completed=done, description=title, numbers=numbers)
+    def move(phase: str, step: "Step") -> None:
+        bar.start()  # not before there is something to show
+        if phase not in rows:
+            rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
+        numbers = f"loss {step.loss:.3f}  acc {step.accuracy:.1f} %  {step.images_per_second:.0f} images/s"
+        done = (step.epoch - 1) * step.steps + step.step
+        title = f"{phase} epoch {step.epoch}/{step.epochs}"
+        bar.update(rows[phase], completed=done, description=title, numbers=numbers)
 
+    try:
         yield move
+    finally:
+        if rows:
+            bar.stop()
 
 
 def _table(title: str | None, *columns: str) -> Table:

@@ -13,10 +13,10 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError
 
 HELD_OUT_FOLDERS = ("val", "validation", "test")
-PIXELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels -> PIL mode
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files
 
@@ -115,7 +115,7 @@ def batches(
     transform = create_transform(**data_config, is_training=training, color_jitter=0)
     lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
     return DataLoader(
-        ImageFiles(split, transform, PIXELS[data_config["input_size"][0]]),
+        ImageFiles(split, transform, CHANNELS[data_config["input_size"][0]]),
         batch_size,
         shuffle=training,
         drop_last=lone,

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_data_config, str_to_interp_mode
 from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_dict
 from torch import nn
 
 from packnet_cli.artifact.format import Header, State
 from packnet_cli.errors import NetworkError, UsageError
+
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
 
 
 class Kind(enum.Enum):
@@ -208,18 +210,24 @@ def _head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
 
 def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
     """timm's preprocessing for a network, with what the user wants otherwise; input_size is C, H, W in pixels."""
-    resolved: dict[str, Any] = resolve_data_config(
-        {k: v for k, v in wanted.items() if k in ("crop_pct", "interpolation")}, cfg
-    )
+    args = {key: wanted[key] for key in ("crop_pct", "interpolation") if key in wanted}
+    resolved: dict[str, Any] = resolve_data_config(args, cfg)
+    try:
+        str_to_interp_mode(resolved["interpolation"])
+    except KeyError:
+        raise UsageError(f"--interpolation {resolved['interpolation']!r} is unknown; try bilinear or bicubic") from None
     channels, height, width = resolved["input_size"]
-    size = wanted.get("img_size")
-    channels = wanted.get("in_chans", channels)
+    channels, size = wanted.get("in_chans", channels), wanted.get("img_size")
+    if channels not in CHANNELS:
+        raise UsageError(f"--in-chans must be one of {', '.join(map(str, CHANNELS))}, not {channels}")
     resolved["input_size"] = [channels, size or height, size or width]
     for key in ("mean", "std"):
         values = list(wanted.get(key, resolved[key]))
-        if len(values) not in (1, channels):
-            values = [sum(values) / len(values)]  # other channels than those it was meant for
-        resolved[key] = values * channels if len(values) == 1 else values
+        if key in wanted and len(values) not in (1, channels):
+            raise UsageError(f"--{key} takes one number, or one for each of {channels} channels, not {len(values)}")
+        if len(values) != channels:
+            values = [sum(values) / len(values)] * channels  # timm's are for other channels
+        resolved[key] = values
     return resolved
 
 

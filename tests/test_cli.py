@@ -1,0 +1,261 @@
+"""The commands as their users type them: output, JSON, and one clear line with its exit code for bad input."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import make_folder
+from safetensors import safe_open
+
+from packnet_cli import __version__
+from packnet_cli.artifact import format
+from packnet_cli.engine import network, unpack
+
+QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
+
+
+def answer(result):
+    """The JSON document on stdout, which must hold nothing else."""
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def refused(result, exit_code, *words):
+    """One line on stderr, nothing on stdout, no traceback."""
+    assert result.exit_code == exit_code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_the_whole_way(tmp_path, folders, packnet):
+    """init, add-task, eval, extract, info, in a session like the README's."""
+    path = tmp_path / "packed.st"
+    result = packnet("init", "--arch", "test_resnet", "--no-pretrained", "--img-size", 32, path)
+    assert result.exit_code == 0 and "test_resnet" in result.stdout and "all free" in result.stdout
+    result = packnet("add-task", path, "--data", folders[0], "--prune", 0.5, *QUICK)
+    assert result.exit_code == 0
+    for words in ("task 1: red", "top-1 dense", "top-1 pruned", "top-1 retrained", "(50.00 %)"):
+        assert words in result.stdout
+    added = answer(packnet("add-task", path, "--data", folders[1], "--name", "second", "--json", *QUICK))
+    assert added["task"]["index"] == 2 and added["task"]["name"] == "second" and added["free_fraction"] == 0
+    assert list(added["task"]["accuracy"]) == ["dense"]
+
+    told = answer(packnet("info", path, "--json"))
+    assert told["arch"] == "test_resnet" and told["free_fraction"] == 0
+    assert [(t["index"], t["name"], t["num_classes"]) for t in told["tasks"]] == [(1, "red", 3), (2, "second", 2)]
+    assert told["tasks"][0]["owned_fraction"] == pytest.approx(0.5, abs=1e-4)
+    assert told["bytes"]["file"] == path.stat().st_size < told["bytes"]["separate_networks"]
+    assert "second" in packnet("info", path).stdout
+
+    for wanted in ("2", "second"):
+        [measured] = answer(packnet("eval", path, "--task", wanted, "--json", "--device", "cpu", "--workers", 0))[
+            "tasks"
+        ]
+        assert (measured["index"], measured["name"], measured["images"]) == (2, "second", 6)
+        assert measured["top1"] == added["task"]["top1"]
+    table = packnet("eval", path, "--task", "all", "--device", "cpu", "--workers", 0)
+    assert table.exit_code == 0 and "red" in table.stdout and "second" in table.stdout
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_extract_opens_in_plain_timm_with_the_same_logits(full, tmp_path, packnet, suffix):
+    """To the bit, for every task."""
+    artifact = format.load(full)
+    pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for task in artifact.header.tasks:
+        output = tmp_path / f"{task.name}{suffix}"
+        result = packnet("extract", full, "--task", task.name, "-o", output)
+        assert result.exit_code == 0 and "timm.create_model('test_resnet'" in result.stdout
+        plain = timm.create_model("test_resnet", num_classes=len(task.classes), checkpoint_path=str(output)).eval()
+        with torch.inference_mode():
+            expected = unpack.task_network(artifact, task)(pictures).numpy().tobytes()
+            assert plain(pictures).numpy().tobytes() == expected
+    if suffix == ".safetensors":
+        with safe_open(output, "np") as file:
+            assert json.loads(file.metadata()["packnet_task"])["classes"] == list(artifact.header.tasks[-1].classes)
+    else:
+        assert network.read(plain).keys() == torch.load(output, weights_only=True).keys()
+
+
+def test_version(packnet):
+    """For bug reports."""
+    assert packnet("--version").stdout == f"packnet {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["init", "add-task", "eval", "extract", "info"])
+def test_every_command_has_help(packnet, command):
+    """Each with a sentence of its own, also listed by the bare program."""
+    text = packnet(command, "--help").stdout
+    assert len(text.splitlines()) > 5 and command in packnet("--help").stdout
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
+    """Classes are matched by name."""
+    other = shutil.copytree(folders[0], tmp_path / "other")
+    shutil.rmtree(other / "val" / "class1")
+    arguments = ("eval", full, "--task", 1, "--data", other, "--device", "cpu", "--workers", 0, "--json")
+    result = packnet(*arguments)
+    assert "1 of 3 classes have no images here, 'class1'" in result.stderr
+    assert answer(result)["tasks"][0]["images"] == 6
+    (other / "val" / "class0").rename(other / "val" / "stranger")
+    refused(packnet(*arguments), 6, "stranger", "unknown to the task")
+
+
+def test_eval_says_when_the_data_has_moved(full, folders, packnet, monkeypatch):
+    """And how to say where it is now."""
+    header = format.load_header(full)
+    monkeypatch.setattr(format, "load", lambda path, load=format.load: moved(load(path)))
+    refused(packnet("eval", full, "--task", 1), 6, "no longer at", "--data")
+    assert header.tasks[0].data == str(folders[0])
+
+
+def moved(artifact):
+    """The artifact as if its data had stood elsewhere."""
+    for task in artifact.header.tasks:
+        object.__setattr__(task, "data", "/nowhere/at/all")
+    return artifact
+
+
+@pytest.mark.parametrize("command", ["eval", "extract"])
+def test_a_task_that_does_not_exist(full, tmp_path, packnet, command):
+    """Those that do are listed."""
+    more = ["-o", tmp_path / "x.pt"] if command == "extract" else []
+    refused(packnet(command, full, "--task", "purple", *more), 4, "purple", "1 (red), 2 (green), 3 (blue)")
+
+
+def test_eval_of_an_artifact_without_tasks(packed, packnet):
+    """What to do next is said."""
+    refused(packnet("eval", packed, "--task", "all"), 4, "holds no task yet", "add-task")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--data", "{folder}"], 5, ["no free weights", "--prune"]),
+        (["--data", "{folder}", "--prune", "1"], 2, ["--prune", "less than 1"]),
+        (["--data", "{folder}", "--prune", "-0.1"], 2, ["--prune"]),
+        (["--data", "{folder}", "--opt", "adamv"], 2, ["adamv"]),
+        (["--data", "{folder}", "--sched", "linear"], 2, ["--sched", "cosine"]),
+        (["--data", "{folder}", "--epochs", "0"], 2, ["--epochs"]),
+        (["--data", "{folder}", "--lr", "nan"], 2, ["--lr"]),
+    ],
+)
+def test_add_task_refuses(full, folders, packnet, arguments, exit_code, words):
+    """And leaves the file as it is."""
+    before = full.read_bytes()
+    refused(packnet("add-task", full, *(a.format(folder=folders[0]) for a in arguments)), exit_code, *words)
+    assert full.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--data", "/none"], 6, ["/none", "does not exist"]),
+        (["--data", "{folder}", "--name", "red"], 4, ["'red' already", "--name"]),
+        (["--data", "{folder}", "--name", "7"], 4, ["'7'", "--name"]),
+        (["--data", "{folder}", "--name", "all"], 4, ["'all'"]),
+        (["--data", "{folder}", "--name", "new", "--device", "cuda:99"], 2, ["cuda:99"]),
+        (["--data", "{folder}", "--name", "new", "--device", "toaster"], 2, ["toaster"]),
+    ],
+)
+def test_add_task_refuses_before_training(packed, folders, packnet, arguments, exit_code, words):
+    """Whatever can be known beforehand."""
+    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.5, *QUICK).exit_code == 0
+    before = packed.read_bytes()
+    refused(packnet("add-task", packed, *(a.format(folder=folders[0]) for a in arguments)), exit_code, *words)
+    assert packed.read_bytes() == before
+
+
+def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
+    """It has an image's name, but not its content."""
+    folder = make_folder(tmp_path / "data")
+    (folder / "train" / "class0" / "broken.jpg").write_text("hello")
+    refused(packnet("add-task", packed, "--data", folder, *QUICK), 6, "broken.jpg")
+
+
+def test_divergence_writes_nothing(packed, folders, packnet):
+    """Exit code 10, and what to try."""
+    before = packed.read_bytes()
+    result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *QUICK)
+    assert result.exit_code == 10 and "lower learning rate" in result.stderr
+    assert packed.read_bytes() == before
+
+
+def test_init_refuses(tmp_path, packed, packnet):
+    """Each with its exit code; the file that is in the way stays."""
+    before = packed.read_bytes()
+    init = ("init", "--arch", "test_resnet", "--no-pretrained")
+    refused(packnet(*init, packed), 3, "exists already", "--force")
+    refused(packnet("init", "--arch", "resnet51", "--no-pretrained", tmp_path / "a.st"), 7, "did you mean", "resnet50")
+    refused(packnet("init", "--arch", "test_resnet", tmp_path / "a.st"), 7, "--weights FILE", "--no-pretrained")
+    refused(packnet(*init, tmp_path / "none" / "a.st"), 3, "does not exist")
+    refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5;0.5"), 2, "--mean")
+    refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
+    refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
+    refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
+    refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "x"), 2, "KEY=VALUE")
+    assert packed.read_bytes() == before and not (tmp_path / "a.st").exists()
+    assert packnet(*init, packed, "--force", "--seed", 1).exit_code == 0
+    assert packed.read_bytes() != before
+
+
+def test_extract_refuses(full, tmp_path, packnet):
+    """An output that cannot be written, or that says no format."""
+    refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "x.onnx"), 2, ".pt, .pth or .safetensors")
+    refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x.pt"), 3, "does not exist")
+
+
+@pytest.mark.parametrize("command", ["info", "eval", "extract", "add-task"])
+def test_what_is_no_artifact_is_refused(tmp_path, folders, packnet, command):
+    """Missing, or something else."""
+    more = {"extract": ["--task", 1, "-o", tmp_path / "x.pt"], "add-task": ["--data", folders[0]]}.get(command, [])
+    refused(packnet(command, tmp_path / "none.st", *more), 3, "does not exist", "packnet init")
+    (tmp_path / "other.st").write_bytes(b"something else")
+    refused(packnet(command, tmp_path / "other.st", *more), 3, "not a packed model")
+
+
+def test_names_are_not_markup(packed, tmp_path, packnet):
+    """A folder's name reaches the terminal as it is, with no colour, link or error."""
+    folder = make_folder(tmp_path / "[bold]x[", classes=2)
+    result = packnet("add-task", packed, "--data", folder, *QUICK)
+    assert result.exit_code == 0 and "[bold]x[" in result.stdout
+    assert "[bold]x[" in packnet("info", packed).stdout
+
+
+def test_ctrl_c_leaves_the_file_and_exits_130(packed, tmp_path):
+    """In a terminal of its own, interrupted in the midst of training."""
+    folder, before = make_folder(tmp_path / "data"), packed.read_bytes()
+    command = [sys.executable, "-m", "packnet_cli", "add-task", packed, "--data", folder, "--epochs", "100000"]
+    screen, terminal = pty.openpty()
+    with subprocess.Popen([*command, "--workers", "1"], stderr=terminal, start_new_session=True) as process:
+        os.close(terminal)
+        shown = read_until(screen, "epoch")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        shown += read_until(screen, None)
+    os.close(screen)
+    assert process.returncode == 130
+    assert "error: interrupted" in shown and "Traceback" not in shown
+    assert packed.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["data", "packed.st"]
+
+
+def read_until(screen, word):
+    """What a terminal shows until `word` comes, or with None until the program has ended."""
+    shown = ""
+    while word is None or word not in shown:
+        try:
+            shown += os.read(screen, 4096).decode(errors="replace")
+        except OSError:  # the program has closed the terminal
+            break
+    return shown

@@ -1,0 +1,153 @@
+"""Folders of images: layouts, held-out parts, classes by name, and what is refused."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import make_folder
+from PIL import Image
+
+from packnet_cli.engine import data
+from packnet_cli.errors import DataError
+
+CONFIG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes with 6 training and 3 held-out images each."""
+    return make_folder(tmp_path / "data")
+
+
+def open_training(folder):
+    return data.open_training(folder, val_split=0.25, seed=0)
+
+
+def open_held_out(folder, classes, trained_on=True):
+    return data.open_held_out(folder, classes, val_split=0.25, seed=0, trained_on=trained_on)
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_a_held_out_folder_is_used(folder, name):
+    """Under any of its usual names."""
+    (folder / "val").rename(folder / name)
+    images = open_training(folder)
+    assert images.classes == ("class0", "class1", "class2")
+    assert len(images.train.paths) == 18 and len(images.held_out.split.paths) == 9
+    assert all(path.parent.parent.name == name for path in images.held_out.split.paths)
+    assert [path.parent.name for path in images.train.paths] == [f"class{label}" for label in images.train.labels]
+
+
+@pytest.mark.parametrize("layout", ["train/<class>", "<class>"])
+def test_without_one_a_part_of_each_class_is_held_out(folder, layout):
+    """A quarter of each class's six, always the same under one seed, and never an image of both parts."""
+    shutil.rmtree(folder / "val")
+    folder = folder / "train" if layout == "<class>" else folder
+    images, again = open_training(folder), open_training(folder)
+    assert images == again
+    assert [images.held_out.split.labels.count(label) for label in range(3)] == [2, 2, 2]
+    assert not set(images.train.paths) & set(images.held_out.split.paths)
+    other = data.open_training(folder, val_split=0.25, seed=1)
+    assert set(other.held_out.split.paths) != set(images.held_out.split.paths)
+    assert open_held_out(folder, images.classes).split == images.held_out.split
+
+
+def test_the_held_out_part_is_stable_when_images_are_added(folder):
+    """What was trained on must not slip into the evaluation later."""
+    shutil.rmtree(folder / "val")
+    before = open_training(folder)
+    shutil.copy(before.train.paths[0], before.train.paths[0].with_name("new.png"))
+    after = open_training(folder)
+    moved = set(after.held_out.split.paths) - set(before.held_out.split.paths)
+    assert {path.name for path in moved} <= {"new.png"}
+
+
+def test_of_another_folder_without_parts_every_image_counts(folder):
+    """Nothing in it was trained on."""
+    assert len(open_held_out(folder / "val", ("class0", "class1", "class2"), trained_on=False).split.paths) == 9
+
+
+def test_classes_are_matched_by_name(folder):
+    """A missing class folder must not shift the classes behind it."""
+    shutil.rmtree(folder / "val" / "class0")
+    held_out = open_held_out(folder, ("class0", "class1", "class2"))
+    assert held_out.missing == ("class0",)
+    names = [path.parent.name for path in held_out.split.paths]
+    assert set(zip(names, held_out.split.labels, strict=True)) == {("class1", 1), ("class2", 2)}
+
+
+def test_an_unknown_class_is_refused(folder):
+    """It has no output to be right about."""
+    with pytest.raises(DataError, match="unknown to the task: class2"):
+        open_held_out(folder, ("class0", "class1"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "does not exist"),
+        (lambda f: shutil.rmtree(f / "train"), "no train/ folder"),
+        (lambda f: [shutil.rmtree(f / p) or (f / p).mkdir() for p in ("train", "val")], "holds no class folders"),
+        (lambda f: [shutil.rmtree(f / "train" / f"class{n}") for n in (1, 2)], "only the class 'class0'"),
+        (lambda f: [p.unlink() for p in (f / "train" / "class1").iterdir()], "'class1' holds no images"),
+        (lambda f: shutil.rmtree(f / "train" / "class1"), "unknown to the task: class1"),
+        (lambda f: [shutil.rmtree(p) for p in (f / "val").iterdir()], "holds no class folders"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on(folder, spoil, message):
+    """Each is said before any training."""
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        open_training(folder)
+
+
+def test_files_that_are_no_images_are_passed_over_by_name(folder):
+    """What systems and people leave in folders."""
+    for name in (".DS_Store", ".hidden.png", "notes.txt"):
+        (folder / "train" / "class0" / name).write_text("x")
+    assert len(open_training(folder).train.paths) == 18
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "truncated"])
+def test_an_unreadable_image_is_named(folder, content):
+    """Before training starts, and a truncated one too."""
+    bad = folder / "train" / "class1" / "bad.jpg"
+    if content == "truncated":
+        Image.effect_noise((64, 64), 50).save(bad)
+        content = bad.read_bytes()[:-200]
+    images = open_training(folder)
+    data.check_images(images.train)
+    bad.write_bytes(content)
+    with pytest.raises(DataError, match="1 of 19 files are not readable images: .*bad.jpg"):
+        data.check_images(open_training(folder).train)
+
+
+def test_batches(folder):
+    """Normalised float32 (N, C, H, W); evaluation goes through every image once, in order."""
+    held_out = open_training(folder).held_out.split
+    feed = dict(batch_size=4, workers=0, device=torch.device("cpu"))
+    batches = list(data.batches(held_out, CONFIG, training=False, **feed))
+    assert [images.shape for images, _ in batches] == [(4, 3, 32, 32), (4, 3, 32, 32), (1, 3, 32, 32)]
+    assert torch.cat([labels for _, labels in batches]).tolist() == held_out.labels
+    assert all(images.dtype == torch.float32 and images.abs().max() <= 1 for images, _ in batches)
+
+
+def test_training_leaves_out_a_lone_last_image_only(folder):
+    """Batch norm cannot take statistics of one image; of two it can."""
+    train = open_training(folder).train  # 18 images
+    feed = dict(training=True, workers=0, device=torch.device("cpu"))
+    assert len(data.batches(train, CONFIG, batch_size=17, **feed)) == 1
+    assert len(data.batches(train, CONFIG, batch_size=16, **feed)) == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
+    """Palette, grey, 16-bit, CMYK and transparent images are all trained on."""
+    file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode).convert(mode).save(file)
+    split = data.Split([file, file], [0, 1])
+    data.check_images(split)
+    images, _ = next(
+        iter(data.batches(split, CONFIG, training=False, batch_size=2, workers=0, device=torch.device("cpu")))
+    )
+    assert images.shape == (2, 3, 32, 32)

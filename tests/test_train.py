@@ -1,0 +1,149 @@
+"""The loop: what is frozen stays, what diverges stops, what is counted is right."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from packnet_cli.engine.train import Freezer, check_optimizer, evaluate, train
+from packnet_cli.errors import DivergedError, UsageError
+
+OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]
+
+
+def tiny(seed=0):
+    """A convolution, batch norm and a head, and two batches of four 3 x 6 x 6 pictures."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    images, labels = torch.randn(8, 3, 6, 6), torch.arange(8) % 2
+    return model, DataLoader(TensorDataset(images, labels), 4)
+
+
+def run(model, batches, freezer, **changes):
+    settings = dict(epochs=2, lr=0.1, opt="momentum", weight_decay=0.1, sched="step", train_norm=True, amp=False)
+    seen = []
+    for _ in train(model, batches, freezer, progress=seen.append, **(settings | changes)):
+        pass
+    return seen
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_frozen_weights_stay_under_every_optimizer(opt):
+    """With weight decay, after a phase that left momentum behind: the frozen half keeps its bits, the rest moves."""
+    model, batches = tiny()
+    freezer = Freezer(model)
+    weight = model[0].weight
+    run(model, batches, freezer, opt=opt, lr=0.01)
+    before = weight.detach().clone()
+    trainable = np.zeros(weight.shape, bool)
+    trainable[:2] = True
+    freezer.hold({"0.weight": before.numpy()}, {"0.weight": trainable})
+    run(model, batches, freezer, opt=opt, lr=0.01)
+    assert weight[2:].detach().numpy().tobytes() == before[2:].numpy().tobytes()
+    assert (weight[:2] != before[:2]).all()
+
+
+def test_holding_more_between_epochs():
+    """As gradual pruning does: what is released stays 0 from then on, momentum or not."""
+    model, batches = tiny()
+    freezer, weight = Freezer(model), model[0].weight
+    epochs = train(
+        model,
+        batches,
+        freezer,
+        epochs=3,
+        lr=0.1,
+        opt="momentum",
+        weight_decay=0,
+        sched="none",
+        train_norm=True,
+        amp=False,
+        progress=lambda step: None,
+    )
+    for epoch in epochs:
+        if epoch:
+            keep = np.ones(weight.shape, bool)
+            keep[:epoch] = False
+            freezer.hold({"0.weight": np.where(keep, weight.detach().numpy(), np.float32(0))}, {"0.weight": keep})
+    assert not weight[:2].any() and weight[2:].all()
+
+
+def test_a_layer_with_nothing_trainable_needs_no_gradient():
+    """It costs neither a gradient nor optimizer state, and does not move."""
+    model, batches = tiny()
+    freezer, weight = Freezer(model), model[0].weight
+    before = weight.detach().clone()
+    freezer.hold({"0.weight": before.numpy()}, {"0.weight": np.zeros(weight.shape, bool)})
+    run(model, batches, freezer)
+    assert weight.grad is None
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_statistics_move_only_when_norm_trains(train_norm):
+    """`model.train()` alone would put frozen batch norm back into training mode."""
+    model, batches = tiny()
+    before = model[1].running_mean.clone()
+    run(model, batches, Freezer(model), train_norm=train_norm)
+    assert torch.equal(model[1].running_mean, before) != train_norm
+
+
+def test_a_loss_that_is_not_finite_stops():
+    """The message names epoch and step."""
+    model, batches = tiny()
+    batches.dataset.tensors[0][5] = float("nan")
+    with pytest.raises(DivergedError, match="loss is nan in epoch 1, step 2"):
+        run(model, batches, Freezer(model))
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_noticed(monkeypatch):
+    """No loss has seen them."""
+    model, batches = tiny()
+    freezer = Freezer(model)
+    monkeypatch.setattr(freezer, "write_back", lambda: model[0].weight.data.fill_(float("inf")))
+    with pytest.raises(DivergedError, match="0.weight is no longer finite"):
+        run(model, DataLoader(batches.dataset, 8), freezer, epochs=1)
+
+
+def test_progress_counts_every_step():
+    """Epochs and steps from 1, accuracies in percent."""
+    model, batches = tiny()
+    seen = run(model, batches, Freezer(model))
+    assert [(s.epoch, s.epochs, s.step, s.steps) for s in seen] == [
+        (1, 2, 1, 2),
+        (1, 2, 2, 2),
+        (2, 2, 1, 2),
+        (2, 2, 2, 2),
+    ]
+    assert all(0 <= s.accuracy <= 100 and s.images_per_second > 0 for s in seen)
+
+
+@pytest.mark.parametrize(
+    ("sched", "rates"), [("step", [1, 1, 0.1, 0.1]), ("none", [1] * 4), ("cosine", [1, 0.854, 0.5, 0.146])]
+)
+def test_schedules(sched, rates, monkeypatch):
+    """The learning rate at each epoch's start, one step an epoch, relative to the first."""
+    model, batches = tiny()
+    used = []
+    sgd_step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: used.append(o.param_groups[0]["lr"]) or sgd_step(o, *a))
+    run(model, DataLoader(batches.dataset, 8), Freezer(model), epochs=4, lr=0.01, sched=sched)
+    assert used == pytest.approx([0.01 * rate for rate in rates], rel=1e-2)
+
+
+def test_evaluate_counts_exactly():
+    """Against a plain count, over batches of unequal size; of two classes, the top five hold both."""
+    model, batches = tiny()
+    images, labels = batches.dataset.tensors
+    model.eval()
+    right = int((model(images).argmax(1) == labels).sum())
+    accuracy = evaluate(model, DataLoader(batches.dataset, 3))
+    assert (accuracy.top1, accuracy.top5, accuracy.images) == (100 * right / 8, 100.0, 8)
+
+
+def test_unknown_optimizer():
+    """The nearest of timm's are named."""
+    check_optimizer("adamw")
+    with pytest.raises(UsageError, match="did you mean .*radam"):
+        check_optimizer("adamv")
