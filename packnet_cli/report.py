@@ -26,6 +26,11 @@ def error(message: str) -> None:
     err.print(Text("error: ", style="bold red") + Text(message))
 
 
+def say(message: str) -> None:
+    """Talk about what is going on, which is no result."""
+    err.print(message)
+
+
 def warning(message: str) -> None:
     err.print(Text("warning: ", style="bold yellow") + Text(message))
 

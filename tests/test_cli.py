@@ -199,7 +199,6 @@ def test_init_refuses(tmp_path, packed, packnet):
     init = ("init", "--arch", "test_resnet", "--no-pretrained")
     refused(packnet(*init, packed), 3, "exists already", "--force")
     refused(packnet("init", "--arch", "resnet51", "--no-pretrained", tmp_path / "a.st"), 7, "did you mean", "resnet50")
-    refused(packnet("init", "--arch", "test_resnet", tmp_path / "a.st"), 7, "--weights FILE", "--no-pretrained")
     refused(packnet(*init, tmp_path / "none" / "a.st"), 3, "does not exist")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5;0.5"), 2, "--mean")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
@@ -209,6 +208,15 @@ def test_init_refuses(tmp_path, packed, packnet):
     assert packed.read_bytes() == before and not (tmp_path / "a.st").exists()
     assert packnet(*init, packed, "--force", "--seed", 1).exit_code == 0
     assert packed.read_bytes() != before
+
+
+def test_no_hub_is_one_clear_line(tmp_path, packnet):
+    """After the word that it is being tried; the ways on are named."""
+    result = packnet("init", "--arch", "test_resnet", tmp_path / "a.st")
+    assert result.exit_code == 7 and result.stdout == ""
+    fetching, error = result.stderr.splitlines()
+    assert fetching.startswith("fetching") and error.startswith("error: cannot fetch")
+    assert "--weights FILE" in error and "--no-pretrained" in error
 
 
 def test_extract_refuses(full, tmp_path, packnet):

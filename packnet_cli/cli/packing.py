@@ -43,6 +43,8 @@ def init(
     ] = None,
 ) -> None:
     """Start a packed model from a timm network; all of its weights are free."""
+    if pretrained and weights is None:
+        report.say(f"fetching the pretrained weights of {arch}, unless they are here already ...")
     from packnet_cli.engine import network, pack
 
     artifact = pack.init(

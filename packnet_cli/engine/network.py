@@ -12,6 +12,9 @@ Every tensor of a network's state dict has one class:
 import ast
 import difflib
 import enum
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +108,7 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"cannot use the device {wanted!r}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"cannot use the device {wanted!r}: {_reason(error)}") from None
     return device
 
 
@@ -157,7 +160,7 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """timm's name of an architecture, its configuration, and the arguments that a hub's configuration adds."""
     if arch.startswith("hf-hub:"):
         # Building the network again must not need the hub: its configuration is kept in the artifact.
-        with _hub_errors(arch):
+        with _from_hub(arch):
             cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
         return name, cfg, dict(arguments or {})
     name = arch.partition(".")[0]
@@ -176,7 +179,7 @@ def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any]
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
-    with _hub_errors(arch):
+    with _from_hub(arch):
         return _create(arch, arguments, pretrained=True), str(source or arch)
 
 
@@ -231,22 +234,28 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-class _hub_errors:
-    """Context manager: whatever goes wrong between here and the hub becomes one NetworkError."""
+@contextmanager
+def _from_hub(arch: str) -> Iterator[None]:
+    """Whatever goes wrong between here and the hub becomes one NetworkError, without the hub's log of its retries."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    except NetworkError:
+        raise
+    except Exception as error:
+        raise NetworkError(
+            f"cannot fetch the pretrained weights of {arch} ({_reason(error)}); "
+            "give a file with --weights FILE, or start from random ones with --no-pretrained"
+        ) from None
+    finally:
+        log.setLevel(level)
 
-    def __init__(self, arch: str) -> None:
-        self.arch = arch
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, NetworkError):
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise NetworkError(
-                f"cannot fetch the pretrained weights of {self.arch} ({reason[:150]}); "
-                "give a file with --weights FILE, or start from random ones with --no-pretrained"
-            ) from None
+def _reason(error: Exception) -> str:
+    """The first sentence of an error's message."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
@@ -256,8 +265,7 @@ def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
     try:
         found = load_state_dict(str(path), weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NetworkError(f"cannot read weights from {path}: {reason[:150]}") from None
+        raise NetworkError(f"cannot read weights from {path}: {_reason(error)}") from None
     own = model.state_dict()
     head = tuple(f"{prefix}." for prefix in _head_prefixes(cfg))
     body = {name for name in own if not name.startswith(head)}

@@ -212,7 +212,10 @@ class NewTask:
         self._evaluate("dense")
 
     def prune_and_retrain(self, prune: float) -> None:
-        """Release the fraction `prune` of each layer's own weights, in equal steps along the first epochs; retrain."""
+        """Release the fraction `prune` of each layer's own weights, in steps along the first epochs, and retrain.
+
+        Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
+        """
         k = self.plan.index
         claimed = {layer: masks.count_owned(array, k) for layer, array in self.mask.items()}
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
@@ -220,7 +223,7 @@ class NewTask:
         def release(step: int) -> None:
             weights = network.read(self.model, set(self.mask))
             for layer, count in claimed.items():
-                goal = masks.release_count(count, prune) * step // steps
+                goal = round(masks.release_count(count, prune) * (1 - (1 - step / steps) ** 3))
                 done = count - masks.count_owned(self.mask[layer], k)
                 self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], k, goal - done)
                 weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], k)
