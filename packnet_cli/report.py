@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from packnet_cli.artifact.format import Artifact, Header, Task
-from packnet_cli.artifact.summary import Summary, summarize
-
 if TYPE_CHECKING:
+    from packnet_cli.artifact.format import Artifact, Header, Task
+    from packnet_cli.artifact.summary import Summary
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
 
@@ -35,7 +34,7 @@ def warning(message: str) -> None:
     err.print(Text("warning: ", style="bold yellow") + Text(message))
 
 
-def started(path: Path, artifact: Artifact) -> None:
+def started(path: Path, artifact: "Artifact") -> None:
     weights = sum(array.size for array in artifact.shared.values())
     channels, height, width = artifact.header.data_config["input_size"]
     out.print(
@@ -44,8 +43,8 @@ def started(path: Path, artifact: Artifact) -> None:
     )
 
 
-def added(path: Path, artifact: Artifact, *, as_json: bool) -> None:
-    task, numbers = artifact.header.tasks[-1], summarize(path)
+def added(numbers: "Summary", *, as_json: bool) -> None:
+    task = numbers.header.tasks[-1]
     if as_json:
         _print_json({"task": numbers.task_dict(task), "free_fraction": numbers.free_fraction})
         return
@@ -89,14 +88,14 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
     }
 
 
-def extracted(output: Path, header: Header, task: Task) -> None:
+def extracted(output: Path, header: "Header", task: "Task") -> None:
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
     out.print(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
     out.print(f"  timm.create_model({', '.join(arguments)})")
 
 
-def summary(numbers: Summary, *, as_json: bool) -> None:
+def summary(numbers: "Summary", *, as_json: bool) -> None:
     if as_json:
         _print_json(numbers.as_dict())
         return

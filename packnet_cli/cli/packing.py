@@ -125,10 +125,11 @@ def add_task(
         val_split=val_split,
         seed=seed,
     )
+    from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
 
     with report.training_bar() as progress:
-        artifact = pack.add_task(
+        pack.add_task(
             path,
             data,
             name=name,
@@ -139,7 +140,7 @@ def add_task(
             amp=amp,
             progress=progress,
         )
-    report.added(path, artifact, as_json=json)
+    report.added(summarize(path), as_json=json)
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Option
 
 from packnet_cli import report
-from packnet_cli.artifact import atomic, format, summary
 from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
 from packnet_cli.errors import UsageError
 
@@ -42,6 +41,8 @@ def extract(
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .pt, .pth or .safetensors file.")],
 ) -> None:
     """Write one task as a plain checkpoint, which timm.create_model opens."""
+    from packnet_cli.artifact import atomic, format
+
     if output.suffix not in (*CHECKPOINTS, ".safetensors"):
         raise UsageError(f"{output} must end in .pt, .pth or .safetensors, which says what to write")
     atomic.check_writable(output)
@@ -58,4 +59,6 @@ def extract(
 @app.command()
 def info(path: Packed, json: Json = False) -> None:
     """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
-    report.summary(summary.summarize(path), as_json=json)
+    from packnet_cli.artifact.summary import summarize
+
+    report.summary(summarize(path), as_json=json)
