@@ -9,7 +9,7 @@ from conftest import QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.engine import network, pack, train, unpack
-from packnet_cli.errors import ForgettingError
+from packnet_cli.errors import ForgettingError, NetworkError
 
 OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate
 
@@ -127,6 +127,35 @@ def test_without_write_back_nothing_is_written(packed, folders, monkeypatch):
     monkeypatch.setattr(train.Freezer, "write_back", lambda self: None)
     with pytest.raises(ForgettingError, match="frozen weights"):
         add(packed, folders[1], 0.5)
+    assert packed.read_bytes() == before
+
+
+def test_a_hidden_buffer_that_moves_is_refused(packed, folders, monkeypatch):
+    """What the state dict leaves out would be lost with the process, and the task with it."""
+    before = packed.read_bytes()
+
+    class Counting(torch.nn.Module):
+        """Passes everything on, and counts, in a buffer that is not saved, how often."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.inner(x)
+
+    build = network.build
+
+    def build_counting(header, num_classes):
+        model = build(header, num_classes)
+        model.global_pool = Counting(model.global_pool)
+        return model
+
+    monkeypatch.setattr(network, "build", build_counting)
+    with pytest.raises(NetworkError, match="global_pool.calls"):
+        add(packed, folders[0], 0.5)
     assert packed.read_bytes() == before
 
 

@@ -12,8 +12,11 @@ Stamp = tuple[int, ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells one version of a file from the next; to be taken before reading it."""
-    status = path.stat()
+    """What tells one version of a file from the next; to be taken before reading it. Empty if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -44,7 +47,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         yield temporary
         os.chmod(temporary, _mode(target))
         _flush(temporary)
-        if unchanged_since is not None and not (target.exists() and stamp(target) == unchanged_since):
+        if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
         _flush(target.parent)

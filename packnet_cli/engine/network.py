@@ -93,6 +93,12 @@ def read(model: nn.Module, names: set[str] | None = None) -> State:
     }
 
 
+def constants(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the buffers that are no part of the state dict: no file keeps them, so they must never change."""
+    saved = model.state_dict().keys()
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
+
+
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)

@@ -20,7 +20,7 @@ from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.engine import data, network
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.train import Freezer, Step, check_optimizer, evaluate, train
-from packnet_cli.errors import ArtifactError, CapacityError, TaskError, UsageError
+from packnet_cli.errors import ArtifactError, CapacityError, NetworkError, TaskError, UsageError
 from packnet_cli.recipe import Recipe
 
 Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
@@ -97,6 +97,7 @@ def add_task(
     task.train()
     if prune:
         task.prune_and_retrain(prune)
+    task.check_constants()
     entry = Task(
         index=plan.index,
         name=plan.name,
@@ -135,8 +136,8 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
     if not 0 <= prune < 1:
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
     check_optimizer(recipe.opt)
-    artifact = format.load(path)
     unchanged_since = atomic.stamp(path)
+    artifact = format.load(path)
     atomic.check_writable(path)
     index = len(artifact.header.tasks) + 1
     if index > masks.MAX_TASKS:
@@ -174,6 +175,7 @@ class NewTask:
         self.train_norm = recipe.norm == "task" or plan.index == 1
         self.mask = {layer: masks.claim_free(array, plan.index) for layer, array in plan.artifact.mask.items()}
         self.freezer = self._set_starting_values()
+        self.constants = network.constants(self.model)
         self.train_batches, self.val_batches = (
             data.batches(
                 split,
@@ -251,6 +253,14 @@ class NewTask:
             amp=self.amp,
             progress=partial(self.progress, phase),
         )
+
+    def check_constants(self) -> None:
+        """Raise NetworkError if training moved a buffer that the state dict leaves out, and with it the artifact."""
+        for name, buffer in network.constants(self.model).items():
+            if not torch.equal(buffer, self.constants[name]):
+                raise NetworkError(
+                    f"cannot pack this network: training changes {name}, which its state dict leaves out"
+                )
 
     def _evaluate(self, phase: str) -> None:
         self.final = evaluate(self.model, self.val_batches, amp=self.amp)
