@@ -36,6 +36,8 @@ def compare(
     lr: float = Recipe.lr,
     retrain_lr: float = Recipe.retrain_lr,
     sched: str = Recipe.sched,
+    opt: str = Recipe.opt,
+    crop_scale: float = Recipe.crop_scale,
     prune_steps: int = Recipe.prune_steps,
     restart: str = Recipe.restart,
     norm: str = Recipe.norm,
@@ -53,6 +55,8 @@ def compare(
         lr=lr,
         retrain_lr=retrain_lr,
         sched=sched,
+        opt=opt,
+        crop_scale=crop_scale,
         prune_steps=prune_steps,
         restart=restart,
         norm=norm,
@@ -106,7 +110,7 @@ def classifier_only(start: Path, folder: Path, recipe: Recipe, workers: int) -> 
     feed = dict(batch_size=recipe.batch_size, workers=workers, device=next(model.parameters()).device)
     epochs = train(
         model,
-        data.batches(images.train, artifact.header.data_config, training=True, **feed),
+        data.batches(images.train, artifact.header.data_config, training=True, crop_scale=recipe.crop_scale, **feed),
         Freezer(model),
         epochs=recipe.epochs,
         lr=recipe.lr,

@@ -26,6 +26,7 @@ class Recipe:
     opt: str = "momentum"  # timm's name for SGD with momentum (0.9) and without Nesterov's correction
     weight_decay: float = 0.0
     sched: str = "step"  # a tenth of the rate for the second half of each phase
+    crop_scale: float = 0.08  # a training crop shows at least this part of the image, and up to all of it
     prune_steps: int = 3  # the paper prunes in one; gradually costs no more epochs and keeps small networks whole
     restart: str = "pretrained"  # or "zero": the values that a task finds in the free weights
     norm: str = "task"  # or "frozen": whether tasks after the first train their own norm, biases, depthwise filters
@@ -39,8 +40,9 @@ class Recipe:
         for field in ("lr", "retrain_lr", "weight_decay"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise UsageError(f"{_flag(field)} must be a number from 0 up, not {getattr(self, field)}")
-        if not 0 < self.val_split < 1:
-            raise UsageError(f"--val-split must lie between 0 and 1, not at {self.val_split}")
+        for field in ("val_split", "crop_scale"):
+            if not 0 < getattr(self, field) < 1:
+                raise UsageError(f"{_flag(field)} must lie between 0 and 1, not at {getattr(self, field)}")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise UsageError(f"{_flag(field)} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")

@@ -91,6 +91,9 @@ def add_task(
     sched: Annotated[
         str, Option(help=f"timm schedule: {', '.join(CHOICES['sched'])}.", rich_help_panel=TRAINING)
     ] = Recipe.sched,
+    crop_scale: Annotated[
+        float, Option(help="Smallest part of an image in a training crop.", rich_help_panel=TRAINING)
+    ] = Recipe.crop_scale,
     prune_steps: Annotated[
         int, Option(help="Release in so many steps, one an epoch.", rich_help_panel=TRAINING)
     ] = Recipe.prune_steps,
@@ -119,6 +122,7 @@ def add_task(
         opt=opt,
         weight_decay=weight_decay,
         sched=sched,
+        crop_scale=crop_scale,
         prune_steps=prune_steps,
         restart=restart,
         norm=norm,

@@ -104,15 +104,16 @@ def batches(
     batch_size: int,
     workers: int | None,
     device: torch.device,
+    crop_scale: float = 0.08,
 ) -> DataLoader[Any]:
     """Batches of images (N, C, H, W), normalised float32, and labels (N,), int64.
 
-    For training shuffled and augmented as in the paper (random resized crop and horizontal flip), the last batch
-    short unless it would be a single image, of which batch norm cannot take statistics.
+    For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
+    `crop_scale`, resized); the last batch is left out if it is a lone image, of which batch norm takes no statistics.
     """
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
-    transform = create_transform(**data_config, is_training=training, color_jitter=0)
+    transform = create_transform(**data_config, is_training=training, color_jitter=0, scale=(crop_scale, 1))
     lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
     return DataLoader(
         ImageFiles(split, transform, CHANNELS[data_config["input_size"][0]]),

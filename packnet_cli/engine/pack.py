@@ -184,6 +184,7 @@ class NewTask:
                 batch_size=recipe.batch_size,
                 workers=workers,
                 device=plan.device,
+                crop_scale=recipe.crop_scale,
             )
             for split in (plan.images.train, plan.images.held_out.split)
         )

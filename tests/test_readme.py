@@ -1,0 +1,43 @@
+"""What the README says is what the program does."""
+
+import re
+from pathlib import Path
+
+from conftest import make_folder
+
+from packnet_cli import errors
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
+    """As printed, on small images, with a small network and in few epochs."""
+    [example] = re.findall(r"```python\n(.*?)```", README, re.S)
+    for name in ("zero-to-three", "four-to-six", "seven-to-nine"):
+        make_folder(tmp_path / "digits" / name)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("resnet10t", "test_resnet").replace("epochs=8", "epochs=1"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "zero-to-three",
+        "four-to-six",
+        "seven-to-nine",
+    ]
+
+
+def test_every_command_line_is_one_that_the_program_takes(packnet):
+    """Each command there is exists, each of its flags too, and each command is shown at least once."""
+    script = (ROOT / "examples" / "quickstart.sh").read_text().replace("\\\n", " ")
+    lines = re.findall(r"(?:^ {4}|\$ |run )packnet ([a-z][a-z-]*)( .*)?$", README + script, re.M)
+    assert {command for command, _ in lines} == {"init", "add-task", "eval", "extract", "info"}
+    for command, rest in lines:
+        text = packnet(command, "--help").stdout
+        for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):
+            assert flag in text, f"packnet {command} has no {flag}"
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    """Every kind of error stands in the table, and nothing else but done and interrupted."""
+    table = README.split("## Exit codes")[1].split("##")[0]
+    kinds = [errors.PackNetError, *errors.PackNetError.__subclasses__()]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == {0, 130, *(k.exit_code for k in kinds)}
