@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from packnet_cli.artifact import edit, format
 from packnet_cli.engine import data, network, pack
+from packnet_cli.engine.start import parse_model_kwargs
 from packnet_cli.engine.train import Freezer, evaluate, train
 from packnet_cli.recipe import Recipe
 
@@ -76,7 +77,7 @@ def compare(
                 path,
                 arch,
                 weights=weights,
-                model_kwargs=network.parse_model_kwargs(model_kwargs or []),
+                model_kwargs=parse_model_kwargs(model_kwargs or []),
                 data_config={"img_size": img_size, "mean": mean and (mean,), "std": std and (std,)},
             )
         if only in ("packed", "all"):

@@ -1,16 +1,13 @@
 """timm networks: the class of every tensor, and where weights come from."""
 
-import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from packnet_cli.artifact import format
-from packnet_cli.engine import network, pack
+from packnet_cli.engine import start
 from packnet_cli.engine.network import Kind, classify
-from packnet_cli.errors import NetworkError, UsageError
+from packnet_cli.errors import NetworkError
 
 
 def names(kinds, kind):
@@ -21,7 +18,7 @@ def names(kinds, kind):
 def test_every_tensor_of_every_family_has_a_class(arch):
     """Packed weights, head and the rest, in each of timm's network families."""
     model = timm.create_model(arch)
-    head = network._head_prefixes(model.pretrained_cfg)
+    head = start.head_prefixes(model.pretrained_cfg)
     kinds = classify(model, head)
     assert kinds.keys() == model.state_dict().keys()
     assert names(kinds, Kind.HEAD) == {n for n in kinds if n.startswith(tuple(f"{h}." for h in head))}
@@ -76,126 +73,3 @@ def test_a_network_without_a_head_is_refused():
     """There would be nothing to give each task."""
     with pytest.raises(NetworkError, match="no head weights"):
         classify(nn.Linear(3, 3), ())
-
-
-# --- starting weights -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_weights_from_a_file(tmp_path, suffix):
-    """Every weight but the classifier's, whose number of classes may be any."""
-    model = timm.create_model("test_resnet", num_classes=7)
-    file = tmp_path / f"weights{suffix}"
-    save_file(model.state_dict(), file) if suffix == ".safetensors" else torch.save(model.state_dict(), file)
-    artifact = pack.init(tmp_path / "packed.st", "test_resnet", weights=file)
-    for name, array in {**artifact.shared, **artifact.own[0]}.items():
-        np.testing.assert_array_equal(array, model.state_dict()[name].numpy())
-    assert not any(name.startswith("fc.") for name in (*artifact.shared, *artifact.own[0]))
-    assert artifact.header.source == str(file)
-
-
-def test_half_precision_weights_become_float32(tmp_path):
-    """In half precision magnitudes tie and ranks are wrong."""
-    model = timm.create_model("test_resnet").half()
-    save_file(model.state_dict(), tmp_path / "half.safetensors")
-    artifact = pack.init(tmp_path / "packed.st", "test_resnet", weights=tmp_path / "half.safetensors")
-    assert {array.dtype for array in artifact.shared.values()} == {np.dtype(np.float32)}
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    """The message names a tensor, and nothing is written."""
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
-    with pytest.raises(NetworkError, match=r"vit.pt does not fit this architecture: it lacks \d+ of \d+ tensors"):
-        pack.init(tmp_path / "packed.st", "test_resnet", weights=tmp_path / "vit.pt")
-    model = timm.create_model("test_resnet").state_dict()
-    torch.save(model | {"conv1.0.weight": torch.zeros(1)}, tmp_path / "shape.pt")
-    with pytest.raises(NetworkError, match="another shape for 1 of"):
-        pack.init(tmp_path / "packed.st", "test_resnet", weights=tmp_path / "shape.pt")
-    assert not (tmp_path / "packed.st").exists()
-
-
-class Boom:
-    """Runs code when it is unpickled without care."""
-
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('the pickle ran')",))
-
-
-def test_a_weights_file_cannot_run_code(tmp_path):
-    """A .pt file is read with weights_only."""
-    torch.save({"conv1.weight": Boom()}, tmp_path / "evil.pt")
-    with pytest.raises(NetworkError, match="cannot read weights"):
-        pack.init(tmp_path / "packed.st", "test_resnet", weights=tmp_path / "evil.pt")
-
-
-def test_no_weights_file(tmp_path):
-    """A typing mistake in its name."""
-    with pytest.raises(NetworkError, match="none.pt does not exist"):
-        pack.init(tmp_path / "packed.st", "test_resnet", weights=tmp_path / "none.pt")
-
-
-def test_unknown_architecture_names_the_nearest(tmp_path):
-    """So that a typing mistake is mended at once."""
-    with pytest.raises(NetworkError, match="did you mean .*resnet50"):
-        pack.init(tmp_path / "packed.st", "resnet5O", pretrained=False)
-    with pytest.raises(NetworkError, match="invalid_tag"):
-        pack.init(tmp_path / "packed.st", "resnet50.invalid_tag", pretrained=False)
-
-
-@pytest.mark.parametrize("arch", ["test_resnet", "hf-hub:timm/test_resnet.r160_in1k"])
-def test_no_hub_names_the_ways_on(tmp_path, arch):
-    """The tests run with the hub switched off."""
-    with pytest.raises(NetworkError, match="--weights FILE.*--no-pretrained"):
-        pack.init(tmp_path / "packed.st", arch)
-
-
-def test_bad_model_arguments_are_refused(tmp_path):
-    """timm's own words, without its traceback."""
-    with pytest.raises(NetworkError, match="cannot build test_resnet"):
-        pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False, model_kwargs={"nonsense": 1})
-
-
-def test_parse_model_kwargs():
-    """Python literals, else strings."""
-    parsed = network.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b"])
-    assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b"}
-    for bad in ("drop_rate", "=3", "num_classes=5", "a-b=1"):
-        with pytest.raises(UsageError, match="KEY=VALUE"):
-            network.parse_model_kwargs([bad])
-
-
-# --- preprocessing --------------------------------------------------------------------------------------------------
-
-
-def test_preprocessing_is_timms_unless_told(tmp_path):
-    """And what was told is remembered."""
-    artifact = pack.init(tmp_path / "a.st", "test_resnet", pretrained=False)
-    cfg = timm.create_model("test_resnet").pretrained_cfg
-    assert artifact.header.data_config["input_size"] == list(cfg["input_size"])
-    assert artifact.header.data_config["mean"] == list(cfg["mean"])
-    told = {"img_size": 48, "mean": (0.1,), "std": (0.2, 0.3, 0.4), "crop_pct": 0.5, "interpolation": "nearest"}
-    config = pack.init(tmp_path / "b.st", "test_resnet", pretrained=False, data_config=told).header.data_config
-    assert config["input_size"] == [3, 48, 48]
-    assert config["mean"] == [0.1] * 3 and config["std"] == [0.2, 0.3, 0.4]
-    assert config["crop_pct"] == 0.5 and config["interpolation"] == "nearest"
-    assert format.load_header(tmp_path / "b.st").data_config == config
-
-
-def test_grey_pictures(tmp_path):
-    """One input channel: the first convolution is summed over colours, mean and std are averaged."""
-    model = timm.create_model("test_resnet")
-    torch.save(model.state_dict(), tmp_path / "rgb.pt")
-    told = {"in_chans": 1, "img_size": 32}
-    artifact = pack.init(tmp_path / "a.st", "test_resnet", weights=tmp_path / "rgb.pt", data_config=told)
-    assert artifact.header.data_config["input_size"] == [1, 32, 32]
-    assert len(artifact.header.data_config["mean"]) == 1
-    stem = model.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
-    np.testing.assert_array_equal(artifact.shared["conv1.0.weight"], stem.numpy())
-
-
-def test_a_vit_is_built_for_the_image_size(tmp_path):
-    """Its position table depends on it, so timm must be told each time."""
-    artifact = pack.init(tmp_path / "a.st", "test_vit", pretrained=False, data_config={"img_size": 32})
-    assert artifact.header.model_kwargs == {"img_size": 32}
-    with torch.inference_mode():
-        assert network.build(artifact.header, 5)(torch.zeros(1, 3, 32, 32)).shape == (1, 5)

@@ -45,14 +45,15 @@ def init(
     """Start a packed model from a timm network; all of its weights are free."""
     if pretrained and weights is None:
         report.say(f"fetching the pretrained weights of {arch}, unless they are here already ...")
-    from packnet_cli.engine import network, pack
+    from packnet_cli.engine import pack
+    from packnet_cli.engine.start import parse_model_kwargs
 
     artifact = pack.init(
         path,
         arch,
         weights=weights,
         pretrained=pretrained,
-        model_kwargs=network.parse_model_kwargs(model_kwargs or []),
+        model_kwargs=parse_model_kwargs(model_kwargs or []),
         data_config={
             "img_size": img_size,
             "in_chans": in_chans,

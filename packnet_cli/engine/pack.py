@@ -19,6 +19,7 @@ from packnet_cli.artifact import atomic, edit, format, masks
 from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.engine import data, network
 from packnet_cli.engine.network import Kind
+from packnet_cli.engine.start import start_from
 from packnet_cli.engine.train import Freezer, Step, check_optimizer, evaluate, train
 from packnet_cli.errors import ArtifactError, CapacityError, NetworkError, TaskError, UsageError
 from packnet_cli.recipe import Recipe
@@ -54,19 +55,19 @@ def init(
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     _seed(seed)
-    start = network.start(
+    origin = start_from(
         arch,
         weights=weights,
         pretrained=pretrained,
         model_kwargs=model_kwargs or {},
         data_config=data_config or {},
     )
-    kinds = network.classify(start.model, start.header.head)
-    state = network.read(start.model)
+    kinds = network.classify(origin.model, origin.header.head)
+    state = network.read(origin.model)
     shared = {name: state[name] for name, kind in kinds.items() if kind is Kind.PACKED}
     mask = {name: np.zeros(array.shape, np.uint8) for name, array in shared.items()}
     own = {name: state[name] for name, kind in kinds.items() if kind is Kind.PER_TASK}
-    artifact = Artifact(start.header, shared, mask, (own,))
+    artifact = Artifact(origin.header, shared, mask, (own,))
     format.save(artifact, path)
     return artifact
 

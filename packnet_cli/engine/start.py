@@ -1,0 +1,174 @@
+"""Where a packed model starts from: a timm network, its weights from the hub or a file, and its preprocessing."""
+
+import ast
+import difflib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config, str_to_interp_mode
+from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_dict
+from torch import nn
+
+from packnet_cli.artifact.format import Header
+from packnet_cli.engine.network import CHANNELS, create, reason
+from packnet_cli.errors import NetworkError, UsageError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A network to pack tasks into, and all that is needed to build it again."""
+
+    model: nn.Module
+    header: Header
+
+
+def start_from(
+    arch: str,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+    model_kwargs: dict[str, Any],
+    data_config: dict[str, Any],
+) -> Origin:
+    """A network with weights from the file `weights`, else pretrained ones from the hub, else random ones.
+
+    `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
+    Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
+    """
+    wanted = {key: value for key, value in data_config.items() if value is not None}
+    name, cfg, arguments = _look_up(arch)
+    arguments |= model_kwargs
+    if wanted.get("in_chans", 3) != 3:
+        arguments["in_chans"] = wanted["in_chans"]
+    if "img_size" in wanted and cfg.get("fixed_input_size"):
+        arguments["img_size"] = wanted["img_size"]
+    source = "random"
+    if weights is not None:
+        model = create(name, arguments)
+        _load_weights(model, weights, cfg)
+        source = str(weights.resolve())
+    elif pretrained:
+        model, source = _create_pretrained(arch, arguments, cfg)
+    else:
+        model = create(name, arguments)
+    resolved = _data_config(wanted, cfg)
+    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved))
+
+
+def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """timm's name of an architecture, its configuration, and the arguments that a hub's configuration adds."""
+    if arch.startswith("hf-hub:"):
+        # Building the network again must not need the hub: its configuration is kept in the artifact.
+        with _from_hub(arch):
+            cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
+        return name, cfg, dict(arguments or {})
+    name = arch.partition(".")[0]
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists those it has"
+        raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
+    try:
+        found = timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:
+        raise NetworkError(f"timm knows no weights {arch!r}: {error}") from None
+    return name, found.to_dict() if found is not None else {}, {}
+
+
+def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any]) -> tuple[nn.Module, str]:
+    source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
+    if not source and not arch.startswith("hf-hub:"):
+        raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
+    with _from_hub(arch):
+        return create(arch, arguments, pretrained=True), str(source or arch)
+
+
+def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """`["pad_type=same", "drop_rate=0.5"]` as arguments; values are Python literals, else strings."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier() or key in ("num_classes", "pretrained", "checkpoint_path"):
+            raise UsageError(f"--model-kwargs {pair!r} is not KEY=VALUE with an argument that may be set here")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed
+
+
+def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classifier's modules, as timm declares them."""
+    declared = cfg.get("classifier") or ()
+    return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
+def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
+    """timm's preprocessing for a network, with what the user wants otherwise; input_size is C, H, W in pixels."""
+    args = {key: wanted[key] for key in ("crop_pct", "interpolation") if key in wanted}
+    resolved: dict[str, Any] = resolve_data_config(args, cfg)
+    try:
+        str_to_interp_mode(resolved["interpolation"])
+    except KeyError:
+        raise UsageError(f"--interpolation {resolved['interpolation']!r} is unknown; try bilinear or bicubic") from None
+    channels, height, width = resolved["input_size"]
+    channels, size = wanted.get("in_chans", channels), wanted.get("img_size")
+    if channels not in CHANNELS:
+        raise UsageError(f"--in-chans must be one of {', '.join(map(str, CHANNELS))}, not {channels}")
+    resolved["input_size"] = [channels, size or height, size or width]
+    for key in ("mean", "std"):
+        values = list(wanted.get(key, resolved[key]))
+        if key in wanted and len(values) not in (1, channels):
+            raise UsageError(f"--{key} takes one number, or one for each of {channels} channels, not {len(values)}")
+        if len(values) != channels:
+            values = [sum(values) / len(values)] * channels  # timm's are for other channels
+        resolved[key] = values
+    return resolved
+
+
+@contextmanager
+def _from_hub(arch: str) -> Iterator[None]:
+    """Whatever goes wrong between here and the hub becomes one NetworkError, without the hub's log of its retries."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    except NetworkError:
+        raise
+    except Exception as error:
+        raise NetworkError(
+            f"cannot fetch the pretrained weights of {arch} ({reason(error)}); "
+            "give a file with --weights FILE, or start from random ones with --no-pretrained"
+        ) from None
+    finally:
+        log.setLevel(level)
+
+
+def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
+    """Set all weights but the classifier's from a file; every one must be there and fit."""
+    if not path.is_file():
+        raise NetworkError(f"the weights file {path} does not exist")
+    try:
+        found = load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
+    own = model.state_dict()
+    head = tuple(f"{prefix}." for prefix in head_prefixes(cfg))
+    body = {name for name in own if not name.startswith(head)}
+    stem = f"{cfg.get('first_conv')}.weight"
+    if stem in body and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
+        found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
+    missing = sorted(body - found.keys())
+    unfit = sorted(name for name in body & found.keys() if found[name].shape != own[name].shape)
+    for what, names in (("lacks", missing), ("has another shape for", unfit)):
+        if names:
+            raise NetworkError(
+                f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors, "
+                f"{names[0]} among them; check --arch and --model-kwargs"
+            )
+    model.load_state_dict({name: found[name] for name in body}, strict=False)
