@@ -16,7 +16,7 @@ TASKS = {"zero-to-three": range(0, 4), "four-to-six": range(4, 7), "seven-to-nin
 # Pixels a side. From 8 the augmentation, which crops down to a twelfth of the area, would be left with two or three
 # pixels; and at 32 a person can see what the digit is.
 SIZE = 32
-VAL_EVERY = 5  # one image in five of each class is held out: always the same ones, spread over all the writers
+VAL_EVERY = 5  # one image in five of each class is held out: always the same ones, spread over the whole set
 WHITE = 16  # the largest grey level
 
 

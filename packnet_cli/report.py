@@ -39,7 +39,7 @@ def started(path: Path, artifact: "Artifact") -> None:
     channels, height, width = artifact.header.data_config["input_size"]
     out.print(
         f"{path}: {artifact.header.arch}, {_count(weights)} weights, all free; "
-        f"{channels} x {height} x {width} pixels; weights: {artifact.header.source}"
+        f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
     )
 
 
@@ -100,7 +100,7 @@ def summary(numbers: "Summary", *, as_json: bool) -> None:
         _print_json(numbers.as_dict())
         return
     header = numbers.header
-    out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights, from {header.source}")
+    out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
     table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
     for task in header.tasks:
         share = f"{100 * numbers.owned_fraction(task):.2f} %"

@@ -42,7 +42,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that decode images.", rich_help_panel=MACHINE, show_default="auto")
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode images; default, 0 on a CPU, up to 8 with a GPU.",
+        rich_help_panel=MACHINE,
+        show_default=False,
+    ),
 ]
 Amp = Annotated[bool, typer.Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
 

@@ -111,8 +111,8 @@ def batches(
     For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
     `crop_scale`, resized); the last batch is left out if it is a lone image, of which batch norm takes no statistics.
     """
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1)
+    if workers is None:  # on a CPU the training wants every core itself
+        workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     transform = create_transform(**data_config, is_training=training, color_jitter=0, scale=(crop_scale, 1))
     lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
     return DataLoader(

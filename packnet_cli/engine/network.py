@@ -66,7 +66,11 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def build(header: Header, num_classes: int) -> nn.Module:
     """A network of the artifact's architecture with a new head, its weights random under torch's seed."""
-    return create(header.arch, header.model_kwargs | {"num_classes": num_classes})
+    model = create(header.arch, header.model_kwargs | {"num_classes": num_classes})
+    for name in header.head:
+        # Some of timm's initialisations are meant for training from nothing: a head so large drowns what is pretrained.
+        model.get_submodule(name).reset_parameters()
+    return model
 
 
 def write(model: nn.Module, state: State) -> None:
