@@ -1,11 +1,12 @@
-"""timm networks: the class of every tensor, and where weights come from."""
+"""timm networks: the class of every tensor, and new heads."""
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from packnet_cli.engine import start
+from packnet_cli.artifact.format import Header
+from packnet_cli.engine import network, start
 from packnet_cli.engine.network import Kind, classify
 from packnet_cli.errors import NetworkError
 
@@ -73,3 +74,13 @@ def test_a_network_without_a_head_is_refused():
     """There would be nothing to give each task."""
     with pytest.raises(NetworkError, match="no head weights"):
         classify(nn.Linear(3, 3), ())
+
+
+@pytest.mark.parametrize("arch", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_a_new_head_starts_small(arch):
+    """So that what is pretrained is not drowned by what is random: within 1 / sqrt(inputs), torch's own default."""
+    head = start.head_prefixes(timm.create_model(arch).pretrained_cfg)
+    model = network.build(Header(arch, {}, head, "random", {}), 30)
+    weight = model.get_submodule(head[0]).weight
+    assert weight.shape[0] == 30 and weight.abs().max() <= weight[0].numel() ** -0.5
+    assert weight.std() > 0.1 * weight[0].numel() ** -0.5
