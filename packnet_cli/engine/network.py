@@ -69,7 +69,8 @@ def build(header: Header, num_classes: int) -> nn.Module:
     model = create(header.arch, header.model_kwargs | {"num_classes": num_classes})
     for name in header.head:
         # Some of timm's initialisations are meant for training from nothing: a head so large drowns what is pretrained.
-        model.get_submodule(name).reset_parameters()
+        classifier: Any = model.get_submodule(name)
+        classifier.reset_parameters()
     return model
 
 
