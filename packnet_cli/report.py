@@ -108,7 +108,8 @@ def summary(numbers: "Summary", *, as_json: bool) -> None:
     table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
     out.print(table)
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
-    out.print(f"{file:,.1f} MB in this file; {separate:,.1f} MB as {len(header.tasks)} separate networks")
+    networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
+    out.print(f"{file:,.1f} MB in this file{networks}")
 
 
 @contextmanager

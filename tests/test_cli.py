@@ -86,6 +86,12 @@ def test_extract_opens_in_plain_timm_with_the_same_logits(full, tmp_path, packne
         assert network.read(plain).keys() == torch.load(output, weights_only=True).keys()
 
 
+def test_info_of_an_artifact_without_tasks(packed, packnet):
+    """Everything is free, and there is nothing to compare with."""
+    text = packnet("info", packed).stdout
+    assert "100.00 %" in text and "in this file\n" in text and "for each task" not in text
+
+
 def test_version(packnet):
     """For bug reports."""
     assert packnet("--version").stdout == f"packnet {__version__}\n"
