@@ -119,19 +119,13 @@ def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path
     refused(packnet(*arguments), 6, "stranger", "unknown to the task")
 
 
-def test_eval_says_when_the_data_has_moved(full, folders, packnet, monkeypatch):
-    """And how to say where it is now."""
-    header = format.load_header(full)
-    monkeypatch.setattr(format, "load", lambda path, load=format.load: moved(load(path)))
-    refused(packnet("eval", full, "--task", 1), 6, "no longer at", "--data")
-    assert header.tasks[0].data == str(folders[0])
-
-
-def moved(artifact):
-    """The artifact as if its data had stood elsewhere."""
-    for task in artifact.header.tasks:
-        object.__setattr__(task, "data", "/nowhere/at/all")
-    return artifact
+def test_eval_says_when_the_data_has_moved(packed, tmp_path, packnet):
+    """And takes it from where it is now."""
+    folder = make_folder(tmp_path / "data")
+    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    folder.rename(tmp_path / "elsewhere")
+    refused(packnet("eval", packed, "--task", 1), 6, "no longer at", "--data")
+    assert packnet("eval", packed, "--task", 1, "--data", tmp_path / "elsewhere", "--workers", 0).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["eval", "extract"])
