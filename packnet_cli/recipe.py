@@ -1,14 +1,21 @@
 """The settings of one task's training. Imports no torch, so that --help can show the defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from packnet_cli.errors import UsageError
 
 CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
+    "rank": ("layer", "global"),
     "restart": ("pretrained", "zero"),
     "norm": ("task", "frozen"),
 }
+
+
+def _setting(default: Any, help: str) -> Any:
+    """A field of Recipe, with the text that --help shows beside its flag."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -18,35 +25,60 @@ class Recipe:
     Raises UsageError for a value that cannot be used.
     """
 
-    epochs: int = 20
-    retrain_epochs: int = 10
-    lr: float = 1e-3
-    retrain_lr: float = 1e-4
-    batch_size: int = 32  # images
-    opt: str = "momentum"  # timm's name for SGD with momentum (0.9) and without Nesterov's correction
-    weight_decay: float = 0.0
-    sched: str = "step"  # a tenth of the rate for the second half of each phase
-    crop_scale: float = 0.08  # a training crop shows at least this part of the image, and up to all of it
-    prune_steps: int = 6  # the paper prunes in one; gradually costs no more epochs and was no worse where measured
-    restart: str = "pretrained"  # or "zero": the values that a task finds in the free weights
-    norm: str = "task"  # or "frozen": whether tasks after the first train their own norm, biases, depthwise filters
-    val_split: float = 0.2  # held out of each class where the data has no folder for it
-    seed: int = 0
+    epochs: int = _setting(20, "Epochs on all free weights.")
+    retrain_epochs: int = _setting(10, "Epochs from the first release on.")
+    lr: float = _setting(1e-3, "Learning rate.")
+    retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
+    head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
+    batch_size: int = _setting(32, "Images in a batch.")
+    opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
+    weight_decay: float = _setting(0.0, "Weight decay.")
+    sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
+    crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
+    prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
+    rank: str = _setting("layer", "Release the smallest weights of each layer, or of all layers together: global.")
+    keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
+    skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
+    distill_weight: float = _setting(
+        0.0, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."
+    )
+    restart: str = _setting("pretrained", "Start free weights at their pretrained values, or at zero.")
+    norm: str = _setting("task", "Norm and biases trained by each task, or frozen after the first.")
+    val_split: float = _setting(0.2, "Part held out of each class where there is no val/ folder.")
+    seed: int = _setting(0, "Seed of head, order and augmentation.")
+
+    @classmethod
+    def recorded(cls, settings: dict[str, Any]) -> "Recipe":
+        """The recipe in an artifact; a setting that this version does not have is left out."""
+        return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
     def __post_init__(self) -> None:
-        for field, least in (("epochs", 1), ("retrain_epochs", 0), ("batch_size", 1), ("prune_steps", 1)):
-            if getattr(self, field) < least:
-                raise UsageError(f"{_flag(field)} must be at least {least}, not {getattr(self, field)}")
-        for field in ("lr", "retrain_lr", "weight_decay"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise UsageError(f"{_flag(field)} must be a number from 0 up, not {getattr(self, field)}")
-        for field in ("val_split", "crop_scale"):
-            if not 0 < getattr(self, field) < 1:
-                raise UsageError(f"{_flag(field)} must lie between 0 and 1, not at {getattr(self, field)}")
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise UsageError(f"{_flag(field)} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
+        least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
+        for name in ("lr", "retrain_lr", "head_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")
+        for name in ("val_split", "crop_scale"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"{flag(name)} must lie between 0 and 1, not at {getattr(self, name)}")
+        if not 0 <= self.distill_weight <= 1:
+            raise UsageError(f"--distill-weight must lie between 0 and 1, not at {self.distill_weight}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
+# What --recipe chooses between; every other flag then changes one setting of it.
+RECIPES = {
+    "default": Recipe(),
+    "paper": Recipe(prune_steps=1, restart="zero", norm="frozen"),
+}
+
+SETTINGS = {setting.name: setting for setting in fields(Recipe)}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Header, Task
+    from packnet_cli.artifact.plan import Plan
     from packnet_cli.artifact.summary import Summary
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
@@ -36,9 +37,10 @@ def warning(message: str) -> None:
 
 def started(path: Path, artifact: "Artifact") -> None:
     weights = sum(array.size for array in artifact.shared.values())
+    free = artifact.free_count()
     channels, height, width = artifact.header.data_config["input_size"]
     out.print(
-        f"{path}: {artifact.header.arch}, {_count(weights)} weights, all free; "
+        f"{path}: {artifact.header.arch}, {_count(weights)} weights, {_count(free) if free < weights else 'all'} free; "
         f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
     )
 
@@ -51,11 +53,17 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     table = _table(f"task {task.index}: {task.name}", "", "")
     for phase, top1 in task.accuracy.items():
         table.add_row(f"top-1 {phase}", f"{top1:.2f} %")
-    table.add_row("held-out images", f"{task.images:,}")
+    for fraction, top1 in task.search.items():
+        table.add_row(f"top-1 if pruned by {fraction}*", f"{top1:.2f} %")
+    table.add_row("held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+    if task.prune:
+        table.add_row("pruned by", f"{task.prune:g}")
     table.add_row("weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
     free = round(numbers.free_fraction * numbers.packed_weights)
     table.add_row("weights free", _share(free, numbers.packed_weights))
     out.print(table)
+    if task.search:
+        out.print("* on images set aside from the training ones")
 
 
 def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
@@ -71,9 +79,12 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
     table = _table(None, "task", "name", "top-1 %", "top-5 %", "images")
     for result in results:
         task, accuracy = result.task, result.accuracy
-        table.add_row(
-            str(task.index), task.name, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}"
+        numbers = (
+            (f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}")
+            if accuracy
+            else ("unmeasured", "", "0")
         )
+        table.add_row(str(task.index), task.name, *numbers)
     out.print(table)
 
 
@@ -81,9 +92,9 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
     return {
         "index": result.task.index,
         "name": result.task.name,
-        "top1": result.accuracy.top1,
-        "top5": result.accuracy.top5,
-        "images": result.accuracy.images,
+        "top1": result.accuracy and result.accuracy.top1,
+        "top5": result.accuracy and result.accuracy.top5,
+        "images": result.accuracy.images if result.accuracy else 0,
         "missing_classes": list(result.missing),
     }
 
@@ -104,7 +115,7 @@ def summary(numbers: "Summary", *, as_json: bool) -> None:
     table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
     for task in header.tasks:
         share = f"{100 * numbers.owned_fraction(task):.2f} %"
-        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", share)
+        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", _percent(task.top1), share)
     table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
     out.print(table)
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
@@ -151,6 +162,41 @@ def _table(title: str | None, *columns: str) -> Table:
 
 def _print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, ensure_ascii=False))
+
+
+def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
+    if as_json:
+        _print_json(shares.as_dict())
+        return
+    table = _table(None, "task", "name", "prune", "weights", "of all")
+    for seat in shares.seats:
+        table.add_row(
+            str(seat.index),
+            seat.name,
+            f"{seat.prune:.4g}",
+            _count(seat.total),
+            f"{100 * seat.total / shares.packed_weights:.2f} %",
+        )
+    free = sum(shares.free.values())
+    table.add_row("", "free", "", _count(free), f"{100 * free / shares.packed_weights:.2f} %")
+    out.print(table)
+    if layers:
+        by_layer = _table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")
+        for layer, left in shares.free.items():
+            by_layer.add_row(layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
+        out.print(by_layer)
+    out.print(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
+    for seat in shares.planned:
+        if seat.dry:
+            warning(
+                f"task {seat.index} owns nothing in {len(seat.dry)} of {len(seat.owned)} layers, {seat.dry[0]} first"
+            )
+        elif shares.is_thin(seat):
+            warning(f"task {seat.index} owns little: {100 * seat.total / shares.packed_weights:.2f} % of the weights")
+
+
+def _percent(value: float | None) -> str:
+    return "unmeasured" if value is None else f"{value:.2f}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -68,6 +68,14 @@ def test_claim_free_takes_only_the_free():
     assert masks.claim_free(np.array([0, 1, 2, 0], np.uint8), 3).tolist() == [3, 1, 2, 3]
 
 
-def test_release_count_rounds():
-    """round(p * n), as the command line promises."""
-    assert [masks.release_count(n, 0.75) for n in (0, 1, 2, 3, 1000)] == [0, 1, 2, 2, 750]
+def test_global_counts():
+    """The smallest of all layers together, exactly as many as asked for, whatever layer they lie in."""
+    layers = {
+        "a": (np.array([1, 1, 0, 1], np.uint8), np.array([5, -1, 0, 3], np.float32)),
+        "b": (np.array([2, 1, 1], np.uint8), np.array([0, -2, 4], np.float32)),
+        "c": (np.array([2], np.uint8), np.array([0], np.float32)),
+    }
+    for count, expected in ((0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0]), (4, [2, 2, 0]), (5, [3, 2, 0])):
+        assert list(masks.global_counts(layers, 1, count).values()) == expected
+    tied = {name: (np.ones(5, np.uint8), np.ones(5, np.float32)) for name in "ab"}
+    assert sum(masks.global_counts(tied, 1, 7).values()) == 7

@@ -39,6 +39,14 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
     return dataclasses.replace(after, header=dataclasses.replace(before.header, tasks=(*before.header.tasks, task)))
 
 
+def without_newest(artifact: Artifact) -> Artifact:
+    """A new artifact without its newest task: what that task owned is free again, and its values are dormant there."""
+    newest = len(artifact.header.tasks)
+    mask = {layer: np.where(array == newest, np.uint8(masks.FREE), array) for layer, array in artifact.mask.items()}
+    header = dataclasses.replace(artifact.header, tasks=artifact.header.tasks[:-1])
+    return Artifact(header, artifact.shared, mask, artifact.own[:-1])
+
+
 def altered_tasks(artifact: Artifact) -> list[Task]:
     """The tasks that are not, to the bit, what they were when they were added."""
     return [task for task in artifact.header.tasks if format.digest(artifact.state(task.index)) != task.digest]

@@ -44,20 +44,22 @@ State = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the metadata says of one task. Accuracies are top-1 in percent."""
+    """What the metadata says of one task. Accuracies are in percent; without held-out images they are not known."""
 
     index: int
     name: str
     classes: tuple[str, ...]
     prune: float  # the fraction released, 0 if the task kept everything
     owned: dict[str, int]  # weights owned, by packed parameter
-    accuracy: dict[str, float]  # "dense" and, if pruned, "pruned" and "retrained"
-    top1: float
-    top5: float
+    accuracy: dict[str, float]  # top-1 "dense" and, if pruned, "pruned" and "retrained"
+    top1: float | None
+    top5: float | None
     images: int  # on so many held-out images
-    data: str  # the folder it was trained on, absolute
+    data: str  # the folder it was trained on, absolute; "" if there was none
     recipe: dict[str, Any]  # every setting that the training depends on
     digest: str
+    search: dict[str, float] = dataclasses.field(default_factory=dict)  # `prune` fractions tried -> top-1 on images
+    # set aside for that
 
 
 @dataclasses.dataclass(frozen=True)

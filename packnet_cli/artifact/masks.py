@@ -52,9 +52,13 @@ def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     return pruned
 
 
-def release_count(owned: int, prune: float) -> int:
-    """How many of `owned` weights a prune fraction in [0, 1) releases: round(prune * owned)."""
-    return round(prune * owned)
+def global_counts(layers: dict[str, tuple[Mask, Floats]], task: int, count: int) -> dict[str, int]:
+    """How many of the `count` smallest weights that `task` owns in all layers together lie in each of them."""
+    magnitudes = [np.abs(values[mask == task]) for mask, values in layers.values()]
+    ends = np.cumsum([own.size for own in magnitudes])
+    smallest = np.argpartition(np.concatenate(magnitudes), count - 1)[:count] if count else np.empty(0, np.intp)
+    counts = np.bincount(np.searchsorted(ends, smallest, side="right"), minlength=len(layers))
+    return dict(zip(layers, counts.tolist(), strict=True))
 
 
 def count_owned(mask: Mask, task: int) -> int:

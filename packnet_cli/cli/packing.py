@@ -1,23 +1,32 @@
-"""The commands that make an artifact and put tasks into it."""
+"""The commands that make an artifact, put tasks into it and make room in it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
+from packnet_cli.cli import Amp, Device, Json, Packed, Workers, app
+from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import CHOICES, Recipe
+from packnet_cli.recipe import SETTINGS, Recipe
 
 PIXELS = "Preprocessing, where it differs from timm's"
-TRAINING = "Training"
+BASE = "The pretrained network as task 1"
+
+DryRun = Annotated[bool, Option("--dry-run", help="Only show who would own what.")]
+Distill = Annotated[
+    Path | None,
+    Option(metavar="DIR", help="Retrain on any images, without labels: the unpruned network is the teacher."),
+]
 
 
 @app.command()
+@with_settings(*RETRAINING)
 def init(
     path: Annotated[Path, Argument(metavar="PACKED", help="The file to make, for example packed.st.")],
     arch: Annotated[str, Option(help="A timm classifier: vgg16, resnet50, hf-hub:timm/resnet50.a1_in1k, ...")],
+    settings: dict[str, Any],
     weights: Annotated[
         Path | None, Option(metavar="FILE", help="Start from this .safetensors, .pt or .pth file, not from the hub.")
     ] = None,
@@ -25,8 +34,22 @@ def init(
     model_kwargs: Annotated[
         list[str] | None, Option(metavar="KEY=VALUE", help="Argument of timm.create_model; may be repeated.")
     ] = None,
-    seed: Annotated[int, Option(help="Seed of random weights.")] = 0,
     force: Annotated[bool, Option("--force", help="Replace an existing file.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    prune: Annotated[
+        float | None,
+        Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
+    ] = None,
+    data: Annotated[
+        Path | None, Option(metavar="DIR", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+    ] = None,
+    distill: Distill = None,
+    name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
+    class_names: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Its classes, one a line, in order of its outputs.", rich_help_panel=BASE),
+    ] = None,
     img_size: Annotated[int | None, Option(min=1, help="Image size, pixels.", rich_help_panel=PIXELS)] = None,
     in_chans: Annotated[int | None, Option(help="Image channels: 1, 3 or 4.", rich_help_panel=PIXELS)] = None,
     mean: Annotated[
@@ -41,20 +64,23 @@ def init(
     interpolation: Annotated[
         str | None, Option(help="bilinear, bicubic, nearest or lanczos.", rich_help_panel=PIXELS)
     ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    amp: Amp = False,
 ) -> None:
-    """Start a packed model from a timm network; all of its weights are free."""
-    if pretrained and weights is None:
-        report.say(f"fetching the pretrained weights of {arch}, unless they are here already ...")
+    """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
+    recipe = recipe_from(settings)
+    base = {"--data": data, "--distill": distill, "--name": name, "--class-names": class_names}
+    for flag, value in base.items():
+        if value is not None and prune is None:
+            raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
+    from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
 
-    artifact = pack.init(
-        path,
-        arch,
-        weights=weights,
-        pretrained=pretrained,
-        model_kwargs=parse_model_kwargs(model_kwargs or []),
-        data_config={
+    how: dict[str, Any] = {
+        "model_kwargs": parse_model_kwargs(model_kwargs or []),
+        "data_config": {
             "img_size": img_size,
             "in_chans": in_chans,
             "mean": _numbers("--mean", mean),
@@ -62,75 +88,77 @@ def init(
             "crop_pct": crop_pct,
             "interpolation": interpolation,
         },
-        seed=seed,
-        force=force,
-    )
+    }
+    if dry_run:
+        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
+        return
+    with report.training_bar() as progress:
+        artifact = pack.init(
+            path,
+            arch,
+            weights=weights,
+            pretrained=pretrained,
+            seed=recipe.seed,
+            force=force,
+            prune=prune,
+            folder=data,
+            distill=distill,
+            name=name,
+            class_names=class_names,
+            recipe=recipe,
+            device=device,
+            workers=workers,
+            amp=amp,
+            progress=progress,
+            say=report.say,
+            **how,
+        )
+    if json:
+        report.summary(summarize(path), as_json=True)
+        return
     report.started(path, artifact)
+    if prune is not None:
+        report.added(summarize(path), as_json=False)
 
 
 @app.command()
+@with_settings(*SETTINGS)
 def add_task(
     path: Packed,
     data: Annotated[
         Path, Option(metavar="DIR", help="Images: train/<class>/... and val/<class>/..., or just <class>/...")
     ],
+    settings: dict[str, Any],
     name: Annotated[str | None, Option(help="Name of the task; default, the folder's.")] = None,
-    prune: Annotated[float, Option(help="Fraction of its weights to release to later tasks, 0 to 1.")] = 0.0,
+    prune: Annotated[
+        str, Option(metavar="FRACTION|auto", help="Fraction of its weights to release to later tasks, 0 to 1.")
+    ] = "0",
+    tasks_left: Annotated[
+        int | None, Option(min=0, help="With --prune auto: leave equal shares to so many later tasks.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, Option(help="With --prune auto: release all that costs at most so many points of accuracy.")
+    ] = None,
+    head_only: Annotated[bool, Option("--head-only", help="A classifier alone, on the newest task's weights.")] = False,
+    dry_run: DryRun = False,
     json: Json = False,
-    epochs: Annotated[int, Option(help="Epochs on all free weights.", rich_help_panel=TRAINING)] = Recipe.epochs,
-    retrain_epochs: Annotated[
-        int, Option(help="Epochs from the first release on.", rich_help_panel=TRAINING)
-    ] = Recipe.retrain_epochs,
-    lr: Annotated[float, Option(help="Learning rate.", rich_help_panel=TRAINING)] = Recipe.lr,
-    retrain_lr: Annotated[
-        float, Option(help="Learning rate after pruning.", rich_help_panel=TRAINING)
-    ] = Recipe.retrain_lr,
-    opt: Annotated[
-        str, Option(help="timm optimizer: momentum, sgd, adamw, ...", rich_help_panel=TRAINING)
-    ] = Recipe.opt,
-    weight_decay: Annotated[float, Option(help="Weight decay.", rich_help_panel=TRAINING)] = Recipe.weight_decay,
-    sched: Annotated[
-        str, Option(help=f"timm schedule: {', '.join(CHOICES['sched'])}.", rich_help_panel=TRAINING)
-    ] = Recipe.sched,
-    crop_scale: Annotated[
-        float, Option(help="Smallest part of an image in a training crop.", rich_help_panel=TRAINING)
-    ] = Recipe.crop_scale,
-    prune_steps: Annotated[
-        int, Option(help="Release in so many steps, one an epoch.", rich_help_panel=TRAINING)
-    ] = Recipe.prune_steps,
-    restart: Annotated[
-        str, Option(help="Start free weights at their pretrained values, or at zero.", rich_help_panel=TRAINING)
-    ] = Recipe.restart,
-    norm: Annotated[
-        str, Option(help="Norm and biases trained by each task, or frozen after the first.", rich_help_panel=TRAINING)
-    ] = Recipe.norm,
-    val_split: Annotated[
-        float, Option(help="Part held out where there is no val/ folder.", rich_help_panel=TRAINING)
-    ] = Recipe.val_split,
-    seed: Annotated[int, Option(help="Seed of head, order and augmentation.", rich_help_panel=TRAINING)] = Recipe.seed,
-    batch_size: BatchSize = Recipe.batch_size,
     device: Device = "auto",
     workers: Workers = None,
     amp: Amp = False,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
-    recipe = Recipe(
-        epochs=epochs,
-        retrain_epochs=retrain_epochs,
-        lr=lr,
-        retrain_lr=retrain_lr,
-        batch_size=batch_size,
-        opt=opt,
-        weight_decay=weight_decay,
-        sched=sched,
-        crop_scale=crop_scale,
-        prune_steps=prune_steps,
-        restart=restart,
-        norm=norm,
-        val_split=val_split,
-        seed=seed,
-    )
-    from packnet_cli.artifact.summary import summarize
+    recipe = recipe_from(settings)
+    fraction = _fraction(prune, tasks_left, max_drop)
+    if dry_run:
+        from packnet_cli.artifact import format, plan
+
+        if max_drop is not None:
+            raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
+        artifact = format.load(path)
+        wanted = {name or data.resolve().name: fraction}
+        shares = plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+        report.plan(shares, as_json=json)
+        return
     from packnet_cli.engine import pack
 
     with report.training_bar() as progress:
@@ -138,14 +166,92 @@ def add_task(
             path,
             data,
             name=name,
-            prune=prune,
+            prune=fraction,
+            max_drop=max_drop,
+            head_only=head_only,
             recipe=recipe,
             device=device,
             workers=workers,
             amp=amp,
             progress=progress,
         )
+    _report_newest(path, json)
+
+
+@app.command()
+@with_settings(*RETRAINING, show_defaults=False)
+def prune(
+    path: Packed,
+    task: Annotated[str, Option(help="Index or name of the newest task; no other can be pruned.")],
+    prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
+    settings: dict[str, Any],
+    data: Annotated[
+        Path | None, Option(metavar="DIR", help="Images to retrain on; default, those it was added with.")
+    ] = None,
+    distill: Distill = None,
+    json: Json = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    amp: Amp = False,
+) -> None:
+    """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
+    from packnet_cli.artifact import format
+
+    recorded = format.load_header(path).task(task).recipe
+    recipe = recipe_from(settings, Recipe.recorded(recorded))
+    from packnet_cli.engine import pack
+
+    with report.training_bar() as progress:
+        pack.prune_task(
+            path,
+            task,
+            prune=prune,
+            folder=data,
+            distill=distill,
+            recipe=recipe,
+            device=device,
+            workers=workers,
+            amp=amp,
+            progress=progress,
+        )
+    _report_newest(path, json)
+
+
+@app.command()
+def plan(
+    path: Packed,
+    tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],
+    layers: Annotated[bool, Option("--layers", help="Show the shares in each layer.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what equal shares of the free weights come to, and the prune fractions that give them."""
+    from packnet_cli.artifact import format
+    from packnet_cli.artifact.plan import equal_shares, share_out
+
+    artifact = format.load(path)
+    report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
+
+
+def _report_newest(path: Path, json: bool) -> None:
+    from packnet_cli.artifact.summary import summarize
+
     report.added(summarize(path), as_json=json)
+
+
+def _fraction(prune: str, tasks_left: int | None, max_drop: float | None) -> float:
+    """What --prune means: a number, or with `auto` an equal share, or 0 where it is to be searched for."""
+    from packnet_cli.artifact.plan import equal_share
+
+    if prune == "auto":
+        if (tasks_left is None) == (max_drop is None):
+            raise UsageError("--prune auto needs either --tasks-left N (equal shares) or --max-drop POINTS (a search)")
+        return equal_share(tasks_left) if tasks_left is not None else 0.0
+    if tasks_left is not None or max_drop is not None:
+        raise UsageError("--tasks-left and --max-drop go with --prune auto")
+    try:
+        return float(prune)
+    except ValueError:
+        raise UsageError(f"--prune takes a fraction from 0 to 1, or auto, not {prune!r}") from None
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError
 
+CACHE_BYTES = 2 << 30  # of decoded images that one split keeps in memory, in each process that decodes
 HELD_OUT_FOLDERS = ("val", "validation", "test")
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files
@@ -39,22 +40,31 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The class names of a task in order of label, and its images."""
+    """The class names of a task in order of label, and its images; without held-out ones accuracy is not measured."""
 
     classes: tuple[str, ...]
     train: Split
-    held_out: HeldOut
+    held_out: HeldOut | None
+
+    @property
+    def splits(self) -> list[Split]:
+        return [self.train] + ([self.held_out.split] if self.held_out else [])
 
 
-def open_training(folder: Path, *, val_split: float, seed: int) -> TrainingImages:
+def open_training(
+    folder: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None
+) -> TrainingImages:
     """The classes, training images and held-out images in a folder.
 
     `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone;
-    then of each class the fraction `val_split` is held out: under one seed always the same files.
+    then of each class the fraction `val_split` is held out: under one seed always the same files. A network that knows
+    its `classes` already has its labels by them, and need not find all of them here.
     Raises DataError.
     """
     files = _class_files(_training_folder(folder))
-    classes = tuple(files)
+    if classes is not None:
+        _check_known(folder, files, classes)
+    classes = classes or tuple(files)
     if len(classes) < 2:
         raise DataError(f"{folder} has only the class {classes[0]!r}; a classifier needs at least two class folders")
     for name, paths in files.items():
@@ -78,13 +88,38 @@ def open_held_out(
     files = _class_files(source or _training_folder(folder))
     if source is None and trained_on:
         _, files = _hold_out(files, val_split, seed)
-    unknown = [name for name in files if name not in classes]
-    if unknown:
-        raise DataError(f"{source or folder} has {len(unknown)} class folder(s) unknown to the task: {_few(unknown)}")
+    _check_known(source or folder, files, classes)
     split = _split(files, classes)
     if not split.paths:
         raise DataError(f"{source or folder} holds no images to evaluate on")
     return HeldOut(split, tuple(name for name in classes if not files.get(name)))
+
+
+def open_unlabelled(folder: Path) -> Split:
+    """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(f"the folder {folder} does not exist")
+    paths = sorted(path for path in folder.rglob("*") if _is_image_name(path))
+    if not paths:
+        raise DataError(f"{folder} holds no images")
+    return Split(paths, [0] * len(paths))
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted: the training images', else the held-out ones'. Raises DataError."""
+    held_out = None if (folder / "train").is_dir() else _held_out_folder(folder)
+    return tuple(_class_files(held_out or _training_folder(folder)))
+
+
+def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """A split in two, the second with the seeded, stratified fraction `fraction` of it."""
+    files: ClassFiles = {}
+    label_of = dict(zip(split.paths, split.labels, strict=True))
+    for path, label in label_of.items():
+        files.setdefault(str(label), []).append(path)
+    parts = (sorted(path for paths in part.values() for path in paths) for part in _hold_out(files, fraction, seed))
+    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in parts)
+    return kept, aside
 
 
 def check_images(*splits: Split) -> None:
@@ -118,7 +153,7 @@ def batches(
     return DataLoader(
         ImageFiles(split, transform, CHANNELS[data_config["input_size"][0]]),
         batch_size,
-        shuffle=training,
+        shuffle=training and bool(split.paths),
         drop_last=lone,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -127,17 +162,28 @@ def batches(
 
 
 class ImageFiles(Dataset[Any]):
-    """The images of a split, decoded and transformed one at a time."""
+    """The images of a split, transformed one at a time; each is decoded once and kept, as far as `room` bytes go."""
 
-    def __init__(self, split: Split, transform: Any, mode: str) -> None:
-        self.split, self.transform, self.mode = split, transform, mode
+    def __init__(self, split: Split, transform: Any, mode: str, room: int = CACHE_BYTES) -> None:
+        self.split, self.transform, self.mode, self.room = split, transform, mode, room
+        self.kept: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.split.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with Image.open(self.split.paths[index]) as image:
-            return self.transform(image.convert(self.mode)), self.split.labels[index]
+        return self.transform(self._decoded(index)), self.split.labels[index]
+
+    def _decoded(self, index: int) -> Image.Image:
+        if index in self.kept:
+            return self.kept[index]
+        with Image.open(self.split.paths[index]) as file:
+            image = file.convert(self.mode)
+        size = image.width * image.height * len(self.mode)
+        if size <= self.room:
+            self.kept[index] = image
+            self.room -= size
+        return image
 
 
 # --- finding files --------------------------------------------------------------------------------------------------
@@ -183,6 +229,13 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
         count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
         held_out[name], kept[name] = ranked[:count], ranked[count:]
     return kept, held_out
+
+
+def _check_known(folder: Path, files: ClassFiles, classes: tuple[str, ...]) -> None:
+    known = set(classes)
+    unknown = [name for name in files if name not in known]
+    if unknown:
+        raise DataError(f"{folder} has {len(unknown)} class folder(s) unknown to the task: {_few(unknown)}")
 
 
 def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:

@@ -1,35 +1,27 @@
-"""The whole story: start a packed model, and add tasks to it.
+"""The whole story: start a packed model, add tasks to it, and prune the newest further.
 
 The method is PackNet's (Mallya and Lazebnik, CVPR 2018, section 3): a task trains all free weights on top of the
 frozen ones of earlier tasks, releases the smallest of its own in each layer, retrains the rest, and owns them for good.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from timm.utils import random_seed as _seed
 
-from packnet_cli.artifact import atomic, edit, format, masks
+from packnet_cli.artifact import atomic, edit, format, masks, plan
 from packnet_cli.artifact.format import Artifact, Header, Task
-from packnet_cli.engine import data, network
+from packnet_cli.engine import base, data, network, newtask
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.start import start_from
-from packnet_cli.engine.train import Freezer, Step, check_optimizer, evaluate, train
-from packnet_cli.errors import ArtifactError, CapacityError, NetworkError, TaskError, UsageError
+from packnet_cli.engine.newtask import Claim, Machine, NewTask, Progress, silent
+from packnet_cli.engine.search import prune_as_far_as
+from packnet_cli.engine.start import Origin, start_from
+from packnet_cli.engine.train import check_optimizer
+from packnet_cli.errors import ArtifactError, CapacityError, TaskError, UsageError
 from packnet_cli.recipe import Recipe
-
-Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
-
-
-def _silent(phase: str, step: Step) -> None:
-    """The progress callback that shows nothing."""
-
 
 # --- init -----------------------------------------------------------------------------------------------------------
 
@@ -44,16 +36,36 @@ def init(
     data_config: dict[str, Any] | None = None,
     seed: int = 0,
     force: bool = False,
+    prune: float | None = None,
+    folder: Path | None = None,
+    distill: Path | None = None,
+    name: str | None = None,
+    class_names: Path | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    amp: bool = False,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
-    """Make an artifact of a timm classifier's weights, all of them free, write it to `path` and return it.
+    """Make an artifact of a timm classifier's weights, write it to `path` and return it.
 
     The weights come from the file `weights`, else from timm's hub, else (not `pretrained`) from `seed`. `model_kwargs`
     go to timm.create_model; `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct,
-    interpolation. Raises ArtifactError if `path` exists, unless `force`; NetworkError; UsageError.
+    interpolation.
+
+    Without `prune` all weights are free. With it the network keeps its own classifier as task 1: that fraction of each
+    layer is released, and the rest retrained on the labelled images in `folder`, or on any images in `distill` with
+    the unpruned network as teacher, or (neither) not at all. `class_names` is a file with the classifier's classes.
+
+    Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError.
     """
+    recipe = recipe or Recipe()
     atomic.check_writable(path)
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
+    if prune is not None:
+        _check_settings(prune, recipe)
     _seed(seed)
     origin = start_from(
         arch,
@@ -61,15 +73,47 @@ def init(
         pretrained=pretrained,
         model_kwargs=model_kwargs or {},
         data_config=data_config or {},
+        keep_head=prune is not None,
+        say=say,
     )
-    kinds = network.classify(origin.model, origin.header.head)
-    state = network.read(origin.model)
-    shared = {name: state[name] for name, kind in kinds.items() if kind is Kind.PACKED}
-    mask = {name: np.zeros(array.shape, np.uint8) for name, array in shared.items()}
-    own = {name: state[name] for name, kind in kinds.items() if kind is Kind.PER_TASK}
-    artifact = Artifact(origin.header, shared, mask, (own,))
+    artifact = _all_free(origin)
+    if prune is not None:
+        classes = base.class_names(origin, class_names, folder)
+        name = _check_name(artifact.header, name or base.default_name(classes, folder))
+        images, recipe = base.open_images(classes, folder, distill, recipe)
+        claim = dataclasses.replace(newtask.claim_free(artifact, recipe), state=network.read(origin.model))
+        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress)
+        task.measure("dense")
+        task.prune_and_retrain(prune)
+        artifact = _keep(task, claim, name, images.classes, folder, prune)
     format.save(artifact, path)
     return artifact
+
+
+def plan_init(
+    arch: str,
+    *,
+    prune: float | None,
+    name: str | None,
+    recipe: Recipe,
+    model_kwargs: dict[str, Any],
+    data_config: dict[str, Any],
+) -> plan.Plan:
+    """Who would own what after `init` with these arguments. Needs no weights, and writes nothing."""
+    _check_settings(prune or 0.0, recipe)
+    origin = start_from(arch, weights=None, pretrained=False, model_kwargs=model_kwargs, data_config=data_config)
+    wanted = {} if prune is None else {name or "task 1": prune}
+    return plan.share_out(_all_free(origin), wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+
+
+def _all_free(origin: Origin) -> Artifact:
+    """A network's weights as an artifact without tasks."""
+    kinds = network.classify(origin.model, origin.header.head)
+    state = network.read(origin.model)
+    shared = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PACKED}
+    mask = {tensor: np.zeros(array.shape, np.uint8) for tensor, array in shared.items()}
+    own = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PER_TASK}
+    return Artifact(origin.header, shared, mask, (own,))
 
 
 # --- add-task -------------------------------------------------------------------------------------------------------
@@ -81,79 +125,128 @@ def add_task(
     *,
     name: str | None = None,
     prune: float = 0.0,
+    max_drop: float | None = None,
+    head_only: bool = False,
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Artifact:
     """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
 
+    With `max_drop` the fraction is searched for: the largest after which top-1 is at most so many points lower. With
+    `head_only` the task gets a head on what the newest task sees, and no weights.
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
     stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
     """
     recipe = recipe or Recipe()
-    plan = _plan(path, folder, name, prune, recipe, device)
-    task = NewTask(plan, recipe, workers=workers, amp=amp, progress=progress)
+    # Try everything that can fail now, before hours of training.
+    _check_settings(prune, recipe, max_drop, head_only)
+    unchanged_since = atomic.stamp(path)
+    artifact = _load_whole(path)
+    _check_capacity(path, artifact, head_only)
+    name = _check_name(artifact.header, name or folder.resolve().name)
+    images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
+    data.check_images(*images.splits)
+    claim = newtask.claim_nothing(artifact) if head_only else newtask.claim_free(artifact, recipe)
+    kept, aside = images.train, None
+    if max_drop is not None:
+        kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
+
+    task = NewTask(claim, dataclasses.replace(images, train=kept), recipe, Machine(device, workers, amp), progress)
     task.train()
-    if prune:
+    search: dict[str, float] = {}
+    if max_drop is not None and aside is not None:
+        prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
+    elif prune:
         task.prune_and_retrain(prune)
-    task.check_constants()
-    entry = Task(
-        index=plan.index,
-        name=plan.name,
-        classes=plan.images.classes,
-        prune=prune,
-        owned={},
-        accuracy=task.accuracy,
-        top1=task.final.top1,
-        top5=task.final.top5,
-        images=task.final.images,
-        data=str(folder.resolve()),
-        recipe=dataclasses.asdict(recipe),
-        digest="",
-    )
-    state = network.read(task.model)
-    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
-    after = edit.with_task(plan.artifact, entry, state, task.mask, own)
-    format.save(after, path, unchanged_since=plan.unchanged_since)
+    after = _keep(task, claim, name, images.classes, folder, prune, search)
+    format.save(after, path, unchanged_since=unchanged_since)
     return after
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is settled before any training: the file as it is, and the new task's name, index, images and device."""
-
-    artifact: Artifact
-    unchanged_since: atomic.Stamp
-    name: str
-    index: int
-    images: data.TrainingImages
-    device: torch.device
+# --- prune ----------------------------------------------------------------------------------------------------------
 
 
-def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Recipe, device: str) -> Plan:
-    """Try everything that can fail now, before hours of training."""
+def prune_task(
+    path: Path,
+    wanted: str,
+    *,
+    prune: float,
+    folder: Path | None = None,
+    distill: Path | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    amp: bool = False,
+    progress: Progress = silent,
+) -> Artifact:
+    """Release the fraction `prune` of what the newest task owns in each layer and retrain it, on its own images.
+
+    Only the newest: every later task runs on an earlier one's weights, so that they cannot go. What is released keeps
+    the value that the task had given it as the dormant one. The recipe is by default the one that the task was trained
+    by; `folder` and `distill` are as for `init`. Returns the new artifact; errors are those of `add_task`.
+    """
+    unchanged_since = atomic.stamp(path)
+    artifact = _load_whole(path)
+    entry = artifact.header.task(wanted)
+    newest = artifact.header.tasks[-1]
+    if entry != newest:
+        raise TaskError(
+            f"task {entry.index} ({entry.name}) cannot be pruned any more: later tasks run on its weights. "
+            f"Only the newest can, {newest.index} ({newest.name})"
+        )
+    if not any(entry.owned.values()):
+        raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
+    recipe = recipe or Recipe.recorded(entry.recipe)
+    _check_settings(prune, recipe)
+    if folder is None and entry.data and distill is None:
+        folder = Path(entry.data)
+    images, recipe = base.open_images(entry.classes, folder, distill, recipe)
+    claim = newtask.claim_again(artifact)
+    task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress)
+    task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
+    task.prune_and_retrain(prune)
+    total = 1 - (1 - entry.prune) * (1 - prune)
+    after = _keep(task, claim, entry.name, entry.classes, folder, total, entry.search)
+    format.save(after, path, unchanged_since=unchanged_since)
+    return after
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def _check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
     if not 0 <= prune < 1:
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise UsageError(f"--max-drop is a number of points from 0 to 100, not {max_drop}")
+    if head_only and (prune or max_drop is not None):
+        raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
     check_optimizer(recipe.opt)
-    unchanged_since = atomic.stamp(path)
+
+
+def _load_whole(path: Path) -> Artifact:
+    """The artifact at `path`, writable, and every task in it still what it was when it was added."""
     artifact = format.load(path)
     atomic.check_writable(path)
-    index = len(artifact.header.tasks) + 1
-    if index > masks.MAX_TASKS:
-        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
-    if artifact.free_count() == 0:
-        raise CapacityError(
-            f"no free weights are left in {path}: its last task kept all that it was given. Start another file, or add "
-            "that task again with --prune to a copy made before it"
-        )
     for altered in edit.altered_tasks(artifact):
         raise ArtifactError(f"{path} is damaged: task {altered.index} ({altered.name}) is not what was added")
-    name = _check_name(artifact.header, name or folder.resolve().name)
-    images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
-    data.check_images(images.train, images.held_out.split)
-    return Plan(artifact, unchanged_since, name, index, images, network.choose_device(device))
+    return artifact
+
+
+def _check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
+    tasks = artifact.header.tasks
+    if len(tasks) >= masks.MAX_TASKS:
+        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
+    if head_only and not tasks:
+        raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
+    if not head_only and artifact.free_count() == 0:
+        room = f"make room with `packnet prune {path} --task {len(tasks)} --prune 0.5`, or "
+        if not any(tasks[-1].owned.values()):
+            room = ""
+        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
 
 
 def _check_name(header: Header, name: str) -> str:
@@ -164,106 +257,33 @@ def _check_name(header: Header, name: str) -> str:
     return name
 
 
-class NewTask:
-    """A task in training: its network, and the task-index masks, in which it owns less after each release."""
-
-    def __init__(self, plan: Plan, recipe: Recipe, *, workers: int | None, amp: bool, progress: Progress) -> None:
-        self.plan, self.recipe, self.amp, self.progress = plan, recipe, amp, progress
-        self.accuracy: dict[str, float] = {}
-        _seed(recipe.seed)
-        header = plan.artifact.header
-        self.model = network.build(header, len(plan.images.classes))
-        self.train_norm = recipe.norm == "task" or plan.index == 1
-        self.mask = {layer: masks.claim_free(array, plan.index) for layer, array in plan.artifact.mask.items()}
-        self.freezer = self._set_starting_values()
-        self.constants = network.constants(self.model)
-        self.train_batches, self.val_batches = (
-            data.batches(
-                split,
-                header.data_config,
-                training=split is plan.images.train,
-                batch_size=recipe.batch_size,
-                workers=workers,
-                device=plan.device,
-                crop_scale=recipe.crop_scale,
-            )
-            for split in (plan.images.train, plan.images.held_out.split)
-        )
-
-    def _set_starting_values(self) -> Freezer:
-        """The frozen weights of earlier tasks, the free ones at their dormant values (or 0), and a random head."""
-        artifact, k = self.plan.artifact, self.plan.index
-        own = artifact.own[0 if self.train_norm else 1]
-        kinds = network.classify(self.model, artifact.header.head)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
-        network.write(self.model, {name: own[name] for name, kind in kinds.items() if kind is Kind.PER_TASK})
-        network.place(self.model, self.plan.device)
-        last_seen = k - 1 if self.recipe.restart == "zero" else k
-        freezer = Freezer(self.model)
-        freezer.hold(
-            {layer: masks.keep_visible(artifact.shared[layer], self.mask[layer], last_seen) for layer in self.mask},
-            self._trainable(),
-        )
-        return freezer
-
-    def _trainable(self) -> dict[str, masks.Bools]:
-        return {layer: array == self.plan.index for layer, array in self.mask.items()}
-
-    def train(self) -> None:
-        for _ in self._epochs("train", self.recipe.epochs, self.recipe.lr):
-            pass
-        self._evaluate("dense")
-
-    def prune_and_retrain(self, prune: float) -> None:
-        """Release the fraction `prune` of each layer's own weights, in steps along the first epochs, and retrain.
-
-        Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
-        """
-        k = self.plan.index
-        claimed = {layer: masks.count_owned(array, k) for layer, array in self.mask.items()}
-        steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
-
-        def release(step: int) -> None:
-            weights = network.read(self.model, set(self.mask))
-            for layer, count in claimed.items():
-                goal = round(masks.release_count(count, prune) * (1 - (1 - step / steps) ** 3))
-                done = count - masks.count_owned(self.mask[layer], k)
-                self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], k, goal - done)
-                weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], k)
-            self.freezer.hold(weights, self._trainable())
-            if step == steps:
-                self._evaluate("pruned")
-
-        release(1)
-        for epoch in self._epochs("retrain", self.recipe.retrain_epochs, self.recipe.retrain_lr):
-            if 0 < epoch < steps:
-                release(epoch + 1)
-        self._evaluate("retrained")
-
-    def _epochs(self, phase: str, epochs: int, lr: float) -> Iterator[int]:
-        return train(
-            self.model,
-            self.train_batches,
-            self.freezer,
-            epochs=epochs,
-            lr=lr,
-            opt=self.recipe.opt,
-            weight_decay=self.recipe.weight_decay,
-            sched=self.recipe.sched,
-            train_norm=self.train_norm,
-            amp=self.amp,
-            progress=partial(self.progress, phase),
-        )
-
-    def check_constants(self) -> None:
-        """Raise NetworkError if training moved a buffer that the state dict leaves out, and with it the artifact."""
-        for name, buffer in network.constants(self.model).items():
-            if not torch.equal(buffer, self.constants[name]):
-                raise NetworkError(
-                    f"cannot pack this network: training changes {name}, which its state dict leaves out"
-                )
-
-    def _evaluate(self, phase: str) -> None:
-        self.final = evaluate(self.model, self.val_batches, amp=self.amp)
-        self.accuracy[phase] = self.final.top1
+def _keep(
+    task: NewTask,
+    claim: Claim,
+    name: str,
+    classes: tuple[str, ...],
+    folder: Path | None,
+    prune: float,
+    search: dict[str, float] | None = None,
+) -> Artifact:
+    """The artifact with the trained task in it, if training left everything else alone."""
+    task.check_constants()
+    final = task.final
+    entry = Task(
+        index=claim.index,
+        name=name,
+        classes=classes,
+        prune=prune,
+        owned={},
+        accuracy=task.accuracy,
+        top1=final.top1 if final else None,
+        top5=final.top5 if final else None,
+        images=final.images if final else 0,
+        data=str(folder.resolve()) if folder else "",
+        recipe=dataclasses.asdict(task.recipe),
+        search=search or {},
+        digest="",
+    )
+    state = network.read(task.model)
+    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
+    return edit.with_task(claim.artifact, entry, state, task.mask, own)

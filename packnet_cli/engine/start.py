@@ -3,7 +3,7 @@
 import ast
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,12 @@ class Origin:
     model: nn.Module
     header: Header
 
+    @property
+    def num_classes(self) -> int:
+        """The outputs of its classifier."""
+        count: Any = self.model.num_classes
+        return int(count)
+
 
 def start_from(
     arch: str,
@@ -34,10 +40,13 @@ def start_from(
     pretrained: bool,
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
+    keep_head: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Origin:
     """A network with weights from the file `weights`, else pretrained ones from the hub, else random ones.
 
-    `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
+    With `keep_head` the classifier comes from there too. `say` is told when a download begins. `data_config` overrides
+    timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
@@ -48,12 +57,16 @@ def start_from(
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
     source = "random"
+    if keep_head and weights is None and not pretrained:
+        raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     if weights is not None:
-        model = create(name, arguments)
-        _load_weights(model, weights, cfg)
+        found = _read_weights(weights)
+        classes = {"num_classes": _outputs(found, weights, cfg)} if keep_head else {}
+        model = create(name, arguments | classes)
+        _load_weights(model, found, weights, cfg, keep_head)
         source = str(weights.resolve())
     elif pretrained:
-        model, source = _create_pretrained(arch, arguments, cfg)
+        model, source = _create_pretrained(arch, arguments, cfg, say)
     else:
         model = create(name, arguments)
     resolved = _data_config(wanted, cfg)
@@ -79,10 +92,13 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return name, found.to_dict() if found is not None else {}, {}
 
 
-def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any]) -> tuple[nn.Module, str]:
+def _create_pretrained(
+    arch: str, arguments: dict[str, Any], cfg: dict[str, Any], say: Callable[[str], None]
+) -> tuple[nn.Module, str]:
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
+    say(f"fetching the pretrained weights of {arch}, unless they are here already ...")
     with _from_hub(arch):
         return create(arch, arguments, pretrained=True), str(source or arch)
 
@@ -149,26 +165,38 @@ def _from_hub(arch: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
-    """Set all weights but the classifier's from a file; every one must be there and fit."""
+def _read_weights(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise NetworkError(f"the weights file {path} does not exist")
     try:
-        found = load_state_dict(str(path), weights_only=True)
+        found: dict[str, Any] = load_state_dict(str(path), weights_only=True)
+        return found
     except Exception as error:
         raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
+
+
+def _outputs(found: dict[str, Any], path: Path, cfg: dict[str, Any]) -> int:
+    """The number of classes of the classifier in a weights file."""
+    for prefix in head_prefixes(cfg):
+        if f"{prefix}.weight" in found:
+            return int(found[f"{prefix}.weight"].shape[0])
+    raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
+
+
+def _load_weights(model: nn.Module, found: dict[str, Any], path: Path, cfg: dict[str, Any], keep_head: bool) -> None:
+    """Set all weights, the classifier's only with `keep_head`; every one must be there and fit."""
     own = model.state_dict()
     head = tuple(f"{prefix}." for prefix in head_prefixes(cfg))
-    body = {name for name in own if not name.startswith(head)}
+    wanted = {name for name in own if keep_head or not name.startswith(head)}
     stem = f"{cfg.get('first_conv')}.weight"
-    if stem in body and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
+    if stem in wanted and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
         found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
-    missing = sorted(body - found.keys())
-    unfit = sorted(name for name in body & found.keys() if found[name].shape != own[name].shape)
+    missing = sorted(wanted - found.keys())
+    unfit = sorted(name for name in wanted & found.keys() if found[name].shape != own[name].shape)
     for what, names in (("lacks", missing), ("has another shape for", unfit)):
         if names:
             raise NetworkError(
-                f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors, "
+                f"{path} does not fit this architecture: it {what} {len(names)} of {len(wanted)} tensors, "
                 f"{names[0]} among them; check --arch and --model-kwargs"
             )
-    model.load_state_dict({name: found[name] for name in body}, strict=False)
+    model.load_state_dict({name: found[name] for name in wanted}, strict=False)

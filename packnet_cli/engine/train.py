@@ -1,15 +1,17 @@
 """The one training loop, and evaluation. Knows a model, batches and boolean masks; nothing of files or printing."""
 
+import copy
 import difflib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.nn import functional as F
@@ -78,6 +80,23 @@ class Freezer:
             torch.where(trainable, parameter, frozen, out=parameter)
 
 
+class Teacher:
+    """The network as it was before pruning: in retraining, its answers are part of what is asked for, or all of it."""
+
+    TEMPERATURE = 2.0
+
+    def __init__(self, model: nn.Module, weight: float) -> None:
+        self.model, self.weight = copy.deepcopy(model).eval().requires_grad_(False), weight
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
+        with torch.no_grad():
+            wanted = F.log_softmax(self.model(images) / self.TEMPERATURE, 1)
+        given = F.log_softmax(logits / self.TEMPERATURE, 1)
+        soft = F.kl_div(given, wanted, log_target=True, reduction="batchmean") * self.TEMPERATURE**2
+        return soft if self.weight == 1 else (1 - self.weight) * F.cross_entropy(logits, labels) + self.weight * soft
+
+
 def train(
     model: nn.Module,
     batches: DataLoader[Any],
@@ -91,14 +110,28 @@ def train(
     train_norm: bool,
     amp: bool,
     progress: Callable[[Step], None],
+    head: tuple[str, ...] = (),
+    head_lr: float = 1.0,
+    teacher: Teacher | None = None,
 ) -> Iterator[int]:
     """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
-    stored statistics. `amp` computes in bfloat16 while the weights stay float32. Raises DivergedError.
+    stored statistics. `amp` computes in bfloat16 while the weights stay float32. Parameters below the modules `head`
+    learn at `head_lr` times the rate. Raises DivergedError.
     """
+    if not epochs:
+        return
     device = next(model.parameters()).device
-    optimizer = create_optimizer_v2(model, opt=opt, lr=lr, weight_decay=weight_decay, momentum=MOMENTUM)
+    groups = partial(_with_head_apart, weight_decay=weight_decay, head=head, lr=lr * head_lr)
+    optimizer = create_optimizer_v2(
+        model,
+        opt=opt,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=MOMENTUM,
+        param_group_fn=groups if head_lr != 1 else None,
+    )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
@@ -118,7 +151,7 @@ def train(
             labels = labels.to(device, non_blocking=True)  # (N,)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = model(images)  # (N, classes)
-                loss = F.cross_entropy(logits, labels)
+                loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             if not loss.isfinite():
                 raise _diverged(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}", lr)
             optimizer.zero_grad()
@@ -137,6 +170,20 @@ def train(
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
             raise _diverged(f"{name} is no longer finite after the last epoch", lr)
+
+
+def _with_head_apart(
+    model: nn.Module, *, weight_decay: float, head: tuple[str, ...], lr: float
+) -> list[dict[str, Any]]:
+    """timm's parameter groups, with and without weight decay, and the same of the head at its own learning rate."""
+    of_head = {id(parameter) for name in head for parameter in model.get_submodule(name).parameters()}
+    tables: set[str] = getattr(model, "no_weight_decay", set)()
+    groups = []
+    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables):
+        parameters = list(group["params"])
+        groups.append(group | {"params": [p for p in parameters if id(p) not in of_head]})
+        groups.append(group | {"params": [p for p in parameters if id(p) in of_head], "lr": lr})
+    return [group for group in groups if group["params"]]
 
 
 def _diverged(what: str, lr: float) -> DivergedError:

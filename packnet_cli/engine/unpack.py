@@ -17,10 +17,13 @@ from packnet_cli.errors import DataError, TaskError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a task does on its held-out images; `missing` names the classes that have none."""
+    """How a task does on its held-out images; `missing` names the classes that have none.
+
+    Of a task that was added without images, and is evaluated among all others, the accuracy is None.
+    """
 
     task: Task
-    accuracy: Accuracy
+    accuracy: Accuracy | None
     missing: tuple[str, ...]
 
 
@@ -44,6 +47,9 @@ def evaluate_tasks(
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     for task in tasks:
+        if wanted == "all" and not (folder or task.data):
+            yield Evaluation(task, None, ())
+            continue
         held_out = _held_out(task, folder)
         batches = data.batches(
             held_out.split,
@@ -58,6 +64,8 @@ def evaluate_tasks(
 
 
 def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
+    if not (folder or task.data):
+        raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
     if folder is None and not where.is_dir():
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")

@@ -1,0 +1,106 @@
+"""Capacity before anything runs: how many weights a prune fraction releases in each layer, and what that leaves.
+
+Equal shares for T tasks are p_k = (T - k) / (T - k + 1) for k = 1..T: what a task releases is split evenly among those
+that are still to come.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from packnet_cli.artifact import masks
+from packnet_cli.artifact.format import Artifact
+
+THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can learn little more than its head
+
+
+def equal_share(tasks_left: int) -> float:
+    """The prune fraction that leaves this task as much as each of `tasks_left` later ones will get."""
+    return tasks_left / (tasks_left + 1)
+
+
+def release_counts(
+    owned: dict[str, int], prune: float, *, keep_at_least: int = 0, skip_layers: str = ""
+) -> dict[str, int]:
+    """How many weights of each layer the prune fraction in [0, 1) releases: round(prune * owned), less what is spared.
+
+    `keep_at_least` weights stay in each layer that has as many; layers that match one of the comma-separated patterns
+    `skip_layers` keep all.
+    """
+    skip = [pattern.strip() for pattern in skip_layers.split(",") if pattern.strip()]
+    return {
+        layer: 0
+        if any(fnmatchcase(layer, pattern) for pattern in skip)
+        else max(0, min(round(prune * count), count - keep_at_least))
+        for layer, count in owned.items()
+    }
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A task's share, there already or planned; `prune` is the fraction that it releases of what it finds."""
+
+    index: int
+    name: str
+    prune: float
+    owned: dict[str, int]  # weights, by layer
+
+    @property
+    def total(self) -> int:
+        return sum(self.owned.values())
+
+    @property
+    def dry(self) -> list[str]:
+        """The layers in which it owns nothing."""
+        return [layer for layer, count in self.owned.items() if count == 0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the weights of an artifact are shared out. Counts are of weights, sizes are bytes."""
+
+    seats: tuple[Seat, ...]
+    planned: tuple[Seat, ...]  # those of the seats that are to come
+    free: dict[str, int]  # weights left after the last seat, by layer
+    packed_weights: int
+    file_bytes: int  # heads of planned tasks not counted: their classes are not known
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of `plan --json`."""
+        tasks = [
+            {
+                "index": seat.index,
+                "name": seat.name,
+                "prune": seat.prune,
+                "owned_weights": seat.total,
+                "owned_fraction": seat.total / self.packed_weights,
+                "owned": seat.owned,
+            }
+            for seat in self.seats
+        ]
+        free = sum(self.free.values()) / self.packed_weights
+        return {"tasks": tasks, "free": self.free, "free_fraction": free, "bytes": self.file_bytes}
+
+    def is_thin(self, seat: Seat) -> bool:
+        return seat.total < THIN_SHARE * self.packed_weights
+
+
+def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
+    """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
+    seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
+    free = {layer: masks.count_owned(mask, masks.FREE) for layer, mask in artifact.mask.items()}
+    for index, (name, prune) in enumerate(prunes.items(), start=len(seats) + 1):
+        released = release_counts(free, prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
+        seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
+        free = released
+    planned = seats[len(artifact.header.tasks) :]
+    weights = sum(mask.size for mask in artifact.mask.values())
+    start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
+    file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # 4 bytes a weight and 1 for its owner
+    return Plan(tuple(seats), tuple(planned), free, weights, file_bytes)
+
+
+def equal_shares(artifact: Artifact, tasks: int) -> dict[str, float]:
+    """Equal shares of what is free, for as many more tasks as make `tasks` in all: name -> prune fraction."""
+    there = len(artifact.header.tasks)
+    return {f"task {index}": equal_share(tasks - index) for index in range(there + 1, tasks + 1)}

@@ -1,0 +1,65 @@
+"""The settings of a recipe as command-line options, made from the fields of Recipe: one list, one set of defaults."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+from typer import Option
+
+from packnet_cli.errors import UsageError
+from packnet_cli.recipe import RECIPES, SETTINGS, Recipe, flag
+
+TRAINING = "Training"
+
+FIRST_PHASE = ("epochs", "lr", "head_lr", "restart")  # what a task that is trained already has no use for
+RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
+
+
+def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these settings, and --recipe.
+
+    In place of its parameter `settings` the command gets a dictionary of the settings that were given on the command
+    line, "recipe" among them if it was.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = {"recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}.")} | {
+            name: Option(
+                flag(name),
+                help=SETTINGS[name].metadata["help"],
+                show_default=show_defaults and (str(SETTINGS[name].default) or "none"),
+            )
+            for name in names
+        }
+        for option in options.values():
+            option.rich_help_panel = TRAINING
+        types: dict[str, Any] = {"recipe": str} | {name: SETTINGS[name].type for name in names}
+        added = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types[name] | None, option]
+            )
+            for name, option in options.items()
+        ]
+        signature = inspect.signature(command)
+        kept = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+
+        @wraps(command)
+        def run(*args: Any, **kwargs: Any) -> None:
+            given = {name: kwargs.pop(name) for name in options}
+            command(*args, settings={name: value for name, value in given.items() if value is not None}, **kwargs)
+
+        run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+        return run
+
+    return decorate
+
+
+def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe:
+    """The recipe that was asked for by name, else `start`, with the settings that were given. Raises UsageError."""
+    name = settings.pop("recipe", None)
+    if name is not None and name not in RECIPES:
+        raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, not {name!r}")
+    return dataclasses.replace(start if start and name is None else RECIPES[name or "default"], **settings)

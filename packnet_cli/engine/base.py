@@ -1,0 +1,80 @@
+"""The pretrained network as a task of its own: what its classifier calls its classes, and images to retrain it on."""
+
+import dataclasses
+from pathlib import Path
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from packnet_cli.engine import data
+from packnet_cli.engine.start import Origin
+from packnet_cli.errors import DataError
+from packnet_cli.recipe import Recipe
+
+
+def class_names(origin: Origin, listed: Path | None, folder: Path | None) -> tuple[str, ...]:
+    """The classes of a pretrained classifier, in order of its outputs.
+
+    From the file `listed`, one name a line; else ImageNet's, by wnid, if timm takes the network for an ImageNet one and
+    the folders are called so; else the sorted class folders if there are as many; without images, plain numbers.
+    Raises DataError.
+    """
+    count = origin.num_classes
+    if listed is not None:
+        return _read_names(listed, count)
+    subset = infer_imagenet_subset(origin.model)
+    wnids = tuple(ImageNetInfo(subset).label_names()) if subset else ()
+    if len(wnids) != count:
+        wnids = ()
+    if folder is None:
+        return wnids or tuple(map(str, range(count)))
+    folders = data.class_folders(folder)
+    if set(folders) <= set(wnids):
+        return wnids
+    if len(folders) == count:
+        return folders
+    raise DataError(
+        f"{folder} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be matched "
+        "in order; list the classifier's names, one a line, in a file and give it with --class-names"
+    )
+
+
+def _read_names(path: Path, count: int) -> tuple[str, ...]:
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the class names in {path}: {error}") from None
+    if len(names) != count or len(set(names)) != count:
+        raise DataError(f"{path} lists {len(set(names))} different names; the classifier has {count} outputs")
+    return names
+
+
+def default_name(classes: tuple[str, ...], folder: Path | None) -> str:
+    """What the task is called if nobody says: imagenet if its classes are wnids, else as the folder."""
+    if all(name[:1] == "n" and name[1:].isdecimal() for name in classes):
+        return "imagenet"
+    return folder.resolve().name if folder else "pretrained"
+
+
+def open_images(
+    classes: tuple[str, ...], folder: Path | None, distill: Path | None, recipe: Recipe
+) -> tuple[data.TrainingImages, Recipe]:
+    """What a task that is trained already is retrained and measured on, and the recipe adapted to that.
+
+    With `distill`, all images below it, its unpruned network as teacher, and the held-out images of `folder`, if any;
+    else those of `folder`; with neither, it is not retrained, and its accuracy is not known. Raises DataError.
+    """
+    if distill is not None:
+        held_out = (
+            None
+            if folder is None
+            else data.open_held_out(folder, classes, val_split=recipe.val_split, seed=recipe.seed)
+        )
+        images = data.TrainingImages(classes, data.open_unlabelled(distill), held_out)
+        recipe = dataclasses.replace(recipe, distill_weight=1.0)
+    elif folder is not None:
+        images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
+    else:
+        images = data.TrainingImages(classes, data.Split([], []), None)
+        recipe = dataclasses.replace(recipe, retrain_epochs=0)
+    data.check_images(*images.splits)
+    return images, recipe

@@ -1,0 +1,217 @@
+"""A task in training: it claims weights, trains them, releases the smallest, and retrains the rest (section 3)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from timm.utils import random_seed as _seed
+
+from packnet_cli.artifact import edit, masks, plan
+from packnet_cli.artifact.format import Artifact, State
+from packnet_cli.engine import data, network
+from packnet_cli.engine.network import Kind
+from packnet_cli.engine.train import Accuracy, Freezer, Step, Teacher, evaluate, train
+from packnet_cli.errors import NetworkError
+from packnet_cli.recipe import Recipe
+
+Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
+
+
+def silent(phase: str, step: Step) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to run on; nothing of it is meant to change the result."""
+
+    device: str = "auto"
+    workers: int | None = None  # processes that decode images
+    amp: bool = False  # compute in bfloat16
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a task starts from, in an artifact that does not hold it yet."""
+
+    artifact: Artifact
+    index: int
+    mask: dict[str, masks.Mask]  # task-index masks with what the task has claimed
+    state: State  # every tensor it starts from; those of the head may be missing, which is then random
+
+
+def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
+    """Every free weight for the next task, at its dormant value or 0; of the rest its own copy, or the first task's.
+
+    The first task starts from the dormant values in any case: they are the network that it was to start from.
+    """
+    index = len(artifact.header.tasks) + 1
+    mask = {layer: masks.claim_free(array, index) for layer, array in artifact.mask.items()}
+    last_seen = index - 1 if recipe.restart == "zero" and index > 1 else index
+    values = {layer: masks.keep_visible(artifact.shared[layer], mask[layer], last_seen) for layer in mask}
+    own = artifact.own[0 if recipe.norm == "task" or index == 1 else 1]
+    return Claim(artifact, index, mask, values | _without_head(artifact, own))
+
+
+def claim_nothing(artifact: Artifact) -> Claim:
+    """For a head alone, on the network exactly as the newest task runs it."""
+    newest = len(artifact.header.tasks)
+    return Claim(artifact, newest + 1, artifact.mask, _without_head(artifact, artifact.state(newest)))
+
+
+def claim_again(artifact: Artifact) -> Claim:
+    """What the newest task owns, for that task itself as it is, head and all."""
+    newest = len(artifact.header.tasks)
+    return Claim(edit.without_newest(artifact), newest, artifact.mask, artifact.state(newest))
+
+
+def _without_head(artifact: Artifact, state: State) -> State:
+    head = tuple(f"{name}." for name in artifact.header.head)
+    return {name: array for name, array in state.items() if not name.startswith(head)}
+
+
+@dataclass
+class Stage:
+    """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
+
+    state: dict[str, torch.Tensor]
+    mask: dict[str, masks.Mask]
+    accuracy: dict[str, float] = field(default_factory=dict)
+    final: Accuracy | None = None
+
+
+class NewTask:
+    """A task in training: its network, and the task-index masks, in which it owns less after each release."""
+
+    def __init__(
+        self, claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Machine, progress: Progress
+    ) -> None:
+        self.recipe, self.amp, self.progress = recipe, machine.amp, progress
+        self.index, self.mask = claim.index, dict(claim.mask)
+        self.accuracy: dict[str, float] = {}
+        self.final: Accuracy | None = None
+        _seed(recipe.seed)
+        header = claim.artifact.header
+        self.head = header.head
+        self.model = network.build(header, len(images.classes))
+        device = network.choose_device(machine.device)
+        self.owns = any((array == claim.index).any() for array in claim.mask.values())
+        self.train_norm = self.owns and (recipe.norm == "task" or claim.index == 1)
+        self.freezer = self._set_starting_values(claim.state, device)
+        self.constants = network.constants(self.model)
+        self.feed = partial(
+            data.batches,
+            data_config=header.data_config,
+            batch_size=recipe.batch_size,
+            workers=machine.workers,
+            device=device,
+        )
+        self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
+        self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
+
+    def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
+        """Every value that the task starts from, and from now on what is not its own held."""
+        kinds = network.classify(self.model, self.head)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
+        network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
+        network.place(self.model, device)
+        freezer = Freezer(self.model)
+        freezer.hold({layer: state[layer] for layer in self.mask}, self._trainable())
+        return freezer
+
+    def _trainable(self) -> dict[str, masks.Bools]:
+        return {layer: array == self.index for layer, array in self.mask.items()}
+
+    def train(self) -> None:
+        for _ in self._epochs("train", self.recipe.epochs, self.recipe.lr):
+            pass
+        self.measure("dense")
+
+    def prune_and_retrain(self, prune: float, phase: str = "retrain") -> None:
+        """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain.
+
+        Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
+        """
+        goals = self._release_goals(prune)
+        claimed = {layer: masks.count_owned(array, self.index) for layer, array in self.mask.items()}
+        steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
+        weight = self.recipe.distill_weight
+        teacher = Teacher(self.model, weight) if weight and self.recipe.retrain_epochs else None
+
+        def release(step: int) -> None:
+            weights = network.read(self.model, set(self.mask))
+            for layer, count in goals.items():
+                goal = round(count * (1 - (1 - step / steps) ** 3))
+                done = claimed[layer] - masks.count_owned(self.mask[layer], self.index)
+                self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], self.index, goal - done)
+                weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
+            self.freezer.hold(weights, self._trainable())
+            if step == steps:
+                self.measure("pruned")
+
+        release(1)
+        for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, teacher):
+            if 0 < epoch < steps:
+                release(epoch + 1)
+        self.measure("retrained")
+
+    def _release_goals(self, prune: float) -> dict[str, int]:
+        """How many weights each layer is to release."""
+        owned = {layer: masks.count_owned(array, self.index) for layer, array in self.mask.items()}
+        counts = partial(
+            plan.release_counts, owned, keep_at_least=self.recipe.keep_at_least, skip_layers=self.recipe.skip_layers
+        )
+        if self.recipe.rank == "layer":
+            return counts(prune)
+        weights = network.read(self.model, set(self.mask))
+        wanted = masks.global_counts(
+            {layer: (array, weights[layer]) for layer, array in self.mask.items()},
+            self.index,
+            sum(plan.release_counts(owned, prune).values()),
+        )
+        most = counts(1)
+        return {layer: min(count, most[layer]) for layer, count in wanted.items()}
+
+    def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
+        return train(
+            self.model,
+            self.train_batches,
+            self.freezer,
+            epochs=epochs,
+            lr=lr,
+            opt=self.recipe.opt,
+            weight_decay=self.recipe.weight_decay,
+            sched=self.recipe.sched,
+            train_norm=self.train_norm,
+            amp=self.amp,
+            progress=partial(self.progress, phase),
+            head=self.head,
+            head_lr=self.recipe.head_lr,
+            teacher=teacher,
+        )
+
+    def measure(self, phase: str) -> None:
+        """Note the accuracy on the held-out images, if there are any."""
+        if self.val_batches is not None:
+            self.final = evaluate(self.model, self.val_batches, amp=self.amp)
+            self.accuracy[phase] = self.final.top1
+
+    def stage(self) -> Stage:
+        """A copy of where the task stands, for `go_back_to`."""
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return Stage(state, dict(self.mask), dict(self.accuracy), self.final)
+
+    def go_back_to(self, stage: Stage) -> None:
+        self.model.load_state_dict(stage.state)
+        self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
+        self.freezer.hold(network.read(self.model, set(self.mask)), self._trainable())
+
+    def check_constants(self) -> None:
+        """Raise NetworkError if training moved a buffer that the state dict leaves out, and with it the artifact."""
+        for name, buffer in network.constants(self.model).items():
+            if not torch.equal(buffer, self.constants[name]):
+                raise NetworkError(
+                    f"cannot pack this network: training changes {name}, which its state dict leaves out"
+                )

@@ -1,0 +1,32 @@
+"""How much a task can release: the largest prune fraction that it recovers from."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from packnet_cli.engine.newtask import NewTask
+from packnet_cli.engine.train import evaluate
+
+TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
+
+
+def prune_as_far_as(task: NewTask, max_drop: float, selection: DataLoader[Any]) -> tuple[float, dict[str, float]]:
+    """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points; by bisection.
+
+    The accuracy that decides is that on `selection`, images that are neither trained on nor reported. Returns the
+    fraction, 0 if none was small enough, and top-1 in percent by the fractions tried, "0" being the unpruned network.
+    """
+    best = dense = task.stage()
+    curve = {"0": evaluate(task.model, selection, amp=task.amp).top1}
+    low, high = 0.0, 1.0
+    for _ in range(TRIES):
+        fraction = (low + high) / 2
+        task.go_back_to(dense)
+        task.prune_and_retrain(fraction, f"retrain at {fraction:g}")
+        curve[f"{fraction:g}"] = top1 = evaluate(task.model, selection, amp=task.amp).top1
+        if curve["0"] - top1 <= max_drop:
+            low, best = fraction, task.stage()
+        else:
+            high = fraction
+    task.go_back_to(best)
+    return low, curve

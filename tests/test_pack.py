@@ -1,0 +1,248 @@
+"""What the verbs do beyond the promise: the pretrained network as a task, prune, a head alone, the search."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import QUICK, make_folder
+
+from packnet_cli.artifact import edit, format, masks
+from packnet_cli.engine import pack, train, unpack
+from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
+
+RUN = dict(recipe=QUICK, workers=0, device="cpu")
+SMALL = dict(data_config={"img_size": 32})
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A network with a classifier of its own for four classes, in a file."""
+    torch.manual_seed(5)
+    file = tmp_path_factory.mktemp("weights") / "four.pt"
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), file)
+    return file
+
+
+# --- the pretrained network as task 1 -------------------------------------------------------------------------------
+
+
+def test_base_keeps_its_own_classifier(tmp_path, folders, weights):
+    """Unpruned it answers as timm does with these weights; then half of each layer is released, the rest retrained."""
+    path = tmp_path / "packed.st"
+    artifact = pack.init(path, "test_resnet", weights=weights, prune=0.5, folder=folders[2], **SMALL, **RUN)
+    task = artifact.header.task(1)
+    assert (task.name, task.prune, len(task.classes)) == ("blue", 0.5, 4)
+    assert list(task.accuracy) == ["dense", "pruned", "retrained"]
+    for mask in artifact.mask.values():
+        assert masks.count_owned(mask, masks.FREE) == round(mask.size / 2)
+    plain = timm.create_model("test_resnet", num_classes=4, checkpoint_path=str(weights)).eval()
+    alone = pack.init(tmp_path / "b.st", "test_resnet", weights=weights, prune=0, **SMALL, **RUN)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(unpack.task_network(alone, alone.header.task(1))(images), plain(images))
+
+
+def test_base_without_images(tmp_path, weights):
+    """Released in one shot; what it keeps is as it was, and nothing is said of its accuracy."""
+    artifact = pack.init(tmp_path / "packed.st", "test_resnet", weights=weights, prune=0.5, **SMALL, **RUN)
+    [task] = artifact.header.tasks
+    assert (task.name, task.classes, task.top1, task.images, task.data) == ("pretrained", tuple("0123"), None, 0, "")
+    given = torch.load(weights, weights_only=True)
+    for name, array in artifact.state(1).items():
+        kept = artifact.mask[name] == 1 if name in artifact.mask else np.ones(array.shape, bool)
+        np.testing.assert_array_equal(array[kept], given[name].numpy()[kept])
+        assert not array[~kept].any()
+    with pytest.raises(DataError, match="no images on record; say where they are with --data"):
+        list(unpack.evaluate_tasks(tmp_path / "packed.st", "1"))
+    [result] = unpack.evaluate_tasks(tmp_path / "packed.st", "all")
+    assert result.accuracy is None
+
+
+def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
+    """Any images will do: the unpruned network says what to answer, and no label is looked at."""
+    labels_seen = []
+    loss = train.Teacher.loss
+
+    def spy(teacher, images, labels, logits):
+        labels_seen.extend(labels.tolist())
+        return loss(teacher, images, labels, logits)
+
+    monkeypatch.setattr(train.Teacher, "loss", spy)
+    artifact = pack.init(
+        tmp_path / "packed.st", "test_resnet", weights=weights, prune=0.5, distill=folders[0], **SMALL, **RUN
+    )
+    assert set(labels_seen) == {0}
+    assert artifact.header.task(1).recipe["distill_weight"] == 1 and artifact.header.task(1).top1 is None
+    untouched = pack.init(tmp_path / "b.st", "test_resnet", weights=weights, prune=0.5, **SMALL, **RUN)
+    assert artifact.header.task(1).digest != untouched.header.task(1).digest
+    measured = pack.init(
+        tmp_path / "c.st",
+        "test_resnet",
+        weights=weights,
+        prune=0.5,
+        distill=folders[0],
+        folder=folders[2],
+        **SMALL,
+        **RUN,
+    )
+    assert measured.header.task(1).images == 12
+
+
+def test_base_classes(tmp_path, folders, weights):
+    """By a file, else by sorted folders if there are as many as outputs; else it says how to list them."""
+    names = tmp_path / "names.txt"
+    names.write_text("class3\nclass2\nclass1\nclass0\n")
+    how = dict(weights=weights, prune=0.5, **SMALL, **RUN)
+    artifact = pack.init(tmp_path / "a.st", "test_resnet", folder=folders[0], class_names=names, **how)
+    assert artifact.header.task(1).classes == ("class3", "class2", "class1", "class0")
+    with pytest.raises(DataError, match="3 class folders and the classifier 4 outputs.*--class-names"):
+        pack.init(tmp_path / "b.st", "test_resnet", folder=folders[0], **how)
+    names.write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="lists 2 different names; the classifier has 4 outputs"):
+        pack.init(tmp_path / "b.st", "test_resnet", class_names=names, **how)
+    assert not (tmp_path / "b.st").exists()
+
+
+def test_imagenet_classes_are_wnids(tmp_path):
+    """A part of the 1000 classes is enough, each under its own output."""
+    file = tmp_path / "imagenet.pt"
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    folder = make_folder(tmp_path / "images")
+    for part in ("train", "val"):
+        for number, wnid in enumerate(("n01440764", "n02102040", "n03888257")):
+            (folder / part / f"class{number}").rename(folder / part / wnid)
+    artifact = pack.init(tmp_path / "a.st", "test_resnet", weights=file, prune=0.5, folder=folder, **SMALL, **RUN)
+    [task] = artifact.header.tasks
+    assert task.name == "imagenet" and len(task.classes) == 1000
+    assert [task.classes.index(wnid) for wnid in ("n01440764", "n02102040", "n03888257")] == [0, 217, 701]
+    [result] = unpack.evaluate_tasks(tmp_path / "a.st", device="cpu", workers=0)
+    assert result.accuracy.images == 9 and len(result.missing) == 997
+
+
+def test_base_needs_something_pretrained(tmp_path, weights):
+    """Random weights, or a file without a classifier, hold no task to keep."""
+    with pytest.raises(UsageError, match="random weights"):
+        pack.init(tmp_path / "a.st", "test_resnet", pretrained=False, prune=0.5, **RUN)
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "body.pt")
+    with pytest.raises(NetworkError, match="has no classifier to keep"):
+        pack.init(tmp_path / "a.st", "test_resnet", weights=tmp_path / "body.pt", prune=0.5, **RUN)
+
+
+def test_the_first_task_starts_from_the_pretrained_values(packed, folders):
+    """Restarting at zero is for what an earlier task released: the first task has the whole network to start from."""
+    start = format.load(packed)
+    after = pack.add_task(packed, folders[0], **(RUN | {"recipe": dataclasses.replace(QUICK, lr=0.0, restart="zero")}))
+    for layer, array in after.shared.items():
+        assert array.tobytes() == start.shared[layer].tobytes()
+
+
+# --- prune ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", ["pretrained", "zero"])
+def test_prune_the_newest(packed, folders, restart):
+    """It releases exactly that part of what it owns, with the values it had; earlier tasks keep every bit."""
+    recipe = dataclasses.replace(QUICK, restart=restart)
+    pack.add_task(packed, folders[0], prune=0.5, **(RUN | {"recipe": recipe}))
+    before = pack.add_task(packed, folders[1], **(RUN | {"recipe": recipe}))
+    after = pack.prune_task(packed, "green", prune=0.75, workers=0, device="cpu")
+    assert format.digest(after.state(1)) == before.header.task(1).digest
+    assert not edit.altered_tasks(after)
+    assert [task.name for task in after.header.tasks] == ["red", "green"]
+    assert after.header.task(2).prune == 0.75 and list(after.header.task(2).accuracy) == [
+        "dense",
+        "pruned",
+        "retrained",
+    ]
+    for layer, mask in after.mask.items():
+        owned = masks.count_owned(before.mask[layer], 2)
+        assert masks.count_owned(mask, masks.FREE) == round(0.75 * owned)
+        freed = mask == masks.FREE
+        assert after.shared[layer][freed].tobytes() == before.shared[layer][freed].tobytes()
+    again = pack.add_task(packed, folders[2], **RUN)
+    assert not edit.altered_tasks(again) and again.free_count() == 0
+
+
+def test_prune_starts_from_what_the_task_is(packed, folders):
+    """With nothing to release and no epochs, nothing changes at all."""
+    before = pack.add_task(packed, folders[0], prune=0.5, **RUN)
+    recipe = dataclasses.replace(QUICK, retrain_epochs=0, restart="zero", norm="frozen")
+    after = pack.prune_task(packed, "red", prune=0.0, recipe=recipe, workers=0, device="cpu")
+    assert after.header.task(1).digest == before.header.task(1).digest
+
+
+def test_only_the_newest_can_be_pruned(full, folders):
+    """Later tasks run on the weights of earlier ones."""
+    before = full.read_bytes()
+    with pytest.raises(TaskError, match=r"later tasks run on its weights. Only the newest can, 3 \(blue\)"):
+        pack.prune_task(full, "red", prune=0.5)
+    assert full.read_bytes() == before
+
+
+# --- a head alone ---------------------------------------------------------------------------------------------------
+
+
+def test_head_only(full, folders):
+    """In a full file: it costs no weights, and everything but the head is the newest task's, to the bit."""
+    with pytest.raises(CapacityError, match="packnet prune .* or train a classifier alone with --head-only"):
+        pack.add_task(full, folders[0], name="more", **RUN)
+    before = format.load(full)
+    after = pack.add_task(full, folders[0], name="more", head_only=True, **RUN)
+    assert not any(after.header.task(4).owned.values())
+    for name, array in after.state(3).items():
+        assert name.startswith("fc.") or array.tobytes() == after.state(4)[name].tobytes()
+    assert not edit.altered_tasks(after)
+    assert all(np.array_equal(after.mask[layer], before.mask[layer]) for layer in before.mask)
+    with pytest.raises(CapacityError, match="owns no weights"):
+        pack.prune_task(full, "more", prune=0.5)
+
+
+def test_head_only_needs_something_to_see(packed, folders):
+    """In an empty file every weight is 0 to a task that owns none."""
+    with pytest.raises(UsageError, match="--head-only needs a task"):
+        pack.add_task(packed, folders[0], head_only=True, **RUN)
+    with pytest.raises(UsageError, match="nothing to prune"):
+        pack.add_task(packed, folders[0], head_only=True, prune=0.5, **RUN)
+
+
+# --- how much to prune ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.0, 0.0), (0.3, 0.25), (0.5, 0.5), (1.0, 0.9375)])
+def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
+    """It ends at the largest fraction tried that costs no more than allowed, and with the network pruned by that."""
+    accuracy = train.Accuracy(50.0, 100.0, 6)
+
+    def top1(model, batches, *, amp=False):
+        """Pretend that up to `limit` pruning costs nothing, and beyond it everything."""
+        zeros = np.mean(
+            [float((w == 0).float().mean()) for n, w in model.named_parameters() if "conv" in n and w.ndim == 4]
+        )
+        return dataclasses.replace(accuracy, top1=50.0 if zeros <= limit + 0.01 else 0.0)
+
+    monkeypatch.setattr("packnet_cli.engine.search.evaluate", top1)
+    artifact = pack.add_task(packed, folders[0], max_drop=1.0, **RUN)
+    task = artifact.header.task(1)
+    assert task.prune == expected and len(task.search) == 5
+    for mask in artifact.mask.values():
+        assert masks.count_owned(mask, masks.FREE) == round(expected * mask.size)
+    assert not edit.altered_tasks(artifact)
+
+
+@pytest.mark.parametrize("changes", [{"rank": "global"}, {"keep_at_least": 300}, {"skip_layers": "conv1*"}])
+def test_which_weights_go(packed, folders, changes):
+    """Ranked over all layers as many go in all; a floor and a list of layers spare some."""
+    artifact = pack.add_task(packed, folders[0], prune=0.5, **(RUN | {"recipe": dataclasses.replace(QUICK, **changes)}))
+    sizes = {layer: mask.size for layer, mask in artifact.mask.items()}
+    owned = artifact.header.task(1).owned
+    if "rank" in changes:
+        assert artifact.free_count() == sum(round(size / 2) for size in sizes.values())
+        assert any(owned[layer] != size - round(size / 2) for layer, size in sizes.items())
+    elif "keep_at_least" in changes:
+        assert all(owned[layer] == max(size - round(size / 2), min(300, size)) for layer, size in sizes.items())
+        assert any(count == 300 for count in owned.values())
+    else:
+        assert all((owned[layer] == size) == layer.startswith("conv1") for layer, size in sizes.items())
