@@ -7,7 +7,7 @@ from packnet_cli.errors import UsageError
 
 CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
-    "rank": ("layer", "global"),
+    "rank": ("adaptive", "layer", "global"),
     "restart": ("pretrained", "zero"),
     "norm": ("task", "frozen"),
 }
@@ -36,7 +36,7 @@ class Recipe:
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
-    rank: str = _setting("layer", "Release the smallest weights of each layer, or of all layers together: global.")
+    rank: str = _setting("adaptive", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(
@@ -73,7 +73,7 @@ class Recipe:
 # What --recipe chooses between; every other flag then changes one setting of it.
 RECIPES = {
     "default": Recipe(),
-    "paper": Recipe(prune_steps=1, restart="zero", norm="frozen"),
+    "paper": Recipe(rank="layer", prune_steps=1, restart="zero", norm="frozen"),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}

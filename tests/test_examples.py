@@ -1,30 +1,49 @@
 """The examples run, at a tiny size."""
 
-import runpy
+import csv
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import timm
 import torch
 
+from packnet_cli.engine import pack
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+QUICK = ["--epochs", "1", "--retrain-epochs", "1", "--batch-size", "8", "--threads", "1"]
 
 
-def test_compare_fills_its_table(tmp_path, folders, capsys):
-    """Two tasks, each packed, individual and as a bare classifier."""
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pt")
-    compare = runpy.run_path(str(EXAMPLES / "compare.py"))["compare"]
-    compare(
-        folders[:2],
-        "test_resnet",
-        prune=[0.5, 0],
-        weights=tmp_path / "weights.pt",
-        img_size=32,
-        mean=0.5,
-        epochs=1,
-        retrain_epochs=1,
-    )
-    table = capsys.readouterr().out.splitlines()[-2:]
-    for line, (name, packed) in zip(table, (("red", 3), ("green", 1)), strict=True):
-        _, task, ours, individual, classifier, _ = (cell.strip() for cell in line.split("|"))
-        assert task == name and len(ours.split("/")) == packed
-        assert all(0 <= float(number) <= 100 for number in (*ours.split("/"), individual, classifier))
+def run(example, *arguments):
+    """An example in a process of its own; its standard output."""
+    line = [sys.executable, EXAMPLES / example, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders):
+    """A base and two tasks, in every way; the second run measures nothing again."""
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "weights.pt")
+    for name, prune in (("start", 0.0), ("base", 0.5)):
+        pack.init(
+            tmp_path / f"{name}.st",
+            "test_resnet",
+            weights=tmp_path / "weights.pt",
+            data_config={"img_size": 32},
+            prune=prune,
+            folder=folders[2],
+        )
+    arguments = (tmp_path / "out", tmp_path / "start.st", *folders[:2], "--base", tmp_path / "base.st", *QUICK)
+    first = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
+    measured = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
+    assert len(measured) == 2 + 2 + 2 + 6 + 6  # the base twice, two classifiers, two networks, two orders of three
+    with (tmp_path / "out" / "table.csv").open() as file:
+        [header, *rows] = csv.reader(file)
+    assert header[1:] == ["classifier", "lwf", "packnet 0.5/0.75", "individual"]
+    assert [row[0] for row in rows] == ["blue", "red", "green", "mean", "MB"]
+    assert all(0 <= float(cell.split()[0]) <= 100 for row in rows for cell in row[1:])
+    assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
+    again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
+    assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]

@@ -68,14 +68,42 @@ def test_claim_free_takes_only_the_free():
     assert masks.claim_free(np.array([0, 1, 2, 0], np.uint8), 3).tolist() == [3, 1, 2, 3]
 
 
-def test_global_counts():
-    """The smallest of all layers together, exactly as many as asked for, whatever layer they lie in."""
-    layers = {
-        "a": (np.array([1, 1, 0, 1], np.uint8), np.array([5, -1, 0, 3], np.float32)),
-        "b": (np.array([2, 1, 1], np.uint8), np.array([0, -2, 4], np.float32)),
-        "c": (np.array([2], np.uint8), np.array([0], np.float32)),
-    }
+def test_counts_across_layers_by_magnitude():
+    """The smallest of all layers together, whatever layer they lie in."""
+    layers = {"a": np.array([5, 1, 3], np.float32), "b": np.array([2, 4], np.float32), "c": np.empty(0, np.float32)}
     for count, expected in ((0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0]), (4, [2, 2, 0]), (5, [3, 2, 0])):
-        assert list(masks.global_counts(layers, 1, count).values()) == expected
-    tied = {name: (np.ones(5, np.uint8), np.ones(5, np.float32)) for name in "ab"}
-    assert sum(masks.global_counts(tied, 1, 7).values()) == 7
+        assert list(masks.counts_across(layers, count, adaptive=False).values()) == expected
+
+
+def test_counts_across_layers_by_lamp():
+    """Against the definition, written out; and a layer's largest weight outlives all others, however small it is."""
+    rng = np.random.default_rng(0)
+    layers = {
+        "a": rng.random(40, np.float32),
+        "b": rng.random(9, np.float32) ** 3,
+        "c": rng.random(4, np.float32) / 1e4,
+    }
+    scores = [
+        (w**2 / sum(v**2 for v in own.tolist() if v >= w), name) for name, own in layers.items() for w in own.tolist()
+    ]
+    for count in range(len(scores) + 1):
+        smallest = [name for _, name in sorted(scores)[:count]]
+        counts = masks.counts_across(layers, count, adaptive=True)
+        assert counts == {name: smallest.count(name) for name in layers}, count
+    assert all(masks.counts_across(layers, 50, adaptive=True)[name] < own.size for name, own in layers.items())
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_counts_across_layers_add_up(adaptive):
+    """Exactly as many as asked for: with ties, with zeros, and where a sample stands for a large layer."""
+    rng = np.random.default_rng(0)
+    layers = {
+        "tied": np.ones(1000, np.float32),
+        "zero": np.zeros(77, np.float32),
+        "large": rng.random(masks.SAMPLE * 3 + 5, np.float32),
+    }
+    whole = sum(own.size for own in layers.values())
+    for count in (0, 1, 500, whole // 2, whole - 1, whole):
+        counts = masks.counts_across(layers, count, adaptive=adaptive)
+        assert sum(counts.values()) == count
+        assert all(0 <= counts[name] <= own.size for name, own in layers.items())

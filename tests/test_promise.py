@@ -44,9 +44,10 @@ def test_remember(tmp_path, folders, arch, norm, opt, weight_decay, lr):
     path = tmp_path / "packed.st"
     pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
     start = format.load(path)
-    seen = {}
+    seen, ranks = {}, {1: "layer", 2: "adaptive", 3: "global"}
     for index, (folder, prune) in enumerate(zip(folders, (0.5, 0.5, 0), strict=True), start=1):
-        add(path, folder, prune, opt=opt, weight_decay=weight_decay, lr=lr, retrain_lr=lr / 2, norm=norm)
+        settings = dict(opt=opt, weight_decay=weight_decay, lr=lr, retrain_lr=lr / 2, norm=norm)
+        add(path, folder, prune, **settings, rank=ranks[index], distill_weight=0.5 * (index == 2), head_lr=index)
         artifact = format.load(path)
         seen[index] = bits(artifact.state(index)), logits(path, index)
         for earlier, (state, answer) in seen.items():

@@ -13,6 +13,7 @@ Bools = NDArray[np.bool_]
 
 FREE = 0
 MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
+SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
 
 
 def visible(mask: Mask, task: int) -> Bools:
@@ -52,13 +53,32 @@ def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     return pruned
 
 
-def global_counts(layers: dict[str, tuple[Mask, Floats]], task: int, count: int) -> dict[str, int]:
-    """How many of the `count` smallest weights that `task` owns in all layers together lie in each of them."""
-    magnitudes = [np.abs(values[mask == task]) for mask, values in layers.values()]
-    ends = np.cumsum([own.size for own in magnitudes])
-    smallest = np.argpartition(np.concatenate(magnitudes), count - 1)[:count] if count else np.empty(0, np.intp)
-    counts = np.bincount(np.searchsorted(ends, smallest, side="right"), minlength=len(layers))
-    return dict(zip(layers, counts.tolist(), strict=True))
+def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:
+    """How many of `count` weights to release lie in each layer, given the magnitudes there, if all compete.
+
+    They compete by magnitude, or (`adaptive`) by LAMP: the square over the sum of the squares of all weights of the
+    layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), which no layer's last weight loses.
+    Of a large layer a regular sample stands for all; the counts still add up to `count`.
+    """
+    scores, stands_for, layer = [], [], []
+    for number, own in enumerate(magnitudes.values()):
+        sample = np.sort(own[:: max(1, own.size // SAMPLE)]).astype(np.float64)
+        each = own.size / max(1, sample.size)
+        if adaptive:
+            squares = sample**2
+            rest = each * np.cumsum(squares[::-1])[::-1]
+            sample = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
+        scores.append(sample)
+        stands_for.append(np.full(sample.size, each))
+        layer.append(np.full(sample.size, number))
+    order = np.argsort(np.concatenate(scores), kind="stable")
+    amounts = np.concatenate(stands_for)[order]
+    smallest = np.cumsum(amounts) <= count + 0.5
+    sums = np.bincount(np.concatenate(layer)[order][smallest], amounts[smallest], minlength=len(magnitudes))
+    counts = dict(zip(magnitudes, np.floor(sums + 1e-6).astype(int).tolist(), strict=True))
+    for name in sorted(counts, key=lambda name: magnitudes[name].size - counts[name], reverse=True):
+        counts[name] += min(count - sum(counts.values()), magnitudes[name].size - counts[name])
+    return counts
 
 
 def count_owned(mask: Mask, task: int) -> int:

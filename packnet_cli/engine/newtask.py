@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from timm.utils import random_seed as _seed
 
@@ -166,11 +167,9 @@ class NewTask:
         if self.recipe.rank == "layer":
             return counts(prune)
         weights = network.read(self.model, set(self.mask))
-        wanted = masks.global_counts(
-            {layer: (array, weights[layer]) for layer, array in self.mask.items()},
-            self.index,
-            sum(plan.release_counts(owned, prune).values()),
-        )
+        magnitudes = {layer: np.abs(weights[layer][array == self.index]) for layer, array in self.mask.items()}
+        total = sum(plan.release_counts(owned, prune).values())
+        wanted = masks.counts_across(magnitudes, total, adaptive=self.recipe.rank == "adaptive")
         most = counts(1)
         return {layer: min(count, most[layer]) for layer, count in wanted.items()}
 

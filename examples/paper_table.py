@@ -1,0 +1,326 @@
+"""The paper's table for your network and your folders of images: packing against its rivals and its bounds.
+
+Each task is learnt by a classifier on the network as it is, by Learning without Forgetting (LwF), by packing at one or
+more prune fractions, and by a network of its own; in every order and under every seed asked for. What is done stands in
+OUT and is not done again, so that a run that was stopped goes on where it was.
+
+    packnet init --arch resnet18 start.st
+    python examples/paper_table.py OUT start.st cars birds textures --prune .5 --prune equal --seeds 3
+
+To see what becomes of the network's own task, keep it: unpruned in START, and pruned in a file for each --prune.
+
+    packnet init --arch vgg16 --prune 0 --data imagenet start.st
+    packnet init --arch vgg16 --prune .5 --data imagenet base.st
+    python examples/paper_table.py OUT start.st cubs cars flowers --base base.st --prune .75 --order 1,2,3 --order 3,1,2
+"""
+
+import copy
+import csv
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import random_seed
+from torch import nn
+from torch.nn import functional as F
+from typer import Argument, Option
+
+from packnet_cli.artifact import edit, format
+from packnet_cli.artifact.plan import equal_share
+from packnet_cli.cli.settings import recipe_from, with_settings
+from packnet_cli.engine import data, network, pack
+from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate, train
+from packnet_cli.recipe import SETTINGS, Recipe
+
+WAYS = ("classifier", "lwf", "packnet", "individual")
+
+
+class Bench:
+    """What all ways share: the network to start from, the images, the recipe, and what has been measured so far."""
+
+    def __init__(self, out: Path, start: Path, folders: list[Path], recipe: Recipe) -> None:
+        self.out, self.folders, self.recipe = out, folders, recipe
+        out.mkdir(parents=True, exist_ok=True)
+        started = format.load(start)
+        self.base = started.header.tasks[0] if started.header.tasks else None
+        self.start = started.state(1) if self.base else started.shared | started.own[0]
+        self.all_free = edit.without_newest(started) if self.base else started
+        self.header = self.all_free.header
+        self.head = tuple(f"{name}." for name in self.header.head)
+        self.results = out / "results.jsonl"
+        self.rows = (
+            [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
+        )
+
+    def has(self, way: str, order: str, seed: int, task: str) -> bool:
+        key = (way, order, seed, task)
+        return any((row["way"], row["order"], row["seed"], row["task"]) == key for row in self.rows)
+
+    def note(self, way: str, order: str, seed: int, task: str, top1: float, size: int, **more: Any) -> None:
+        row = {"way": way, "order": order, "seed": seed, "task": task, "top1": top1, "bytes": size, **more}
+        self.rows.append(row)
+        with self.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    def recipe_for(self, seed: int, pruned: bool = False) -> Recipe:
+        """What is not pruned trains for as many epochs, in one phase."""
+        epochs = self.recipe.epochs + (0 if pruned else self.recipe.retrain_epochs)
+        return dataclasses.replace(self.recipe, epochs=epochs, seed=seed)
+
+    def new_network(self, folder: Path, seed: int) -> tuple[data.TrainingImages, nn.Module]:
+        """A task's images, and the starting network with a new head for them."""
+        random_seed(seed)
+        images = data.open_training(folder, val_split=self.recipe.val_split, seed=seed)
+        model = network.build(self.header, len(images.classes))
+        network.write(model, {name: array for name, array in self.start.items() if not name.startswith(self.head)})
+        return images, network.place(model, network.choose_device("auto"))
+
+    def feed(self, split: data.Split, training: bool) -> Any:
+        return data.batches(
+            split,
+            self.header.data_config,
+            training=training,
+            batch_size=self.recipe.batch_size,
+            workers=None,
+            device=network.choose_device("auto"),
+            crop_scale=self.recipe.crop_scale,
+        )
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+
+def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) -> None:
+    """Pack the tasks in this order, all but the last pruned by `prune`, or to equal shares. The artifact resumes."""
+    way = f"packnet {prune}" if base is None else f"packnet {format.load_header(base).tasks[0].prune:g}/{prune}"
+    path = bench.out / f"{way.replace(' ', '-').replace('/', '-')}.{order.replace(',', '-')}.{seed}.st"
+    if not path.exists():
+        format.save(format.load(base) if base else bench.all_free, path)
+    folders = in_order(bench, order)
+    done = len(format.load_header(path).tasks) - (base is not None)
+    for position, folder in enumerate(folders[done:], start=done + 1):
+        left = len(folders) - position
+        fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
+        pack.add_task(path, folder, prune=fraction, recipe=bench.recipe_for(seed, pruned=fraction > 0))
+    artifact = format.load(path)
+    assert not edit.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
+    for task in artifact.header.tasks:
+        if not bench.has(way, order, seed, task.name):
+            bench.note(way, order, seed, task.name, task.top1, path.stat().st_size, accuracy=task.accuracy)
+
+
+# --- the bounds -----------------------------------------------------------------------------------------------------
+
+
+def individual(bench: Bench, folder: Path, seed: int) -> None:
+    """A network of its own, in which everything trains."""
+    path = bench.out / "individual.st"
+    format.save(bench.all_free, path)
+    after = pack.add_task(path, folder, recipe=bench.recipe_for(seed))
+    size = sum(array.nbytes for array in after.state(1).values())
+    bench.note("individual", "", seed, folder.name, after.header.tasks[0].top1, size)
+    path.unlink()
+
+
+def classifier(bench: Bench, folder: Path, seed: int) -> None:
+    """A new head on the network as it is."""
+    images, model = bench.new_network(folder, seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(bench.head))
+    recipe = bench.recipe_for(seed)
+    epochs = train(
+        model,
+        bench.feed(images.train, training=True),
+        Freezer(model),
+        epochs=recipe.epochs,
+        lr=recipe.lr,
+        opt=recipe.opt,
+        weight_decay=recipe.weight_decay,
+        sched=recipe.sched,
+        train_norm=False,
+        amp=False,
+        progress=lambda step: None,
+    )
+    for _ in epochs:
+        pass
+    top1 = evaluate(model, bench.feed(images.held_out.split, training=False)).top1
+    bench.note("classifier", "", seed, folder.name, top1, bytes_of(model.get_classifier()))
+
+
+# --- the rival ------------------------------------------------------------------------------------------------------
+
+
+def lwf(bench: Bench, order: str, seed: int) -> None:
+    """Learning without Forgetting (Li and Hoiem, 2016, arXiv 1606.09282): one network, all of whose weights move on.
+
+    While it learns a task, its answers for the earlier ones, on the new images, are held to what they were before.
+    """
+    folders = in_order(bench, order)
+    if all(bench.has("lwf", order, seed, folder.name) for folder in folders):
+        return
+    heads: dict[str, nn.Module] = {}
+    model = None
+    if bench.base:
+        folders.insert(0, Path(bench.base.data))
+        model = network.build(bench.header, len(bench.base.classes))
+        network.write(model, bench.start)
+        network.place(model, network.choose_device("auto"))
+        heads[bench.base.name] = model.get_classifier()
+    for folder in folders[bool(bench.base) :]:
+        images, following = bench.new_network(folder, seed)
+        if model is not None:
+            trunk = {name: value for name, value in model.state_dict().items() if not name.startswith(bench.head)}
+            following.load_state_dict(trunk, strict=False)
+        model = following
+        lwf_train(model, nn.ModuleList(heads.values()), bench.feed(images.train, training=True), bench.recipe_for(seed))
+        heads[folder.name] = model.get_classifier()
+    size = sum(bytes_of(part) for part in (model, *heads.values())) - bytes_of(model.get_classifier())
+    for (name, head), folder in zip(heads.items(), folders, strict=True):
+        classes = bench.base.classes if bench.base and name == bench.base.name else None
+        images = data.open_training(folder, val_split=bench.recipe.val_split, seed=seed, classes=classes)
+        batches = bench.feed(images.held_out.split, training=False)
+        bench.note("lwf", order, seed, name, top1_with(model, head, batches), size)
+
+
+def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Recipe) -> None:
+    """Cross-entropy with the new labels, and at a temperature of 2 the divergence from each old head's answers."""
+    device = next(model.parameters()).device
+    before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
+    optimizer = create_optimizer_v2(nn.ModuleList([model, heads]), opt=recipe.opt, lr=recipe.lr, momentum=MOMENTUM)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        decay_epochs=max(1, recipe.epochs // 2),
+        step_on_epochs=False,
+        updates_per_epoch=len(batches),
+    )
+    for epoch in range(recipe.epochs):
+        model.train()
+        for step, (images, labels) in enumerate(batches):
+            images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
+            features = features_of(model, images)  # (N, features)
+            loss = F.cross_entropy(model.get_classifier()(features), labels)
+            with torch.no_grad():
+                wanted = [F.log_softmax(head(features_of(before, images)) / 2, 1) for head in then]
+            for head, target in zip(heads, wanted, strict=True):
+                given = F.log_softmax(head(features) / 2, 1)
+                loss = loss + 4 * F.kl_div(given, target, log_target=True, reduction="batchmean")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step_update(epoch * len(batches) + step + 1)
+
+
+def features_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+@torch.inference_mode()
+def top1_with(model: nn.Module, head: nn.Module, batches: Any) -> float:
+    model.eval()
+    device = next(model.parameters()).device
+    right = seen = 0
+    for images, labels in batches:
+        right += int((head(features_of(model, images.to(device))).argmax(1).cpu() == labels).sum())
+        seen += len(labels)
+    return 100 * right / seen
+
+
+def bytes_of(model: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def table(bench: Bench) -> list[list[str]]:
+    """Errors in percent, means over orders and seeds with their standard deviation, and the sizes in MB (1e6 bytes)."""
+    tasks = ([bench.base.name] if bench.base else []) + [folder.name for folder in bench.folders]
+    ways = sorted({row["way"] for row in bench.rows}, key=lambda way: (WAYS.index(way.split()[0]), way))
+    lines = [["error %", *ways]]
+    for task in tasks:
+        lines.append(
+            [task] + [spread([100 - row["top1"] for row in bench.rows if is_of(row, way, task)]) for way in ways]
+        )
+    means = [[100 - row["top1"] for row in bench.rows if row["way"] == way] for way in ways]
+    lines.append(["mean"] + [f"{statistics.mean(errors):.1f}" for errors in means])
+    lines.append(["MB"] + [f"{size_of(bench, way, tasks) / 1e6:.1f}" for way in ways])
+    return lines
+
+
+def is_of(row: dict[str, Any], way: str, task: str) -> bool:
+    return row["way"] == way and row["task"] == task
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def size_of(bench: Bench, way: str, tasks: list[str]) -> float:
+    """The bytes of the one file, or of as many networks, or of one network and so many classifiers."""
+    sizes = {row["task"]: row["bytes"] for row in bench.rows if row["way"] == way}
+    if way == "individual":
+        return sum(sizes.get(task, 0) for task in tasks)
+    if way == "classifier":
+        return sum(sizes.get(task, 0) for task in tasks) + sum(array.nbytes for array in bench.start.values())
+    return max(sizes.values())
+
+
+def in_order(bench: Bench, order: str) -> list[Path]:
+    """The folders by their numbers, from 1."""
+    return [bench.folders[int(number) - 1] for number in order.split(",")]
+
+
+@with_settings(*SETTINGS)
+def main(
+    out: Annotated[Path, Argument(help="A folder for what is measured.")],
+    start: Annotated[Path, Argument(help="The network, as `packnet init` made it: all free, or kept with --prune 0.")],
+    folders: Annotated[list[Path], Argument(help="Folders of images, numbered from 1.")],
+    settings: dict[str, Any],
+    base: Annotated[list[Path] | None, Option(help="The network kept and pruned; one for each --prune.")] = None,
+    prune: Annotated[list[str] | None, Option(help="Fraction for all tasks but the last, or 'equal' shares.")] = None,
+    order: Annotated[list[str] | None, Option(help="For example 2,1,3; may be repeated.")] = None,
+    seeds: Annotated[int, Option(help="How many seeds, from 0.")] = 1,
+    way: Annotated[list[str] | None, Option(help=f"{', '.join(WAYS)}; default, all.")] = None,
+    threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
+) -> None:
+    """Measure what is not measured yet, then print the table and write it to OUT/table.csv."""
+    if threads:
+        torch.set_num_threads(threads)
+    bench = Bench(out, start, folders, recipe_from(settings))
+    ways, prunes = way or WAYS, prune or ["equal"]
+    bases = base or [None] * len(prunes)
+    if bench.base and bench.base.top1 is not None and not bench.rows:
+        size = sum(array.nbytes for array in bench.start.values())
+        bench.note("individual", "", 0, bench.base.name, bench.base.top1, size)
+        bench.note("classifier", "", 0, bench.base.name, bench.base.top1, 0)
+    for seed in range(seeds):
+        for folder in folders:
+            for measure in (individual, classifier):
+                if measure.__name__ in ways and not bench.has(measure.__name__, "", seed, folder.name):
+                    measure(bench, folder, seed)
+        for key in order or [",".join(str(number + 1) for number in range(len(folders)))]:
+            if "lwf" in ways:
+                lwf(bench, key, seed)
+            for kept, fraction in zip(bases, prunes, strict=True):
+                if "packnet" in ways:
+                    packnet(bench, key, kept, fraction, seed)
+    lines = table(bench)
+    with (out / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    for number, line in enumerate(lines):
+        print("| " + " | ".join(line) + " |" + ("\n" + "|---" * len(line) + "|" if number == 0 else ""))
+
+
+if __name__ == "__main__":
+    typer.run(main)
