@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 import torch
 
+from packnet_cli.artifact import format
 from packnet_cli.engine import pack
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -47,3 +48,15 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders):
     assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
     again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]
+
+
+def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
+    """Three tasks in equal shares, stopped after two."""
+    arguments = (folders[0].parent, tmp_path / "packed.st", "--arch", "test_resnet", *QUICK)
+    assert run("cifar20.py", *arguments, "--tasks", 2).count("{") == 2 * 2
+    last = run("cifar20.py", *arguments).splitlines()
+    assert [json.loads(line)["name"] for line in last if line.startswith("{")] == ["red"]
+    assert [line.split()[-1] for line in last[-4:-1]] == ["blue", "green", "red"] and last[-1].startswith("mean")
+    header = format.load_header(tmp_path / "packed.st")
+    shares = [sum(task.owned.values()) for task in header.tasks]
+    assert max(shares) / min(shares) < 1.001

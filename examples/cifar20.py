@@ -1,0 +1,79 @@
+"""CIFAR-100 as 20 tasks, its superclasses with 5 classes each, packed into one network that starts from random weights.
+
+Prints each task's top-1 and the average. The artifact is all the state there is: stopped, it goes on with the task that
+comes next. DATA holds a folder for each task; if there is none, torchvision downloads CIFAR-100 and it is made.
+
+    python examples/cifar20.py cifar20 packed.st --arch resnet18 --lr .05 --retrain-lr .01 --sched cosine
+    python examples/cifar20.py cifar20 packed.st --arch vgg16_bn --prune .6 --lr .05 --retrain-lr .01 --sched cosine
+"""
+
+import json
+import pickle
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torchvision.datasets import CIFAR100
+from typer import Argument, Option
+
+from packnet_cli.artifact import edit, format
+from packnet_cli.artifact.plan import equal_share
+from packnet_cli.cli.settings import recipe_from, with_settings
+from packnet_cli.engine import pack
+from packnet_cli.recipe import SETTINGS
+
+
+@with_settings(*SETTINGS)
+def main(
+    data: Annotated[Path, Argument(help="A folder with a folder for each task.")],
+    packed: Annotated[Path, Argument(help="The packed model; made if it is not there.")],
+    settings: dict[str, Any],
+    arch: str = "resnet18",
+    prune: Annotated[str, Option(help="Fraction that each task releases, or 'equal' shares.")] = "equal",
+    tasks: Annotated[int | None, Option(help="Stop after so many.")] = None,
+    amp: bool = False,
+    threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
+) -> None:
+    """Pack what is not packed yet, then print a line for each task and the average."""
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = recipe_from(settings)
+    if not data.exists():
+        unpack(data)
+    folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
+    if not packed.exists():
+        pack.init(packed, arch, pretrained=False, data_config={"img_size": 32}, seed=recipe.seed)
+    done = len(format.load_header(packed).tasks)
+    for number, folder in enumerate(folders[done:tasks], start=done + 1):
+        left = len(folders) - number
+        fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
+        artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, amp=amp)
+        task = artifact.header.tasks[-1]
+        print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
+    artifact = format.load(packed)
+    assert not edit.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
+    for task in artifact.header.tasks:
+        print(f"{task.index:3}  {task.top1:6.2f} %  {task.name}")
+    print(f"mean {statistics.mean(task.top1 for task in artifact.header.tasks):6.2f} %")
+
+
+def unpack(target: Path) -> None:
+    """Lay CIFAR-100 out as <superclass>/train|val/<class>/<number>.png."""
+    source = target.with_name(target.name + ".download")
+    for part, train in (("train", True), ("val", False)):
+        images = CIFAR100(str(source), train=train, download=True)
+        raw = Path(images.root, images.base_folder, "train" if train else "test")
+        with raw.open("rb") as file:  # torchvision has compared its checksum; of the superclasses it makes no use
+            coarse = pickle.load(file, encoding="latin1")["coarse_labels"]
+        with raw.with_name("meta").open("rb") as file:
+            names = pickle.load(file, encoding="latin1")["coarse_label_names"]
+        for number, ((image, label), superclass) in enumerate(zip(images, coarse, strict=True)):
+            folder = target / names[superclass] / part / images.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number:05}.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)
