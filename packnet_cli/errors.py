@@ -56,6 +56,12 @@ class ConflictError(PackNetError):
     exit_code = 8
 
 
+class InterruptedRun(PackNetError):
+    """The user or the system stopped a training run, at the end of a step."""
+
+    exit_code = 130
+
+
 class DivergedError(PackNetError):
     """The loss is no longer a finite number."""
 

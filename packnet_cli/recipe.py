@@ -53,7 +53,7 @@ class Recipe:
         return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0}
+        least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0, "seed": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")

@@ -234,6 +234,40 @@ def test_what_is_no_artifact_is_refused(tmp_path, folders, packnet, command):
     refused(packnet(command, tmp_path / "other.st", *more), 3, "not a packed model")
 
 
+def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
+    """With its own classifier; and the recipe of the paper by name, with one setting changed."""
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
+    how = ["--arch", "test_resnet", "--weights", tmp_path / "w.pt", "--img-size", 32, "--data", folders[2]]
+    result = packnet("init", *how, "--prune", 0.5, "--recipe", "paper", "--retrain-epochs", 1, tmp_path / "a.st")
+    assert result.exit_code == 0 and "task 1: blue" in result.stdout and "top-1 retrained" in result.stdout
+    told = answer(packnet("info", tmp_path / "a.st", "--json"))["tasks"][0]
+    assert told["recipe"]["norm"] == "frozen" and told["recipe"]["retrain_epochs"] == 1
+    refused(packnet("init", *how, tmp_path / "b.st"), 2, "--data goes with --prune")
+    refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "default, paper")
+    result = packnet("init", "--arch", "test_resnet", "--prune", 0.5, "--dry-run", tmp_path / "b.st")
+    assert result.exit_code == 0 and "50.00 %" in result.stdout and not (tmp_path / "b.st").exists()
+
+
+def test_prune_and_plan(packed, folders, packnet):
+    """Shares planned, then taken: `--prune auto`, `prune`, and what a full file says to do."""
+    assert packnet("plan", packed, "--tasks", 3, "--layers").stdout.count("33.3") == 3
+    planned = answer(packnet("plan", packed, "--tasks", 3, "--json"))
+    dry = answer(
+        packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--dry-run", "--json")
+    )
+    assert dry["tasks"][0]["owned"] == planned["tasks"][0]["owned"]
+    added = answer(
+        packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--json", *QUICK)
+    )
+    assert added["task"]["owned_weights"] == pytest.approx(planned["tasks"][0]["owned_weights"], abs=20)
+    assert answer(packnet("add-task", packed, "--data", folders[1], "--json", *QUICK))["free_fraction"] == 0
+    refused(packnet("add-task", packed, "--data", folders[2]), 5, "packnet prune", "--head-only")
+    refused(packnet("prune", packed, "--task", "red", "--prune", 0.5), 4, "Only the newest", "2 (green)")
+    pruned = answer(packnet("prune", packed, "--task", "green", "--prune", 0.5, "--json", "--device", "cpu"))
+    assert pruned["free_fraction"] == pytest.approx(1 / 3, abs=1e-3)
+    assert "owns little" in packnet("plan", packed, "--tasks", 250).stderr
+
+
 def test_names_are_not_markup(packed, tmp_path, packnet):
     """A folder's name reaches the terminal as it is, with no colour, link or error."""
     folder = make_folder(tmp_path / "[bold]x[", classes=2)
@@ -254,8 +288,9 @@ def test_ctrl_c_leaves_the_file_and_exits_130(packed, tmp_path):
         shown += read_until(screen, None)
     os.close(screen)
     assert process.returncode == 130
-    assert "error: interrupted" in shown and "Traceback" not in shown
-    assert packed.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["data", "packed.st"]
+    assert "error: interrupted" in shown and "--resume" in shown and "Traceback" not in shown
+    assert packed.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["data", "packed.st", "packed.st.resume"]
 
 
 def read_until(screen, word):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
@@ -38,19 +39,26 @@ MACHINE = "Machine"
 
 # Arguments that several commands share.
 Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-BatchSize = Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+BatchSize = Annotated[int, Option(help="Images in a batch.", rich_help_panel=MACHINE)]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
 Workers = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=0,
         help="Processes that decode images; default, 0 on a CPU, up to 8 with a GPU.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
 ]
-Amp = Annotated[bool, typer.Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
+Resume = Annotated[
+    bool, Option("--resume", help="Go on with an interrupted run of the same command.", rich_help_panel=MACHINE)
+]
+CheckpointMinutes = Annotated[
+    float,
+    Option(min=0, help="Keep what is needed to resume every so many minutes.", rich_help_panel=MACHINE),
+]
+Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,7 +69,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def packnet(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
 

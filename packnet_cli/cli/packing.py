@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, Device, Json, Packed, Workers, app
+from packnet_cli.cli import Amp, CheckpointMinutes, Device, Json, Packed, Resume, Workers, app
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -67,6 +67,8 @@ def init(
     device: Device = "auto",
     workers: Workers = None,
     amp: Amp = False,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 5,
 ) -> None:
     """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
     recipe = recipe_from(settings)
@@ -92,6 +94,7 @@ def init(
     if dry_run:
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
+    _tell_of_checkpoint(path, resume)
     with report.training_bar() as progress:
         artifact = pack.init(
             path,
@@ -109,6 +112,8 @@ def init(
             device=device,
             workers=workers,
             amp=amp,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
             progress=progress,
             say=report.say,
             **how,
@@ -145,6 +150,8 @@ def add_task(
     device: Device = "auto",
     workers: Workers = None,
     amp: Amp = False,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 5,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe = recipe_from(settings)
@@ -161,6 +168,7 @@ def add_task(
         return
     from packnet_cli.engine import pack
 
+    _tell_of_checkpoint(path, resume)
     with report.training_bar() as progress:
         pack.add_task(
             path,
@@ -173,6 +181,8 @@ def add_task(
             device=device,
             workers=workers,
             amp=amp,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
             progress=progress,
         )
     _report_newest(path, json)
@@ -193,6 +203,8 @@ def prune(
     device: Device = "auto",
     workers: Workers = None,
     amp: Amp = False,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 5,
 ) -> None:
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
     from packnet_cli.artifact import format
@@ -201,6 +213,7 @@ def prune(
     recipe = recipe_from(settings, Recipe.recorded(recorded))
     from packnet_cli.engine import pack
 
+    _tell_of_checkpoint(path, resume)
     with report.training_bar() as progress:
         pack.prune_task(
             path,
@@ -212,6 +225,8 @@ def prune(
             device=device,
             workers=workers,
             amp=amp,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
             progress=progress,
         )
     _report_newest(path, json)
@@ -230,6 +245,14 @@ def plan(
 
     artifact = format.load(path)
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
+
+
+def _tell_of_checkpoint(path: Path, resume: bool) -> None:
+    folder = path.with_name(path.name + ".resume")
+    if resume and not folder.exists():
+        report.say(f"there is no interrupted run in {folder}; starting from the beginning")
+    elif folder.exists() and not resume:
+        report.say(f"{folder} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
 def _report_newest(path: Path, json: bool) -> None:

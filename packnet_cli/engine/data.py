@@ -122,6 +122,16 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return kept, aside
 
 
+def fingerprint(images: TrainingImages) -> str:
+    """A digest of which images there are, by class folder, name and size, and how they are labelled and split."""
+    sha = hashlib.sha256(repr(images.classes).encode())
+    for split in images.splits:
+        for path, label in zip(split.paths, split.labels, strict=True):
+            sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode())
+        sha.update(b"--\n")
+    return sha.hexdigest()
+
+
 def check_images(*splits: Split) -> None:
     """Decode every image once, so that an unreadable one is named now and not after an hour of training."""
     paths = [path for split in splits for path in split.paths]

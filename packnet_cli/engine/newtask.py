@@ -1,5 +1,6 @@
 """A task in training: it claims weights, trains them, releases the smallest, and retrains the rest (section 3)."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,11 +11,14 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import edit, masks, plan
 from packnet_cli.artifact.format import Artifact, State
-from packnet_cli.engine import data, network
+from packnet_cli.engine import data, network, resume
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.train import Accuracy, Freezer, Step, Teacher, evaluate, train
+from packnet_cli.engine.resume import Checkpoint, Keeper
+from packnet_cli.engine.train import Accuracy, Freezer, Place, Resume, Step, Teacher, evaluate, train
 from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
+
+TRAIN, RETRAIN = "train", "retrain"
 
 Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
 
@@ -72,6 +76,10 @@ def _without_head(artifact: Artifact, state: State) -> State:
     return {name: array for name, array in state.items() if not name.startswith(head)}
 
 
+def _pairs(owned: dict[str, int], released: dict[str, int]) -> dict[str, tuple[int, int]]:
+    return {layer: (count, released[layer]) for layer, count in owned.items()}
+
+
 @dataclass
 class Stage:
     """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
@@ -86,12 +94,21 @@ class NewTask:
     """A task in training: its network, and the task-index masks, in which it owns less after each release."""
 
     def __init__(
-        self, claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Machine, progress: Progress
+        self,
+        claim: Claim,
+        images: data.TrainingImages,
+        recipe: Recipe,
+        machine: Machine,
+        progress: Progress,
+        keeper: Keeper | None = None,
     ) -> None:
-        self.recipe, self.amp, self.progress = recipe, machine.amp, progress
+        self.recipe, self.amp, self.progress, self.keeper = recipe, machine.amp, progress, keeper
+        self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
         self.final: Accuracy | None = None
+        self._teacher: Teacher | None = None
+        self._goals: dict[str, tuple[int, int]] = {}
         _seed(recipe.seed)
         header = claim.artifact.header
         self.head = header.head
@@ -126,54 +143,58 @@ class NewTask:
         return {layer: array == self.index for layer, array in self.mask.items()}
 
     def train(self) -> None:
-        for _ in self._epochs("train", self.recipe.epochs, self.recipe.lr):
+        for _ in self._epochs(TRAIN, self.recipe.epochs, self.recipe.lr):
             pass
         self.measure("dense")
 
-    def prune_and_retrain(self, prune: float, phase: str = "retrain") -> None:
+    def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain.
 
         Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
         """
-        goals = self._release_goals(prune)
-        claimed = {layer: masks.count_owned(array, self.index) for layer, array in self.mask.items()}
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
-        weight = self.recipe.distill_weight
-        teacher = Teacher(self.model, weight) if weight and self.recipe.retrain_epochs else None
+        goals = self._goals if self.resumed else self._release_goals(prune)
 
         def release(step: int) -> None:
             weights = network.read(self.model, set(self.mask))
-            for layer, count in goals.items():
+            for layer, (claimed, count) in goals.items():
                 goal = round(count * (1 - (1 - step / steps) ** 3))
-                done = claimed[layer] - masks.count_owned(self.mask[layer], self.index)
+                done = claimed - masks.count_owned(self.mask[layer], self.index)
                 self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], self.index, goal - done)
                 weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
             self.freezer.hold(weights, self._trainable())
             if step == steps:
                 self.measure("pruned")
 
-        release(1)
-        for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, teacher):
+        if not self.resumed:
+            weight = self.recipe.distill_weight
+            self._teacher = Teacher(self.model, weight) if weight and self.recipe.retrain_epochs else None
+            self._goals = goals
+            release(1)
+        for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
             if 0 < epoch < steps:
                 release(epoch + 1)
         self.measure("retrained")
 
-    def _release_goals(self, prune: float) -> dict[str, int]:
-        """How many weights each layer is to release."""
+    def _release_goals(self, prune: float) -> dict[str, tuple[int, int]]:
+        """How many weights of each layer the task owns, and how many of these it is to release."""
         owned = {layer: masks.count_owned(array, self.index) for layer, array in self.mask.items()}
         counts = partial(
             plan.release_counts, owned, keep_at_least=self.recipe.keep_at_least, skip_layers=self.recipe.skip_layers
         )
         if self.recipe.rank == "layer":
-            return counts(prune)
+            return _pairs(owned, counts(prune))
         weights = network.read(self.model, set(self.mask))
         magnitudes = {layer: np.abs(weights[layer][array == self.index]) for layer, array in self.mask.items()}
         total = sum(plan.release_counts(owned, prune).values())
         wanted = masks.counts_across(magnitudes, total, adaptive=self.recipe.rank == "adaptive")
         most = counts(1)
-        return {layer: min(count, most[layer]) for layer, count in wanted.items()}
+        return _pairs(owned, {layer: min(count, most[layer]) for layer, count in wanted.items()})
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
+        if self.resumed and self.resumed.notes["phase"] != phase:
+            return iter(())  # done before the run was stopped
+        going_on = self._resume()
         return train(
             self.model,
             self.train_batches,
@@ -189,11 +210,14 @@ class NewTask:
             head=self.head,
             head_lr=self.recipe.head_lr,
             teacher=teacher,
+            seed=1000 * self.recipe.seed + (0 if phase == TRAIN else 500),
+            resume=going_on,
+            after_step=partial(self._keep, phase),
         )
 
     def measure(self, phase: str) -> None:
-        """Note the accuracy on the held-out images, if there are any."""
-        if self.val_batches is not None:
+        """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
+        if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
             self.final = evaluate(self.model, self.val_batches, amp=self.amp)
             self.accuracy[phase] = self.final.top1
 
@@ -206,6 +230,55 @@ class NewTask:
         self.model.load_state_dict(stage.state)
         self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
         self.freezer.hold(network.read(self.model, set(self.mask)), self._trainable())
+
+    def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> None:
+        """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
+        if self.keeper is None:
+            return
+        if self.keeper.is_due() and phase in (TRAIN, RETRAIN):
+            moments, numbers = resume.optimizer_state(optimizer)
+            rooms = {"model": self.model.state_dict(), "optimizer": moments}
+            rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
+            if self._teacher:
+                rooms["teacher"] = self._teacher.model.state_dict()
+            notes = {
+                "phase": phase,
+                "place": dataclasses.astuple(place),
+                "optimizer": numbers,
+                "random": resume.random_state(),
+                "goals": self._goals,
+                "accuracy": self.accuracy,
+                "final": dataclasses.asdict(self.final) if self.final else None,
+            }
+            tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
+            self.keeper.save(tensors, notes)
+        self.keeper.stop_if_asked()
+
+    def go_on_from(self, checkpoint: Checkpoint | None) -> None:
+        """Be where a stopped run was, if there was one; its next phase of training then starts there."""
+        if checkpoint is None:
+            return
+        notes = checkpoint.notes
+        self.resumed = checkpoint
+        if checkpoint.room("teacher"):
+            self._teacher = Teacher(self.model, self.recipe.distill_weight)
+            self._teacher.model.load_state_dict(checkpoint.room("teacher"))
+        self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
+        mask = {layer: value.numpy() for layer, value in checkpoint.room("mask").items()}
+        final = Accuracy(**notes["final"]) if notes["final"] else None
+        self.go_back_to(Stage(checkpoint.room("model"), mask, notes["accuracy"], final))
+
+    def _resume(self) -> Resume | None:
+        """What the phase that starts now is to go on from, if a stopped run was in it."""
+        checkpoint, self.resumed = self.resumed, None
+        if checkpoint is None:
+            return None
+        tensors, notes = checkpoint.room("optimizer"), checkpoint.notes
+        return Resume(
+            Place(*notes["place"]),
+            partial(resume.set_optimizer_state, tensors=tensors, numbers=notes["optimizer"]),
+            partial(resume.set_random_state, notes["random"]),
+        )
 
     def check_constants(self) -> None:
         """Raise NetworkError if training moved a buffer that the state dict leaves out, and with it the artifact."""

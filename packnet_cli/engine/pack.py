@@ -17,6 +17,7 @@ from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.engine import base, data, network, newtask
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Claim, Machine, NewTask, Progress, silent
+from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
@@ -45,6 +46,8 @@ def init(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
@@ -82,11 +85,18 @@ def init(
         name = _check_name(artifact.header, name or base.default_name(classes, folder))
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(newtask.claim_free(artifact, recipe), state=network.read(origin.model))
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress)
-        task.measure("dense")
-        task.prune_and_retrain(prune)
-        artifact = _keep(task, claim, name, images.classes, folder, prune)
-    format.save(artifact, path)
+        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
+        with keeper.listening():
+            task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+            if resume:
+                task.go_on_from(keeper.load())
+            task.measure("dense")
+            task.prune_and_retrain(prune)
+            artifact = _keep(task, claim, name, images.classes, folder, prune)
+            format.save(artifact, path)
+        keeper.remove()
+    else:
+        format.save(artifact, path)
     return artifact
 
 
@@ -131,6 +141,8 @@ def add_task(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
 ) -> Artifact:
     """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
@@ -154,15 +166,22 @@ def add_task(
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
 
-    task = NewTask(claim, dataclasses.replace(images, train=kept), recipe, Machine(device, workers, amp), progress)
-    task.train()
-    search: dict[str, float] = {}
-    if max_drop is not None and aside is not None:
-        prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
-    elif prune:
-        task.prune_and_retrain(prune)
-    after = _keep(task, claim, name, images.classes, folder, prune, search)
-    format.save(after, path, unchanged_since=unchanged_since)
+    run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
+    keeper = Keeper(path, run, 60 * checkpoint_minutes)
+    with keeper.listening():
+        images = dataclasses.replace(images, train=kept)
+        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        if resume:
+            task.go_on_from(keeper.load())
+        task.train()
+        search: dict[str, float] = {}
+        if max_drop is not None and aside is not None:
+            prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
+        elif prune:
+            task.prune_and_retrain(prune)
+        after = _keep(task, claim, name, images.classes, folder, prune, search)
+        format.save(after, path, unchanged_since=unchanged_since)
+    keeper.remove()
     return after
 
 
@@ -180,6 +199,8 @@ def prune_task(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
 ) -> Artifact:
     """Release the fraction `prune` of what the newest task owns in each layer and retrain it, on its own images.
@@ -205,12 +226,17 @@ def prune_task(
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
     claim = newtask.claim_again(artifact)
-    task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress)
-    task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
-    task.prune_and_retrain(prune)
-    total = 1 - (1 - entry.prune) * (1 - prune)
-    after = _keep(task, claim, entry.name, entry.classes, folder, total, entry.search)
-    format.save(after, path, unchanged_since=unchanged_since)
+    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
+    with keeper.listening():
+        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
+        if resume:
+            task.go_on_from(keeper.load())
+        task.prune_and_retrain(prune)
+        total = 1 - (1 - entry.prune) * (1 - prune)
+        after = _keep(task, claim, entry.name, entry.classes, folder, total, entry.search)
+        format.save(after, path, unchanged_since=unchanged_since)
+    keeper.remove()
     return after
 
 
@@ -255,6 +281,20 @@ def _check_name(header: Header, name: str) -> str:
     if name in (task.name for task in header.tasks):
         raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
     return name
+
+
+def _run(
+    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
+) -> dict[str, Any]:
+    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
+    state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
+    return {
+        "task": name,
+        **how,
+        "recipe": dataclasses.asdict(recipe),
+        "images": data.fingerprint(images),
+        "network": format.digest(state),
+    }
 
 
 def _keep(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -49,6 +50,27 @@ def check_optimizer(opt: str) -> None:
     if opt not in list_optimizers():
         close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
         raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where to go on with a phase, and how to put back what a stopped run had there."""
+
+    place: Place
+    set_optimizer: Callable[[torch.optim.Optimizer], None]
+    set_random: Callable[[], None]
+
+
+def _nothing(place: Place, optimizer: torch.optim.Optimizer) -> None:
+    """The callback of a run that is not kept."""
 
 
 class Freezer:
@@ -113,8 +135,14 @@ def train(
     head: tuple[str, ...] = (),
     head_lr: float = 1.0,
     teacher: Teacher | None = None,
+    seed: int = 0,
+    resume: Resume | None = None,
+    after_step: Callable[[Place, torch.optim.Optimizer], None] = _nothing,
 ) -> Iterator[int]:
     """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
+
+    Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
+    yielded again, and what it has seen is skipped.
 
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. Parameters below the modules `head`
@@ -140,13 +168,25 @@ def train(
         step_on_epochs=False,
         updates_per_epoch=len(batches),
     )
-    for epoch in range(epochs):
-        yield epoch
+    at = resume.place if resume else Place()
+    if resume:
+        resume.set_optimizer(optimizer)
+        if scheduler is not None:
+            scheduler.step_update(at.epoch * len(batches) + at.step)
+    for epoch in range(at.epoch, epochs):
+        skip = at.step if epoch == at.epoch else 0
+        if not skip:
+            yield epoch
+        random_seed((seed + epoch) % 2**32)
         model.train()
         if not train_norm:
             _stop_statistics(model)
         loss_sum, correct, seen, began = 0.0, 0, 0, time.perf_counter()
         for step, (images, labels) in enumerate(batches):
+            if step < skip:
+                if resume and step == skip - 1:
+                    resume.set_random()
+                continue
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # (N, C, H, W)
             labels = labels.to(device, non_blocking=True)  # (N,)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -166,6 +206,7 @@ def train(
             correct += int((logits.argmax(1) == labels).sum())
             speed = seen / (time.perf_counter() - began)
             progress(Step(epoch + 1, epochs, step + 1, len(batches), loss_sum / seen, 100 * correct / seen, speed))
+            after_step(Place(epoch, step + 1), optimizer)
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():
         if not value.isfinite().all():

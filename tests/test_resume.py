@@ -1,0 +1,159 @@
+"""A stopped run goes on where it was, and ends in the same bytes."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+import torch
+from conftest import QUICK, make_folder
+
+from packnet_cli.engine import pack
+from packnet_cli.engine.resume import FILE
+from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
+
+RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
+PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
+PHASES += [("retrain", 1, 1), ("retrain", 1, 3), ("retrain", 2, 2), ("retrain", 3, 3)]
+
+
+def stop_at(phase, epoch, step, number=signal.SIGINT):
+    """A progress callback that asks the process to stop, as a user or the system does."""
+
+    def progress(running, at):
+        if (running, at.epoch, at.step) == (phase, epoch, step):
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+def init(path):
+    """A network with dropout, whose random numbers must go on too."""
+    pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, model_kwargs={"drop_rate": 0.5})
+
+
+def add(path, folder, recipe=RECIPE, prune=0.5, **how):
+    return pack.add_task(path, folder, prune=prune, recipe=recipe, workers=0, device="cpu", **how)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, folders):
+    """The bytes of two tasks from a run that was not stopped: (after the first, after the second), by optimizer."""
+    results = {}
+    for opt in ("momentum", "adamw"):
+        path = tmp_path_factory.mktemp(opt) / "packed.st"
+        init(path)
+        recipe = dataclasses.replace(RECIPE, opt=opt)
+        add(path, folders[0], recipe)
+        first = path.read_bytes()
+        add(path, folders[1], recipe)
+        results[opt] = first, path.read_bytes()
+    return results
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+@pytest.mark.parametrize(("phase", "epoch", "step"), PHASES)
+def test_same_bytes(tmp_path, folders, whole, opt, phase, epoch, step):
+    """Stopped at any step of either phase, between epochs too, it ends as if it had not been."""
+    recipe = dataclasses.replace(RECIPE, opt=opt)
+    path = tmp_path / "packed.st"
+    before, after = whole[opt]
+    path.write_bytes(before)
+    if step > 1 and folders[1].name == "green":
+        step = min(step, 2)  # this task has twelve images, two batches
+    with pytest.raises(InterruptedRun, match="as it was before; go on with --resume"):
+        add(path, folders[1], recipe, progress=stop_at(phase, epoch, step))
+    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / FILE).exists()
+    add(path, folders[1], recipe, resume=True)
+    assert path.read_bytes() == after
+    assert not (tmp_path / "packed.st.resume").exists()
+
+
+def test_stopped_twice_by_the_system(tmp_path, folders, whole):
+    """SIGTERM is heeded as Ctrl-C is, and a resumed run can be stopped again."""
+    path = tmp_path / "packed.st"
+    path.write_bytes(whole["momentum"][0])
+    for phase in ("train", "retrain"):
+        with pytest.raises(InterruptedRun):
+            add(path, folders[1], progress=stop_at(phase, 2, 1, signal.SIGTERM), resume=True)
+    add(path, folders[1], resume=True)
+    assert path.read_bytes() == whole["momentum"][1]
+
+
+def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
+    """One is written as soon as the last is old enough; a run that is killed without warning goes on from there."""
+    path = tmp_path / "packed.st"
+    init(path)
+
+    def crash(phase, at):
+        if (phase, at.epoch) == ("train", 2):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        add(path, folders[0], progress=crash, checkpoint_minutes=0)
+    seen = []
+    add(path, folders[0], progress=lambda phase, at: seen.append((phase, at.epoch, at.step)), resume=True)
+    assert seen[0] == ("train", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("recipe: lr 0.01, not 0.02", {"recipe": dataclasses.replace(RECIPE, lr=0.02)}),
+        ("prune 0.5, not 0.25", {"prune": 0.25}),
+        ("task 'red', not 'other'", {"name": "other"}),
+        ("images", {"folder": "another"}),
+        ("network", {"force": True}),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes):
+    """By the name of what differs; and it is still there afterwards."""
+    path = tmp_path / "packed.st"
+    init(path)
+    with pytest.raises(InterruptedRun):
+        add(path, folders[0], progress=stop_at("train", 1, 1))
+    folder = folders[0]
+    if changes.pop("folder", None):
+        folder = make_folder(tmp_path / "red", seed=9)
+    if changes.pop("force", None):
+        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, seed=7, force=True)
+    with pytest.raises(ConflictError, match=what):
+        add(path, folder, resume=True, **changes)
+    assert (tmp_path / "packed.st.resume" / FILE).exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, folders):
+    """It says what to remove."""
+    path = tmp_path / "packed.st"
+    init(path)
+    (tmp_path / "packed.st.resume").mkdir()
+    (tmp_path / "packed.st.resume" / FILE).write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
+        add(path, folders[0], resume=True)
+
+
+def test_base_and_prune_resume_too(tmp_path, folders):
+    """`init --prune` and `prune` keep checkpoints in the same way."""
+    torch.save(__import__("timm").create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
+    how = dict(recipe=RECIPE, workers=0, device="cpu", folder=folders[2])
+
+    def base(name, **more):
+        path = tmp_path / name
+        pack.init(
+            path, "test_resnet", weights=tmp_path / "w.pt", data_config={"img_size": 32}, prune=0.5, **how, **more
+        )
+        return path.read_bytes()
+
+    expected = base("whole.st")
+    with pytest.raises(InterruptedRun):
+        base("stopped.st", progress=stop_at("retrain", 2, 1))
+    assert not (tmp_path / "stopped.st").exists()
+    assert base("stopped.st", resume=True) == expected
+
+    path = tmp_path / "whole.st"
+    again = dict(prune=0.5, workers=0, device="cpu")
+    with pytest.raises(InterruptedRun):
+        pack.prune_task(path, "1", progress=stop_at("retrain", 2, 1), **again)
+    pack.prune_task(path, "1", resume=True, **again)
+    pack.prune_task(tmp_path / "stopped.st", "1", **again)
+    assert path.read_bytes() == (tmp_path / "stopped.st").read_bytes()
