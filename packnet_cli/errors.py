@@ -26,6 +26,10 @@ class ArtifactError(PackNetError):
     exit_code = 3
 
 
+class DamageError(ArtifactError):
+    """The file is there, but what it holds is not, or no longer, an artifact."""
+
+
 class TaskError(PackNetError):
     """The task is unknown, or its name is taken."""
 
@@ -54,6 +58,12 @@ class ConflictError(PackNetError):
     """Somebody else changed the file meanwhile."""
 
     exit_code = 8
+
+
+class VerificationError(PackNetError):
+    """`verify` found damage."""
+
+    exit_code = 9
 
 
 class DivergedError(PackNetError):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +14,32 @@ from rich.text import Text
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Header, Task
     from packnet_cli.artifact.summary import Summary
+    from packnet_cli.artifact.verify import Finding
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
 
-# Names and paths come from outside: nothing that they contain is taken for markup.
+# Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
 out = Console(markup=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
 
 def error(message: str) -> None:
-    err.print(Text("error: ", style="bold red") + Text(message))
+    err.print(Text("error: ", style="bold red") + Text(visible(message)))
 
 
 def say(message: str) -> None:
     """Talk about what is going on, which is no result."""
-    err.print(message)
+    err.print(visible(message))
 
 
 def warning(message: str) -> None:
-    err.print(Text("warning: ", style="bold yellow") + Text(message))
+    err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
 
 
 def started(path: Path, artifact: "Artifact") -> None:
     weights = sum(array.size for array in artifact.shared.values())
     channels, height, width = artifact.header.data_config["input_size"]
-    out.print(
+    _tell(
         f"{path}: {artifact.header.arch}, {_count(weights)} weights, all free; "
         f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
     )
@@ -50,11 +52,11 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
         return
     table = _table(f"task {task.index}: {task.name}", "", "")
     for phase, top1 in task.accuracy.items():
-        table.add_row(f"top-1 {phase}", f"{top1:.2f} %")
-    table.add_row("held-out images", f"{task.images:,}")
-    table.add_row("weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
+        _add_row(table, f"top-1 {phase}", f"{top1:.2f} %")
+    _add_row(table, "held-out images", f"{task.images:,}")
+    _add_row(table, "weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
     free = round(numbers.free_fraction * numbers.packed_weights)
-    table.add_row("weights free", _share(free, numbers.packed_weights))
+    _add_row(table, "weights free", _share(free, numbers.packed_weights))
     out.print(table)
 
 
@@ -71,8 +73,8 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
     table = _table(None, "task", "name", "top-1 %", "top-5 %", "images")
     for result in results:
         task, accuracy = result.task, result.accuracy
-        table.add_row(
-            str(task.index), task.name, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}"
+        _add_row(
+            table, str(task.index), task.name, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}"
         )
     out.print(table)
 
@@ -91,8 +93,8 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
 def extracted(output: Path, header: "Header", task: "Task") -> None:
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
-    out.print(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
-    out.print(f"  timm.create_model({', '.join(arguments)})")
+    _tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
+    _tell(f"  timm.create_model({', '.join(arguments)})")
 
 
 def summary(numbers: "Summary", *, as_json: bool) -> None:
@@ -100,16 +102,28 @@ def summary(numbers: "Summary", *, as_json: bool) -> None:
         _print_json(numbers.as_dict())
         return
     header = numbers.header
-    out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
+    _tell(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
     table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
     for task in header.tasks:
         share = f"{100 * numbers.owned_fraction(task):.2f} %"
-        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", share)
-    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
+        _add_row(table, str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", share)
+    if header.removed:
+        _add_row(table, "", "(removed)", "", "", f"{100 * numbers.removed_fraction:.2f} %")
+    _add_row(table, "", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
     out.print(table)
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
     networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
-    out.print(f"{file:,.1f} MB in this file{networks}")
+    _tell(f"{file:,.1f} MB in this file{networks}")
+
+
+def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"whole": not findings, "findings": [asdict(finding) for finding in findings]})
+        return
+    for finding in findings:
+        _tell(finding.problem)
+    if not findings:
+        _tell(f"{path} is whole, and every task in it to the bit what was added")
 
 
 @contextmanager
@@ -142,6 +156,19 @@ def training_bar() -> "Iterator[Callable[[str, Step], None]]":
             bar.stop()
 
 
+def visible(text: str) -> str:
+    """Text with every character that a terminal would act on, or hide, as its escape: names may come from anywhere."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _tell(text: str) -> None:
+    out.print(visible(text))
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(visible, cells))
+
+
 def _table(title: str | None, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(columns), safe_box=True)
     for number, column in enumerate(columns):
@@ -150,7 +177,7 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, ensure_ascii=False))
+    print(visible(json.dumps(document, ensure_ascii=False)))  # which escapes as JSON does, and inside strings only
 
 
 def _share(part: int, whole: int) -> str:

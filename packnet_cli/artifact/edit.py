@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from packnet_cli.artifact import format, masks
+from packnet_cli.artifact import format, masks, verify
 from packnet_cli.artifact.format import Artifact, State, Task
 from packnet_cli.errors import ForgettingError
 
@@ -28,20 +28,15 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         taken = before.mask[name] != masks.FREE
         if not np.array_equal(mask[name][taken], before.mask[name][taken]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
-    after = Artifact(before.header, shared, mask, (*before.own, own))
-    for changed in altered_tasks(after):
+    after = format.make(before.header, shared, mask, (*before.own, own))
+    for changed in verify.altered_tasks(after):
         raise ForgettingError(f"training changed task {changed.index} ({changed.name}); nothing was written")
     task = dataclasses.replace(
         task,
         owned={name: masks.count_owned(array, task.index) for name, array in mask.items()},
-        digest=format.digest(after.state(task.index)),
+        digest=after.digest(task.index),
     )
-    return dataclasses.replace(after, header=dataclasses.replace(before.header, tasks=(*before.header.tasks, task)))
-
-
-def altered_tasks(artifact: Artifact) -> list[Task]:
-    """The tasks that are not, to the bit, what they were when they were added."""
-    return [task for task in artifact.header.tasks if format.digest(artifact.state(task.index)) != task.digest]
+    return dataclasses.replace(after, header=dataclasses.replace(after.header, tasks=(*after.header.tasks, task)))
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:

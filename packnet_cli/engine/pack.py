@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from timm.utils import random_seed as _seed
 
-from packnet_cli.artifact import atomic, edit, format, masks
-from packnet_cli.artifact.format import Artifact, Header, Task
+from packnet_cli.artifact import atomic, edit, format, masks, verify
+from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import data, network
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.start import start_from
 from packnet_cli.engine.train import Freezer, Step, check_optimizer, evaluate, train
-from packnet_cli.errors import ArtifactError, CapacityError, NetworkError, TaskError, UsageError
+from packnet_cli.errors import ArtifactError, CapacityError, NetworkError, UsageError
 from packnet_cli.recipe import Recipe
 
 Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
@@ -67,7 +67,7 @@ def init(
     shared = {name: state[name] for name, kind in kinds.items() if kind is Kind.PACKED}
     mask = {name: np.zeros(array.shape, np.uint8) for name, array in shared.items()}
     own = {name: state[name] for name, kind in kinds.items() if kind is Kind.PER_TASK}
-    artifact = Artifact(origin.header, shared, mask, (own,))
+    artifact = format.make(origin.header, shared, mask, (own,))
     format.save(artifact, path)
     return artifact
 
@@ -138,9 +138,9 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
     check_optimizer(recipe.opt)
     unchanged_since = atomic.stamp(path)
-    artifact = format.load(path)
+    artifact = verify.load_verified(path)
     atomic.check_writable(path)
-    index = len(artifact.header.tasks) + 1
+    index = artifact.header.last_index + 1
     if index > masks.MAX_TASKS:
         raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
     if artifact.free_count() == 0:
@@ -148,20 +148,11 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
             f"no free weights are left in {path}: its last task kept all that it was given. Start another file, or add "
             "that task again with --prune to a copy made before it"
         )
-    for altered in edit.altered_tasks(artifact):
-        raise ArtifactError(f"{path} is damaged: task {altered.index} ({altered.name}) is not what was added")
-    name = _check_name(artifact.header, name or folder.resolve().name)
+    name = name or folder.resolve().name
+    artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     data.check_images(images.train, images.held_out.split)
     return Plan(artifact, unchanged_since, name, index, images, network.choose_device(device))
-
-
-def _check_name(header: Header, name: str) -> str:
-    if not name.isprintable() or not name.strip() or name.isdecimal() or name == "all":
-        raise TaskError(f"{name!r} cannot be a task's name (no number, and not 'all'); give another with --name")
-    if name in (task.name for task in header.tasks):
-        raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
-    return name
 
 
 class NewTask:
@@ -173,7 +164,7 @@ class NewTask:
         _seed(recipe.seed)
         header = plan.artifact.header
         self.model = network.build(header, len(plan.images.classes))
-        self.train_norm = recipe.norm == "task" or plan.index == 1
+        self.train_norm = recipe.norm == "task" or not header.tasks
         self.mask = {layer: masks.claim_free(array, plan.index) for layer, array in plan.artifact.mask.items()}
         self.freezer = self._set_starting_values()
         self.constants = network.constants(self.model)
@@ -193,7 +184,7 @@ class NewTask:
     def _set_starting_values(self) -> Freezer:
         """The frozen weights of earlier tasks, the free ones at their dormant values (or 0), and a random head."""
         artifact, k = self.plan.artifact, self.plan.index
-        own = artifact.own[0 if self.train_norm else 1]
+        own = artifact.own[0 if self.train_norm else artifact.header.tasks[0].index]
         kinds = network.classify(self.model, artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
