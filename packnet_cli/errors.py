@@ -55,7 +55,7 @@ class NetworkError(PackNetError):
 
 
 class ConflictError(PackNetError):
-    """Somebody else changed the file meanwhile."""
+    """Another program is writing the file, or changed it meanwhile."""
 
     exit_code = 8
 

@@ -1,14 +1,22 @@
-"""Writing a file so that at every moment it is the old one or the whole new one."""
+"""Writing a file so that at every moment it is the old one or the whole new one, and by one program at a time."""
 
+import datetime
+import functools
+import glob
 import os
+import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def stamp(path: Path) -> Stamp:
@@ -29,6 +37,67 @@ def check_writable(path: Path) -> None:
         raise ArtifactError(f"cannot write {path}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {path}: the folder {folder} is not writable")
+
+
+def check_room(path: Path, size: int) -> None:
+    """Raise ArtifactError if the disk has no room for a new file of `size` bytes beside `path`."""
+    free = shutil.disk_usage(path.resolve().parent).free
+    if free < size:
+        raise ArtifactError(
+            f"cannot write {path}: that takes about {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free; "
+            "the old file stays until the new one is complete"
+        )
+
+
+def exclusive(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path, P], R]:
+    """Let a verb, whose first argument is the file that it writes, run by one program at a time. See `locked`."""
+
+    @functools.wraps(verb)
+    def locked_verb(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with locked(path):
+            return verb(path, *args, **kwargs)
+
+    return locked_verb
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the right to write `path`; raises ConflictError at once, which says who holds it, or ArtifactError.
+
+    The right ends with the process, however that ends. Its lock file is removed with it unless the process is killed;
+    one that is left does not block.
+    """
+    from filelock import FileLock, Timeout  # readers need not wait for it
+
+    check_writable(path)
+    target = path.resolve()
+    marker = target.with_name(f".{target.name}.lock")
+    holder = _read(marker) or "another program"  # before the attempt, as old versions of filelock empty the file
+    lock = FileLock(str(marker), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConflictError(f"{path} is being written by {holder}; wait for it to end, or work on a copy") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot lock {path}: {error.strerror or error} ({marker})") from None
+    try:
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            marker.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            left.unlink(missing_ok=True)  # by a writer that was killed; no other is at work now
+        yield
+    finally:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(marker: Path) -> str:
+    try:
+        return marker.read_text()[:200]
+    except (OSError, ValueError):
+        return ""
 
 
 @contextmanager

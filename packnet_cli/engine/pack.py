@@ -34,6 +34,7 @@ def _silent(phase: str, step: Step) -> None:
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
+@atomic.exclusive
 def init(
     path: Path,
     arch: str,
@@ -75,6 +76,7 @@ def init(
 # --- add-task -------------------------------------------------------------------------------------------------------
 
 
+@atomic.exclusive
 def add_task(
     path: Path,
     folder: Path,
@@ -148,6 +150,8 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
             f"no free weights are left in {path}: its last task kept all that it was given. Start another file, or add "
             "that task again with --prune to a copy made before it"
         )
+    largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
+    atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
     name = name or folder.resolve().name
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
