@@ -126,6 +126,39 @@ def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:
         _tell(f"{path} is whole, and every task in it to the bit what was added")
 
 
+def explain_removal(header: "Header", task: "Task", freed: int) -> None:
+    """What removing a task would do, on stderr, before it is asked for."""
+    later = ", ".join(f"{other.index} ({other.name})" for other in header.tasks if other.index > task.index)
+    say(f"task {task.index} ({task.name}): its name, its head and its own tensors go for good.")
+    if later:
+        say(f"Its {_count(sum(task.owned.values()))} weights do not become free: later tasks run on them: {later}.")
+    else:
+        say(f"{_count(freed)} weights become free, and keep what it left there, from which the next task starts.")
+
+
+def confirm(question: str) -> bool:
+    """Ask at the terminal; anything but yes is no."""
+    try:
+        return err.input(f"{question} [y/N] ", markup=False, emoji=False).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def removed(path: Path, task: "Task", freed: int, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"removed": {"index": task.index, "name": task.name}, "freed_weights": freed})
+        return
+    weights = f"{_count(freed)} weights are free again" if freed else "later tasks keep running on its weights"
+    _tell(f"{path}: task {task.index} ({task.name}) removed; {weights}")
+
+
+def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"task": {"index": task.index, "name": task.name}})
+        return
+    _tell(f"{path}: task {task.index} is now {task.name}")
+
+
 @contextmanager
 def training_bar() -> "Iterator[Callable[[str, Step], None]]":
     """A progress bar on stderr for the phases of add-task; yields the callback that moves it."""

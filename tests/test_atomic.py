@@ -75,11 +75,16 @@ def test_the_lock_goes_when_the_verb_fails(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["init", "add-task"])
+@pytest.mark.parametrize("command", ["init", "add-task", "remove-task", "rename"])
 def test_commands_that_write_are_refused_while_another_does(full, folders, packnet, command):
     """Before any work: not even what is wrong with the rest of the command line is looked at."""
     before = full.read_bytes()
-    arguments = {"init": ["--arch", "test_resnet", "--no-pretrained", "--force"], "add-task": ["--data", "/none"]}
+    arguments = {
+        "init": ["--arch", "test_resnet", "--no-pretrained", "--force"],
+        "add-task": ["--data", "/none"],
+        "remove-task": ["--task", 1, "--yes"],
+        "rename": ["--task", 1, "--name", "other"],
+    }
     with another_writer(full) as process:
         result = packnet(command, full, *arguments[command])
         assert packnet("info", full).exit_code == packnet("verify", full).exit_code == 0  # readers need no lock

@@ -68,6 +68,13 @@ def test_claim_free_takes_only_the_free():
     assert masks.claim_free(np.array([0, 1, 2, 0], np.uint8), 3).tolist() == [3, 1, 2, 3]
 
 
+def test_free_unseen_frees_what_comes_later():
+    """And with task 0 everything."""
+    mask = np.array([0, 1, 2, 255], np.uint8)
+    assert masks.free_unseen(mask, 1).tolist() == [0, 1, 0, 0]
+    assert masks.free_unseen(mask, 0).tolist() == [0, 0, 0, 0]
+
+
 def test_release_count_rounds():
     """round(p * n), as the command line promises."""
     assert [masks.release_count(n, 0.75) for n in (0, 1, 2, 3, 1000)] == [0, 1, 2, 2, 750]

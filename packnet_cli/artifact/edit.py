@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from packnet_cli.artifact import format, masks, verify
-from packnet_cli.artifact.format import Artifact, State, Task
+from packnet_cli.artifact import atomic, format, masks, verify
+from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ForgettingError
 
 
@@ -37,6 +37,62 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         digest=after.digest(task.index),
     )
     return dataclasses.replace(after, header=dataclasses.replace(after.header, tasks=(*after.header.tasks, task)))
+
+
+def without_task(before: Artifact, task: Task) -> Artifact:
+    """A new artifact without one of its tasks; every other one keeps its index and every bit.
+
+    The newest one's weights become free, and with them those of removed tasks that only it still saw; they keep their
+    values, as dormant ones. An older one's weights stay its own, since later tasks run on them; the rest of it goes.
+    """
+    header = before.header
+    tasks = tuple(other for other in header.tasks if other is not task)
+    last = tasks[-1].index if tasks else 0
+    removed = header.removed | {task.index: task.owned}
+    own = tuple({} if index == task.index else own for index, own in enumerate(before.own))
+    header = dataclasses.replace(
+        header, tasks=tasks, removed={index: owned for index, owned in removed.items() if index < last}
+    )
+    mask = {name: masks.free_unseen(array, last) for name, array in before.mask.items()}
+    after = format.make(header, before.shared, mask, own[: last + 1])
+    for changed in verify.altered_tasks(after):
+        raise ForgettingError(f"that would change task {changed.index} ({changed.name}); nothing was written")
+    return after
+
+
+def freed_by(header: Header, task: Task) -> int:
+    """How many weights become free when `task` is removed."""
+    last = max((other.index for other in header.tasks if other is not task), default=0)
+    owned = {other.index: other.owned for other in header.tasks} | header.removed
+    return sum(sum(counts.values()) for index, counts in owned.items() if index > last)
+
+
+@atomic.exclusive
+def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
+    """Take a task, by index or name, out of the file; see `without_task`. Returns the new artifact.
+
+    Whatever is raised, the file stays as it was: TaskError, ArtifactError, ConflictError.
+    """
+    unchanged_since = unchanged_since or atomic.stamp(path)
+    before = verify.load_verified(path)
+    after = without_task(before, before.header.task(wanted))
+    format.save(after, path, unchanged_since=unchanged_since)
+    return after
+
+
+@atomic.exclusive
+def rename(path: Path, wanted: str | int, name: str) -> Task:
+    """Give a task, by index or name, another name. Raises as `remove_task` does. Returns the task."""
+    unchanged_since = atomic.stamp(path)
+    before = verify.load_verified(path)
+    old = before.header.task(wanted)
+    before.header.check_new_name(name)
+    new = dataclasses.replace(old, name=name)
+    header = dataclasses.replace(
+        before.header, tasks=tuple(new if task is old else task for task in before.header.tasks)
+    )
+    format.save(dataclasses.replace(before, header=header), path, unchanged_since=unchanged_since)
+    return new
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:
