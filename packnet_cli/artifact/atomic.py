@@ -30,9 +30,11 @@ def stamp(path: Path) -> Stamp:
 
 def check_writable(path: Path) -> None:
     """Raise ArtifactError now, rather than after hours of training, if `path` cannot be written."""
-    folder = path.resolve().parent
+    folder = _target(path).parent
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is a device or the like; name a file to write")
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {path}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -41,7 +43,7 @@ def check_writable(path: Path) -> None:
 
 def check_room(path: Path, size: int) -> None:
     """Raise ArtifactError if the disk has no room for a new file of `size` bytes beside `path`."""
-    free = shutil.disk_usage(path.resolve().parent).free
+    free = shutil.disk_usage(_target(path).parent).free
     if free < size:
         raise ArtifactError(
             f"cannot write {path}: that takes about {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free; "
@@ -70,7 +72,7 @@ def locked(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # readers need not wait for it
 
     check_writable(path)
-    target = path.resolve()
+    target = _target(path)
     marker = target.with_name(f".{target.name}.lock")
     holder = _read(marker) or "another program"  # before the attempt, as old versions of filelock empty the file
     lock = FileLock(str(marker), timeout=0)
@@ -107,7 +109,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
     Raises ArtifactError if it cannot be written, ConflictError if `path` is no longer what `unchanged_since` describes.
     """
     check_writable(path)
-    target = path.resolve()  # a symbolic link stays one: the file that it points to is replaced
+    target = _target(path)
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -119,13 +121,23 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
-        _flush(target.parent)
+        with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
+            _flush(target.parent)
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
+    try:
+        path.exists()  # a name that is too long
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _mode(target: Path) -> int:

@@ -20,7 +20,7 @@ index k, as later tasks run on them, and `removed` says how many. An index is th
 from 1 to the greatest in `tasks`; a new task takes the next one.
 
 The metadata has one key, `packnet`: a JSON object in ASCII without spaces, its keys sorted but for the first, so that
-equal content makes equal bytes:
+equal content makes equal bytes; of at most 2**25 characters, 2**17 of them opening brackets:
 
 * `seal`: the digest of the object's text without this member (a `{`, then what follows the seal's comma). A reader
   MUST refuse a file whose seal does not hold. So no bit of the metadata changes unseen.
@@ -41,6 +41,7 @@ The digest of a state dict is `sha256:` and the hexadecimal SHA-256 over its ten
 import dataclasses
 import hashlib
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -196,14 +197,17 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
 
 
 def _open(path: Path) -> Any:
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist; `packnet init --arch ARCH {path}` makes one")
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder, not a packed model")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ArtifactError(f"{path} is a folder, not a packed model")
+        if not stat.S_ISREG(kind):  # to open a pipe would be to wait
+            raise ArtifactError(f"{path} is a device or the like, not a packed model")
         return safe_open(path, framework="np")
     except SafetensorError as error:
         raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; `packnet init --arch ARCH {path}` makes one") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from None
 

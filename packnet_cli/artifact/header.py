@@ -12,7 +12,9 @@ from packnet_cli.artifact import masks
 from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
 
 FORMAT = 1
-MAX_CHARACTERS = 2**25  # of metadata; bounds the memory that a hostile file can ask for
+# Bounds of the metadata, and so of the memory and time that a hostile file can ask for: what 255 tasks of a thousand
+# tensors take fits. An empty list takes fifty times as much memory as it takes text, hence the second.
+MAX_CHARACTERS, MAX_BRACKETS = 2**25, 2**17
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 SEALED = re.compile(r'\{"seal":"(sha256:[0-9a-f]{64})",')
 
@@ -80,8 +82,8 @@ def write(header: Header) -> str:
 def seal(fields: dict[str, Any]) -> str:
     """Metadata as JSON, its first member the digest of the text without that member. Raises CapacityError."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    if len(text) > MAX_CHARACTERS:
-        raise CapacityError(f"the metadata of so many tasks and classes exceeds {MAX_CHARACTERS:,} characters")
+    if _is_oversized(text):
+        raise CapacityError("the metadata of so many tasks and classes is more than the format allows")
     return f'{{"seal":"{_digest(text)}",{text[1:]}'
 
 
@@ -97,7 +99,7 @@ def parse(path: Path, text: str) -> Header:
     sealed = SEALED.match(text)
     if sealed is None or sealed[1] != _digest("{" + text[sealed.end() :]):
         damaged("its metadata is not what was written, as the seal shows")
-    if len(text) > MAX_CHARACTERS + sealed.end():
+    if _is_oversized(text[sealed.end() :]):
         damaged("its metadata is longer than the format allows")
     try:
         fields = json.loads(text, parse_constant=no_number)
@@ -109,6 +111,10 @@ def parse(path: Path, text: str) -> Header:
         return _header(fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         damaged(f"its metadata cannot be read ({type(error).__name__}: {error})")
+
+
+def _is_oversized(text: str) -> bool:
+    return len(text) > MAX_CHARACTERS or text.count("[") + text.count("{") > MAX_BRACKETS
 
 
 def _digest(text: str) -> str:
