@@ -50,10 +50,11 @@ def test_a_killed_writer_does_not_block(tmp_path):
     """And the half of a file that it left is swept up, but nothing else."""
     path = tmp_path / "a.st"
     others = {".b.st.x.tmp", ".a.st.keep", "a.st"}
-    for name in (*others, ".a.st.x.tmp"):
+    for name in others:
         (tmp_path / name).write_text("x")
     with another_writer(path) as process:
-        (tmp_path / ".a.st.y.tmp").write_text("half")
+        (tmp_path / ".a.st.y.tmp").mkdir()
+        (tmp_path / ".a.st.y.tmp" / "a.st").write_text("half")
         process.send_signal(signal.SIGKILL)
         process.wait()
         with atomic.locked(path):

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,14 @@ from test_format import GOLDEN
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.errors import ArtifactError
 
-STEPS = [(tempfile, "mkstemp"), (format, "save_file"), (os, "chmod"), (os, "fsync"), (os, "replace"), (os, "unlink")]
+STEPS = [
+    (tempfile, "mkdtemp"),
+    (format, "save_file"),
+    (os, "chmod"),
+    (os, "fsync"),
+    (os, "replace"),
+    (shutil, "rmtree"),
+]
 
 # Rename task 1 and be killed before or after the n-th step of the writing; or, without a number, over and over.
 RENAME = """

@@ -87,7 +87,7 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(OSError):  # a full disk: the lock holds all the same
             marker.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-            left.unlink(missing_ok=True)  # by a writer that was killed; no other is at work now
+            shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed; no other is at work now
         yield
     finally:
         with suppress(OSError):
@@ -104,17 +104,17 @@ def _read(marker: Path) -> str:
 
 @contextmanager
 def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place, flushed to disk, on success and vanishes on failure.
+    """A temporary path near `path`, which takes its place, flushed to disk, on success and vanishes on failure.
 
+    It stands in a folder of its own beside `path`, as safetensors has temporary files too, and a kill would leave them.
     Raises ArtifactError if it cannot be written, ConflictError if `path` is no longer what `unchanged_since` describes.
     """
     check_writable(path)
     target = _target(path)
-    temporary = None
+    folder = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        temporary = Path(folder, target.name)
         yield temporary
         os.chmod(temporary, _mode(target))
         _flush(temporary)
@@ -127,8 +127,8 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         reason = error.strerror or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _target(path: Path) -> Path:
