@@ -104,10 +104,10 @@ def parse(path: Path, text: str) -> Header:
     try:
         fields = json.loads(text, parse_constant=no_number)
         version = fields.pop("format")
-        if version > FORMAT:
+        if _is_count(version) and version > FORMAT:
             raise ArtifactError(f"{path} has format {version}, newer than format {FORMAT} of this packnet; upgrade it")
-        if version != FORMAT:
-            raise ValueError("there is no such format")
+        if version != FORMAT or type(version) is not int:
+            raise ValueError(f"there is no format {version!r}")
         return _header(fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         damaged(f"its metadata cannot be read ({type(error).__name__}: {error})")
