@@ -18,7 +18,7 @@ import typer
 from torchvision.datasets import CIFAR100
 from typer import Argument, Option
 
-from packnet_cli.artifact import edit, format
+from packnet_cli.artifact import format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
@@ -53,7 +53,7 @@ def main(
         task = artifact.header.tasks[-1]
         print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
     artifact = format.load(packed)
-    assert not edit.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
+    assert not verify.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
     for task in artifact.header.tasks:
         print(f"{task.index:3}  {task.top1:6.2f} %  {task.name}")
     print(f"mean {statistics.mean(task.top1 for task in artifact.header.tasks):6.2f} %")

@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 from typer import Argument, Option
 
-from packnet_cli.artifact import edit, format
+from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, network, pack
@@ -50,7 +50,7 @@ class Bench:
         started = format.load(start)
         self.base = started.header.tasks[0] if started.header.tasks else None
         self.start = started.state(1) if self.base else started.shared | started.own[0]
-        self.all_free = edit.without_newest(started) if self.base else started
+        self.all_free = edit.without_task(started, self.base) if self.base else started
         self.header = self.all_free.header
         self.head = tuple(f"{name}." for name in self.header.head)
         self.results = out / "results.jsonl"
@@ -110,7 +110,7 @@ def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) 
         fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
         pack.add_task(path, folder, prune=fraction, recipe=bench.recipe_for(seed, pruned=fraction > 0))
     artifact = format.load(path)
-    assert not edit.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
+    assert not verify.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
     for task in artifact.header.tasks:
         if not bench.has(way, order, seed, task.name):
             bench.note(way, order, seed, task.name, task.top1, path.stat().st_size, accuracy=task.accuracy)

@@ -26,6 +26,10 @@ class ArtifactError(PackNetError):
     exit_code = 3
 
 
+class DamageError(ArtifactError):
+    """The file is there, but what it holds is not, or no longer, an artifact."""
+
+
 class TaskError(PackNetError):
     """The task is unknown, or its name is taken."""
 
@@ -51,7 +55,7 @@ class NetworkError(PackNetError):
 
 
 class ConflictError(PackNetError):
-    """Somebody else changed the file meanwhile."""
+    """Another program is writing the file, or changed it meanwhile."""
 
     exit_code = 8
 
@@ -60,6 +64,12 @@ class InterruptedRun(PackNetError):
     """The user or the system stopped a training run, at the end of a step."""
 
     exit_code = 130
+
+
+class VerificationError(PackNetError):
+    """`verify` found damage."""
+
+    exit_code = 9
 
 
 class DivergedError(PackNetError):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,32 +15,33 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Header, Task
     from packnet_cli.artifact.plan import Plan
     from packnet_cli.artifact.summary import Summary
+    from packnet_cli.artifact.verify import Finding
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
 
-# Names and paths come from outside: nothing that they contain is taken for markup.
+# Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
 out = Console(markup=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
 
 def error(message: str) -> None:
-    err.print(Text("error: ", style="bold red") + Text(message))
+    err.print(Text("error: ", style="bold red") + Text(visible(message)))
 
 
 def say(message: str) -> None:
     """Talk about what is going on, which is no result."""
-    err.print(message)
+    err.print(visible(message))
 
 
 def warning(message: str) -> None:
-    err.print(Text("warning: ", style="bold yellow") + Text(message))
+    err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
 
 
 def started(path: Path, artifact: "Artifact") -> None:
     weights = sum(array.size for array in artifact.shared.values())
     free = artifact.free_count()
     channels, height, width = artifact.header.data_config["input_size"]
-    out.print(
+    _tell(
         f"{path}: {artifact.header.arch}, {_count(weights)} weights, {_count(free) if free < weights else 'all'} free; "
         f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
     )
@@ -52,15 +54,15 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
         return
     table = _table(f"task {task.index}: {task.name}", "", "")
     for phase, top1 in task.accuracy.items():
-        table.add_row(f"top-1 {phase}", f"{top1:.2f} %")
+        _add_row(table, f"top-1 {phase}", f"{top1:.2f} %")
     for fraction, top1 in task.search.items():
-        table.add_row(f"top-1 if pruned by {fraction}*", f"{top1:.2f} %")
-    table.add_row("held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+        _add_row(table, f"top-1 if pruned by {fraction}*", f"{top1:.2f} %")
+    _add_row(table, "held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
     if task.prune:
-        table.add_row("pruned by", f"{task.prune:g}")
-    table.add_row("weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
+        _add_row(table, "pruned by", f"{task.prune:g}")
+    _add_row(table, "weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
     free = round(numbers.free_fraction * numbers.packed_weights)
-    table.add_row("weights free", _share(free, numbers.packed_weights))
+    _add_row(table, "weights free", _share(free, numbers.packed_weights))
     out.print(table)
     if task.search:
         out.print("* on images set aside from the training ones")
@@ -84,7 +86,7 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
             if accuracy
             else ("unmeasured", "", "0")
         )
-        table.add_row(str(task.index), task.name, *numbers)
+        _add_row(table, str(task.index), task.name, *numbers)
     out.print(table)
 
 
@@ -102,8 +104,8 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
 def extracted(output: Path, header: "Header", task: "Task") -> None:
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
-    out.print(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
-    out.print(f"  timm.create_model({', '.join(arguments)})")
+    _tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
+    _tell(f"  timm.create_model({', '.join(arguments)})")
 
 
 def summary(numbers: "Summary", *, as_json: bool) -> None:
@@ -111,16 +113,61 @@ def summary(numbers: "Summary", *, as_json: bool) -> None:
         _print_json(numbers.as_dict())
         return
     header = numbers.header
-    out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
+    _tell(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
     table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
     for task in header.tasks:
         share = f"{100 * numbers.owned_fraction(task):.2f} %"
-        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", _percent(task.top1), share)
-    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
+        _add_row(table, str(task.index), task.name, f"{len(task.classes):,}", _percent(task.top1), share)
+    if header.removed:
+        _add_row(table, "", "(removed)", "", "", f"{100 * numbers.removed_fraction:.2f} %")
+    _add_row(table, "", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
     out.print(table)
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
     networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
-    out.print(f"{file:,.1f} MB in this file{networks}")
+    _tell(f"{file:,.1f} MB in this file{networks}")
+
+
+def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"whole": not findings, "findings": [asdict(finding) for finding in findings]})
+        return
+    for finding in findings:
+        _tell(finding.problem)
+    if not findings:
+        _tell(f"{path} is whole, and every task in it to the bit what was added")
+
+
+def explain_removal(header: "Header", task: "Task", freed: int) -> None:
+    """What removing a task would do, on stderr, before it is asked for."""
+    later = ", ".join(f"{other.index} ({other.name})" for other in header.tasks if other.index > task.index)
+    say(f"task {task.index} ({task.name}): its name, its head and its own tensors go for good.")
+    if later:
+        say(f"Its {_count(sum(task.owned.values()))} weights do not become free: later tasks run on them: {later}.")
+    else:
+        say(f"{_count(freed)} weights become free, and keep what it left there, from which the next task starts.")
+
+
+def confirm(question: str) -> bool:
+    """Ask at the terminal; anything but yes is no."""
+    try:
+        return err.input(f"{question} [y/N] ", markup=False, emoji=False).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def removed(path: Path, task: "Task", freed: int, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"removed": {"index": task.index, "name": task.name}, "freed_weights": freed})
+        return
+    weights = f"{_count(freed)} weights are free again" if freed else "later tasks keep running on its weights"
+    _tell(f"{path}: task {task.index} ({task.name}) removed; {weights}")
+
+
+def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"task": {"index": task.index, "name": task.name}})
+        return
+    _tell(f"{path}: task {task.index} is now {task.name}")
 
 
 @contextmanager
@@ -153,6 +200,19 @@ def training_bar() -> "Iterator[Callable[[str, Step], None]]":
             bar.stop()
 
 
+def visible(text: str) -> str:
+    """Text with every character that a terminal would act on, or hide, as its escape: names may come from anywhere."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _tell(text: str) -> None:
+    out.print(visible(text))
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(visible, cells))
+
+
 def _table(title: str | None, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(columns), safe_box=True)
     for number, column in enumerate(columns):
@@ -161,7 +221,7 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, ensure_ascii=False))
+    print(visible(json.dumps(document, ensure_ascii=False)))  # which escapes as JSON does, and inside strings only
 
 
 def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
@@ -170,7 +230,8 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
         return
     table = _table(None, "task", "name", "prune", "weights", "of all")
     for seat in shares.seats:
-        table.add_row(
+        _add_row(
+            table,
             str(seat.index),
             seat.name,
             f"{seat.prune:.4g}",
@@ -178,12 +239,12 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
             f"{100 * seat.total / shares.packed_weights:.2f} %",
         )
     free = sum(shares.free.values())
-    table.add_row("", "free", "", _count(free), f"{100 * free / shares.packed_weights:.2f} %")
+    _add_row(table, "", "free", "", _count(free), f"{100 * free / shares.packed_weights:.2f} %")
     out.print(table)
     if layers:
         by_layer = _table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")
         for layer, left in shares.free.items():
-            by_layer.add_row(layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
+            _add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
         out.print(by_layer)
     out.print(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
     for seat in shares.planned:

@@ -97,7 +97,7 @@ def test_version(packnet):
     assert packnet("--version").stdout == f"packnet {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["init", "add-task", "eval", "extract", "info"])
+@pytest.mark.parametrize("command", ["init", "add-task", "eval", "extract", "info", "verify", "remove-task", "rename"])
 def test_every_command_has_help(packnet, command):
     """Each with a sentence of its own, also listed by the bare program."""
     text = packnet(command, "--help").stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from packnet_cli.artifact import atomic, format
+from packnet_cli.artifact import atomic, format, header
 from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.errors import ArtifactError, ConflictError, TaskError
 
@@ -19,23 +19,28 @@ GOLDEN = Path(__file__).with_name("golden.st")
 
 def small_artifact() -> Artifact:
     """One layer of four weights, owned by tasks 1, 2, none, 1."""
-    header = Header("net", {"pad": "same"}, ("fc",), "random", {"input_size": [3, 8, 8]})
+    about = Header("net", {"pad": "same"}, ("fc",), "random", {"input_size": [3, 8, 8]})
     own = ({"bias": np.array([0.5], np.float32)},)
     shared, mask = {"w": np.array([1, 2, 3, -0.0], np.float32)}, {"w": np.array([1, 2, 0, 1], np.uint8)}
-    artifact = Artifact(header, shared, mask, own)
+    artifact = Artifact(about, shared, mask, own)
     tasks = []
     for index, name in ((1, "one"), (2, "zwei ☃")):
         own = (*own, {"bias": np.array([index], np.float32), "steps": np.array(7, np.int64)})
         artifact = dataclasses.replace(artifact, own=own)
         digest = format.digest(artifact.state(index))
         owned = {"w": 3 - index}
-        fields = dict(accuracy={"dense": 50.0}, top1=50.0, top5=100.0, images=2, data="/images", recipe={"seed": 0})
+        fields = dict(
+            accuracy={"dense": 50.0}, top1=50.0, top5=100.0, images=2, data="/images", recipe={"seed": 0}, search={}
+        )
         tasks.append(Task(index, name, ("a", "b"), 0.5, owned, digest=digest, **fields))
-    return dataclasses.replace(artifact, header=dataclasses.replace(header, tasks=tuple(tasks)))
+    return format.make(dataclasses.replace(about, tasks=tuple(tasks)), shared, mask, own)
 
 
 def test_golden_file(tmp_path):
-    """Today's writer makes, byte for byte, the file that format 1 was fixed with."""
+    """Today's writer makes, byte for byte, the file that format 1 was fixed with.
+
+    After a deliberate change of the format, `python tests/test_format.py` makes that file anew.
+    """
     format.save(small_artifact(), tmp_path / "new.st")
     assert (tmp_path / "new.st").read_bytes() == GOLDEN.read_bytes()
 
@@ -69,18 +74,19 @@ def test_load_gives_back_what_was_saved(tmp_path):
 
 def test_a_task_is_found_by_index_and_by_name():
     """And one that does not exist is answered with those that do."""
-    header = small_artifact().header
-    assert header.task(2) is header.task("2") is header.task("zwei ☃")
+    about = small_artifact().header
+    assert about.task(2) is about.task("2") is about.task("zwei ☃")
     with pytest.raises(TaskError, match=r"1 \(one\), 2 \(zwei ☃\)"):
-        header.task("three")
+        about.task("three")
 
 
 def rewrite(path, change):
-    """The small artifact with its tensors or metadata changed, written by an ordinary safetensors writer."""
+    """The small artifact with its tensors or metadata changed and sealed, by an ordinary safetensors writer."""
     format.save(small_artifact(), path)
-    tensors, fields = load_file(path), dataclasses.asdict(small_artifact().header) | {"format": 1}
+    tensors, fields = load_file(path), json.loads(json.dumps(dataclasses.asdict(small_artifact().header)))
+    fields["format"] = 1
     change(tensors, fields)
-    save_file(tensors, path, {"packnet": json.dumps(fields)})
+    save_file(tensors, path, {"packnet": header.seal(fields)})
 
 
 @pytest.mark.parametrize(
@@ -191,3 +197,7 @@ def test_a_missing_folder_is_named(tmp_path):
     """Found before any work is done."""
     with pytest.raises(ArtifactError, match="does not exist; make it first"):
         format.save(small_artifact(), tmp_path / "none" / "a.st")
+
+
+if __name__ == "__main__":
+    format.save(small_artifact(), GOLDEN)

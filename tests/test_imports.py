@@ -30,11 +30,14 @@ def imported(*arguments):
         ["--help"],
         ["add-task", "--help"],
         ["info", "{full}"],
+        ["verify", "{full}"],
+        ["rename", "{full}", "--task", "1", "--name", "other"],
+        ["remove-task", "{full}", "--task", "1", "--yes"],
         ["extract", "{full}", "--task", "1", "-o", "{folder}/x.safetensors"],
     ],
 )
 def test_the_light_commands_import_no_torch(full, tmp_path, arguments):
-    """Help, info and extract to safetensors."""
+    """Help, what keeps a file, info and extract to safetensors."""
     assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == "[]"
 
 

@@ -107,3 +107,10 @@ def test_counts_across_layers_add_up(adaptive):
         counts = masks.counts_across(layers, count, adaptive=adaptive)
         assert sum(counts.values()) == count
         assert all(0 <= counts[name] <= own.size for name, own in layers.items())
+
+
+def test_free_unseen_frees_what_comes_later():
+    """And with task 0 everything."""
+    mask = np.array([0, 1, 2, 255], np.uint8)
+    assert masks.free_unseen(mask, 1).tolist() == [0, 1, 0, 0]
+    assert masks.free_unseen(mask, 0).tolist() == [0, 0, 0, 0]

@@ -8,7 +8,7 @@ import timm
 import torch
 from conftest import QUICK, make_folder
 
-from packnet_cli.artifact import edit, format, masks
+from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import pack, train, unpack
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 
@@ -150,7 +150,7 @@ def test_prune_the_newest(packed, folders, restart):
     before = pack.add_task(packed, folders[1], **(RUN | {"recipe": recipe}))
     after = pack.prune_task(packed, "green", prune=0.75, workers=0, device="cpu")
     assert format.digest(after.state(1)) == before.header.task(1).digest
-    assert not edit.altered_tasks(after)
+    assert not verify.altered_tasks(after)
     assert [task.name for task in after.header.tasks] == ["red", "green"]
     assert after.header.task(2).prune == 0.75 and list(after.header.task(2).accuracy) == [
         "dense",
@@ -163,7 +163,7 @@ def test_prune_the_newest(packed, folders, restart):
         freed = mask == masks.FREE
         assert after.shared[layer][freed].tobytes() == before.shared[layer][freed].tobytes()
     again = pack.add_task(packed, folders[2], **RUN)
-    assert not edit.altered_tasks(again) and again.free_count() == 0
+    assert not verify.altered_tasks(again) and again.free_count() == 0
 
 
 def test_prune_starts_from_what_the_task_is(packed, folders):
@@ -194,7 +194,7 @@ def test_head_only(full, folders):
     assert not any(after.header.task(4).owned.values())
     for name, array in after.state(3).items():
         assert name.startswith("fc.") or array.tobytes() == after.state(4)[name].tobytes()
-    assert not edit.altered_tasks(after)
+    assert not verify.altered_tasks(after)
     assert all(np.array_equal(after.mask[layer], before.mask[layer]) for layer in before.mask)
     with pytest.raises(CapacityError, match="owns no weights"):
         pack.prune_task(full, "more", prune=0.5)
@@ -229,7 +229,7 @@ def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     assert task.prune == expected and len(task.search) == 5
     for mask in artifact.mask.values():
         assert masks.count_owned(mask, masks.FREE) == round(expected * mask.size)
-    assert not edit.altered_tasks(artifact)
+    assert not verify.altered_tasks(artifact)
 
 
 @pytest.mark.parametrize("changes", [{"rank": "global"}, {"keep_at_least": 300}, {"skip_layers": "conv1*"}])
@@ -246,3 +246,15 @@ def test_which_weights_go(packed, folders, changes):
         assert any(count == 300 for count in owned.values())
     else:
         assert all((owned[layer] == size) == layer.startswith("conv1") for layer, size in sizes.items())
+
+
+def test_prune_leaves_what_removed_tasks_left_behind(full):
+    """A task in the middle is gone, its weights are still the newest one's to see, and nobody's to release."""
+    edit.remove_task(full, "green")
+    before = format.load(full)
+    after = pack.prune_task(full, "blue", prune=0.5, workers=0, device="cpu")
+    assert format.load(full).header.removed == before.header.removed != {}
+    for layer, mask in after.mask.items():
+        assert (mask[before.mask[layer] == 2] == 2).all()
+        assert masks.count_owned(mask, masks.FREE) == round(0.5 * masks.count_owned(before.mask[layer], 3))
+    assert not verify.verify(full)

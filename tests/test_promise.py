@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import QUICK, make_folder
 
-from packnet_cli.artifact import edit, format, masks
+from packnet_cli.artifact import format, masks, verify
 from packnet_cli.engine import network, pack, train, unpack
 from packnet_cli.errors import ForgettingError, NetworkError
 
@@ -163,15 +163,15 @@ def test_a_hidden_buffer_that_moves_is_refused(packed, folders, monkeypatch):
 def test_an_altered_task_is_noticed(packed, folders):
     """A digest covers every weight that the task sees and every tensor of its own."""
     artifact = add(packed, folders[0], 0.5)
-    assert edit.altered_tasks(artifact) == []
+    assert verify.altered_tasks(artifact) == []
     for arrays in (artifact.shared, artifact.own[1]):
         for name, array in arrays.items():
             flat = array.reshape(-1).view(np.uint8)
             where = int(np.flatnonzero(artifact.mask[name] == 1)[0]) * 4 if name in artifact.mask else 0
             flat[where] ^= 1
-            assert edit.altered_tasks(artifact), name
+            assert verify.altered_tasks(artifact), name
             flat[where] ^= 1
-    assert edit.altered_tasks(artifact) == []
+    assert verify.altered_tasks(artifact) == []
 
 
 def test_same_seed_same_bytes(tmp_path, folders):

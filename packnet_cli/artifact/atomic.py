@@ -1,14 +1,22 @@
-"""Writing a file so that at every moment it is the old one or the whole new one."""
+"""Writing a file so that at every moment it is the old one or the whole new one, and by one program at a time."""
 
+import datetime
+import functools
+import glob
 import os
+import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def stamp(path: Path) -> Stamp:
@@ -22,41 +30,114 @@ def stamp(path: Path) -> Stamp:
 
 def check_writable(path: Path) -> None:
     """Raise ArtifactError now, rather than after hours of training, if `path` cannot be written."""
-    folder = path.resolve().parent
+    folder = _target(path).parent
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is a device or the like; name a file to write")
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {path}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {path}: the folder {folder} is not writable")
 
 
+def check_room(path: Path, size: int) -> None:
+    """Raise ArtifactError if the disk has no room for a new file of `size` bytes beside `path`."""
+    free = shutil.disk_usage(_target(path).parent).free
+    if free < size:
+        raise ArtifactError(
+            f"cannot write {path}: that takes about {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free; "
+            "the old file stays until the new one is complete"
+        )
+
+
+def exclusive(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path, P], R]:
+    """Let a verb, whose first argument is the file that it writes, run by one program at a time. See `locked`."""
+
+    @functools.wraps(verb)
+    def locked_verb(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with locked(path):
+            return verb(path, *args, **kwargs)
+
+    return locked_verb
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the right to write `path`; raises ConflictError at once, which says who holds it, or ArtifactError.
+
+    The right ends with the process, however that ends. Its lock file is removed with it unless the process is killed;
+    one that is left does not block.
+    """
+    from filelock import FileLock, Timeout  # readers need not wait for it
+
+    check_writable(path)
+    target = _target(path)
+    marker = target.with_name(f".{target.name}.lock")
+    holder = _read(marker) or "another program"  # before the attempt, as old versions of filelock empty the file
+    lock = FileLock(str(marker), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConflictError(f"{path} is being written by {holder}; wait for it to end, or work on a copy") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot lock {path}: {error.strerror or error} ({marker})") from None
+    try:
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            marker.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed; no other is at work now
+        yield
+    finally:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(marker: Path) -> str:
+    try:
+        return marker.read_text()[:200]
+    except (OSError, ValueError):
+        return ""
+
+
 @contextmanager
 def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place, flushed to disk, on success and vanishes on failure.
+    """A temporary path near `path`, which takes its place, flushed to disk, on success and vanishes on failure.
 
+    It stands in a folder of its own beside `path`, as safetensors has temporary files too, and a kill would leave them.
     Raises ArtifactError if it cannot be written, ConflictError if `path` is no longer what `unchanged_since` describes.
     """
     check_writable(path)
-    target = path.resolve()  # a symbolic link stays one: the file that it points to is replaced
-    temporary = None
+    target = _target(path)
+    folder = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        temporary = Path(folder, target.name)
         yield temporary
         os.chmod(temporary, _mode(target))
         _flush(temporary)
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
-        _flush(target.parent)
+        with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
+            _flush(target.parent)
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _target(path: Path) -> Path:
+    """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
+    try:
+        path.exists()  # a name that is too long
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _mode(target: Path) -> int:

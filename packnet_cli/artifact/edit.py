@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from packnet_cli.artifact import format, masks
-from packnet_cli.artifact.format import Artifact, State, Task
+from packnet_cli.artifact import atomic, format, masks, verify
+from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ForgettingError
 
 
@@ -28,28 +28,79 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         taken = before.mask[name] != masks.FREE
         if not np.array_equal(mask[name][taken], before.mask[name][taken]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
-    after = Artifact(before.header, shared, mask, (*before.own, own))
-    for changed in altered_tasks(after):
+    after = format.make(before.header, shared, mask, (*before.own, own))
+    for changed in verify.altered_tasks(after):
         raise ForgettingError(f"training changed task {changed.index} ({changed.name}); nothing was written")
     task = dataclasses.replace(
         task,
         owned={name: masks.count_owned(array, task.index) for name, array in mask.items()},
-        digest=format.digest(after.state(task.index)),
+        digest=after.digest(task.index),
     )
-    return dataclasses.replace(after, header=dataclasses.replace(before.header, tasks=(*before.header.tasks, task)))
+    return dataclasses.replace(after, header=dataclasses.replace(after.header, tasks=(*after.header.tasks, task)))
+
+
+def without_task(before: Artifact, task: Task) -> Artifact:
+    """A new artifact without one of its tasks; every other one keeps its index and every bit.
+
+    The newest one's weights become free, and with them those of removed tasks that only it still saw; they keep their
+    values, as dormant ones. An older one's weights stay its own, since later tasks run on them; the rest of it goes.
+    """
+    header = before.header
+    tasks = tuple(other for other in header.tasks if other is not task)
+    last = tasks[-1].index if tasks else 0
+    removed = header.removed | {task.index: task.owned}
+    own = tuple({} if index == task.index else own for index, own in enumerate(before.own))
+    header = dataclasses.replace(
+        header, tasks=tasks, removed={index: owned for index, owned in removed.items() if index < last}
+    )
+    mask = {name: masks.free_unseen(array, last) for name, array in before.mask.items()}
+    after = format.make(header, before.shared, mask, own[: last + 1])
+    for changed in verify.altered_tasks(after):
+        raise ForgettingError(f"that would change task {changed.index} ({changed.name}); nothing was written")
+    return after
 
 
 def without_newest(artifact: Artifact) -> Artifact:
-    """A new artifact without its newest task: what that task owned is free again, and its values are dormant there."""
-    newest = len(artifact.header.tasks)
-    mask = {layer: np.where(array == newest, np.uint8(masks.FREE), array) for layer, array in artifact.mask.items()}
+    """The newest task's weights free, its entry gone: what the artifact is to that task, if it is trained again."""
+    newest = artifact.header.tasks[-1].index
+    mask = {name: np.where(array == newest, np.uint8(masks.FREE), array) for name, array in artifact.mask.items()}
     header = dataclasses.replace(artifact.header, tasks=artifact.header.tasks[:-1])
     return Artifact(header, artifact.shared, mask, artifact.own[:-1])
 
 
-def altered_tasks(artifact: Artifact) -> list[Task]:
-    """The tasks that are not, to the bit, what they were when they were added."""
-    return [task for task in artifact.header.tasks if format.digest(artifact.state(task.index)) != task.digest]
+def freed_by(header: Header, task: Task) -> int:
+    """How many weights become free when `task` is removed."""
+    last = max((other.index for other in header.tasks if other is not task), default=0)
+    owned = {other.index: other.owned for other in header.tasks} | header.removed
+    return sum(sum(counts.values()) for index, counts in owned.items() if index > last)
+
+
+@atomic.exclusive
+def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
+    """Take a task, by index or name, out of the file; see `without_task`. Returns the new artifact.
+
+    Whatever is raised, the file stays as it was: TaskError, ArtifactError, ConflictError.
+    """
+    unchanged_since = unchanged_since or atomic.stamp(path)
+    before = verify.load_verified(path)
+    after = without_task(before, before.header.task(wanted))
+    format.save(after, path, unchanged_since=unchanged_since)
+    return after
+
+
+@atomic.exclusive
+def rename(path: Path, wanted: str | int, name: str) -> Task:
+    """Give a task, by index or name, another name. Raises as `remove_task` does. Returns the task."""
+    unchanged_since = atomic.stamp(path)
+    before = verify.load_verified(path)
+    old = before.header.task(wanted)
+    before.header.check_new_name(name)
+    new = dataclasses.replace(old, name=name)
+    header = dataclasses.replace(
+        before.header, tasks=tuple(new if task is old else task for task in before.header.tasks)
+    )
+    format.save(dataclasses.replace(before, header=header), path, unchanged_since=unchanged_since)
+    return new
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:

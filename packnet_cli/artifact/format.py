@@ -4,7 +4,7 @@ The artifact is ONE safetensors file, readable by any safetensors reader. Its te
 
 * `shared.<param>`, float32: the packed weights, one array per packed parameter of the network.
 * `mask.<param>`, uint8, same shape: the task-index mask. 0 = free, k = owned by task k. A mask MUST NOT hold an
-  index greater than the number of tasks. Every `shared.<param>` MUST have its `mask.<param>`, and the reverse.
+  index greater than that of the newest task. Every `shared.<param>` MUST have its `mask.<param>`, and the reverse.
 * `task.<k>.<name>`, k >= 1: all else that task k runs on: head, biases, normalisation weights and statistics,
   depthwise filters, tokens. `task.0.<name>` holds the values that a first task starts from (no head).
 
@@ -14,18 +14,35 @@ At a free position `shared` holds a dormant value, the one from which the next t
 writer that adds task k MUST NOT change a byte of `shared` outside the weights that task k owns, of `mask` outside
 the weights that were free, or of `task.<j>.*` with j < k.
 
-The metadata has one key, `packnet`: a JSON object with sorted keys, so that equal content makes equal bytes:
-`format` (1; a reader MUST refuse a greater one), `arch` and `model_kwargs` (arguments of timm.create_model),
-`head` (name prefixes of the classifier's parameters), `source` (where the weights came from), `data_config`
-(input_size C H W in pixels, mean, std, crop_pct, crop_mode, interpolation) and `tasks`, a list in order of index.
-A task has the fields of `Task` below; its `digest` is `sha256:` and the hexadecimal SHA-256 over the tensors of its
-state dict, sorted by name, each as `<name> <dtype> <shape>\n` (numpy's dtype name, comma-separated shape) followed by
-its little-endian C-order bytes. A digest that still holds proves that the task is what it was when it was added.
+A task is removed in one of two ways. The newest one's weights, and those of removed tasks just below it, become free
+and keep their values, now dormant. Of an older one `task.<k>.*` and its entry in `tasks` go, its weights stay owned by
+index k, as later tasks run on them, and `removed` says how many. An index is thus either in `tasks` or in `removed`,
+from 1 to the greatest in `tasks`; a new task takes the next one.
+
+The metadata has one key, `packnet`: a JSON object in ASCII without spaces, its keys sorted but for the first, so that
+equal content makes equal bytes; of at most 2**25 characters, 2**17 of them opening brackets:
+
+* `seal`: the digest of the object's text without this member (a `{`, then what follows the seal's comma). A reader
+  MUST refuse a file whose seal does not hold. So no bit of the metadata changes unseen.
+* `format`: 1; a reader MUST refuse a greater one.
+* `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
+  `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
+  interpolation.
+* `tasks`: a list in order of index, of objects with the fields of `header.Task`. The `digest` of a task is that of its
+  state dict. One that holds proves that the task is what it was when it was added.
+* `removed`: of each removed task whose weights later ones use, by index, how many it owns of each packed parameter.
+* `tensors`: the digest of every tensor in the file, as a state dict of its own, by key. So no bit of a tensor, free
+  weights among them, nor its name, type or shape changes unseen; but only `packnet verify` reads all to see.
+
+The digest of a state dict is `sha256:` and the hexadecimal SHA-256 over its tensors, sorted by name, each as
+`<name> <dtype> <shape>\n` (numpy's dtype name, comma-separated shape) followed by its little-endian C-order bytes.
 """
 
 import dataclasses
 import hashlib
-import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,52 +51,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from packnet_cli.artifact import atomic, masks
-from packnet_cli.errors import ArtifactError, TaskError
+from packnet_cli.artifact import atomic, header, masks
+from packnet_cli.artifact.header import Header as Header
+from packnet_cli.artifact.header import Task as Task
+from packnet_cli.errors import ArtifactError, DamageError
 
-FORMAT = 1
+PIECE = 2**17  # weights that are hashed at once
 Array = NDArray[Any]
 State = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What the metadata says of one task. Accuracies are in percent; without held-out images they are not known."""
-
-    index: int
-    name: str
-    classes: tuple[str, ...]
-    prune: float  # the fraction released, 0 if the task kept everything
-    owned: dict[str, int]  # weights owned, by packed parameter
-    accuracy: dict[str, float]  # top-1 "dense" and, if pruned, "pruned" and "retrained"
-    top1: float | None
-    top5: float | None
-    images: int  # on so many held-out images
-    data: str  # the folder it was trained on, absolute; "" if there was none
-    recipe: dict[str, Any]  # every setting that the training depends on
-    digest: str
-    search: dict[str, float] = dataclasses.field(default_factory=dict)  # `prune` fractions tried -> top-1 on images
-    # set aside for that
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """The metadata of an artifact: all that is known without reading a tensor."""
-
-    arch: str
-    model_kwargs: dict[str, Any]
-    head: tuple[str, ...]
-    source: str
-    data_config: dict[str, Any]
-    tasks: tuple[Task, ...] = ()
-
-    def task(self, wanted: str | int) -> Task:
-        """The task with this index or name. Raises TaskError that lists those there are."""
-        for task in self.tasks:
-            if str(wanted) in (str(task.index), task.name):
-                return task
-        known = ", ".join(f"{task.index} ({task.name})" for task in self.tasks) or "none yet"
-        raise TaskError(f"no task {str(wanted)!r} in this artifact; its tasks: {known}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +75,60 @@ class Artifact:
         packed = {name: masks.keep_visible(self.shared[name], self.mask[name], task) for name in self.shared}
         return packed | self.own[task]
 
+    def digest(self, task: int) -> str:
+        """The digest of `state(task)`, without making it: in pieces that stay in the processor's cache."""
+        sha = hashlib.sha256()
+        for name in sorted(self.shared.keys() | self.own[task].keys()):
+            array = self.own[task].get(name)
+            if array is not None:
+                sha.update(_title(name, array))
+                sha.update(_bytes(array))
+                continue
+            sha.update(_title(name, self.shared[name]))
+            values, mask = self.shared[name].reshape(-1), self.mask[name].reshape(-1)
+            for start in range(0, values.size, PIECE):
+                piece = slice(start, start + PIECE)
+                sha.update(_bytes(masks.keep_visible(values[piece], mask[piece], task)))
+        return f"sha256:{sha.hexdigest()}"
+
     def free_count(self) -> int:
         return sum(masks.count_owned(mask, masks.FREE) for mask in self.mask.values())
 
+    def tensors(self) -> State:
+        """Every tensor under its key in the file."""
+        keyed = {f"shared.{name}": array for name, array in self.shared.items()}
+        keyed |= {f"mask.{name}": array for name, array in self.mask.items()}
+        return keyed | {f"task.{k}.{name}": array for k, own in enumerate(self.own) for name, array in own.items()}
+
+
+def make(about: Header, shared: State, mask: dict[str, masks.Mask], own: tuple[State, ...]) -> Artifact:
+    """A new artifact, with the digest of every tensor in its header."""
+    artifact = Artifact(about, shared, mask, own)
+    digests = tensor_digests(artifact.tensors())
+    return dataclasses.replace(artifact, header=dataclasses.replace(about, tensors=digests))
+
 
 def digest(state: State) -> str:
-    """The digest of a task's state dict, as the specification above defines it."""
+    """The digest of a state dict, as the specification above defines it."""
     sha = hashlib.sha256()
     for name in sorted(state):
-        array = state[name]
-        sha.update(f"{name} {array.dtype.name} {','.join(map(str, array.shape))}\n".encode())
-        sha.update(np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C").reshape(-1).data)
+        sha.update(_title(name, state[name]))
+        sha.update(_bytes(state[name]))
     return f"sha256:{sha.hexdigest()}"
+
+
+def _title(name: str, array: Array) -> bytes:
+    return f"{name} {array.dtype.name} {','.join(map(str, array.shape))}\n".encode()
+
+
+def _bytes(array: Array) -> memoryview:
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C").reshape(-1).data
+
+
+def tensor_digests(tensors: State) -> dict[str, str]:
+    """The digest of each tensor as a state dict of its own, by key; hashing leaves Python's lock to other threads."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(tensors, pool.map(lambda key: digest({key: tensors[key]}), tensors), strict=True))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -116,7 +137,7 @@ def digest(state: State) -> str:
 def load_header(path: Path) -> Header:
     """Read the metadata alone; raises ArtifactError if the file is not a readable artifact."""
     with _open(path) as file:
-        return _parse_header(path, file.metadata())
+        return _read_header(path, file)
 
 
 def load_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
@@ -127,66 +148,75 @@ def load_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def load(path: Path) -> Artifact:
-    """Read and check a whole artifact; raises ArtifactError that names what is wrong."""
+    """Read and check a whole artifact, all but the digests; raises ArtifactError that names what is wrong."""
+    return assemble(path, *load_tensors(path))
+
+
+def load_tensors(path: Path) -> tuple[Header, State]:
+    """The metadata and every tensor by its key, whether or not they fit together. Raises ArtifactError."""
     with _open(path) as file:
-        header = _parse_header(path, file.metadata())
-        shared: State = {}
-        mask: dict[str, masks.Mask] = {}
-        own: tuple[State, ...] = tuple({} for _ in range(len(header.tasks) + 1))
+        about = _read_header(path, file)
+        tensors = {}
         for key in file.keys():
-            room, _, name = key.partition(".")
-            array = file.get_tensor(key)
-            if room == "shared":
-                shared[name] = array
-            elif room == "mask":
-                mask[name] = array
-            else:
-                index, _, name = name.partition(".")
-                if room != "task" or not index.isdecimal() or int(index) >= len(own):
-                    raise ArtifactError(f"{path} is damaged: it holds an unexpected tensor {key!r}")
-                own[int(index)][name] = array
-    _check_tensors(path, shared, mask, len(header.tasks))
-    return Artifact(header, shared, mask, own)
+            try:
+                tensors[key] = file.get_tensor(key)
+            except (SafetensorError, AttributeError, TypeError, ValueError, OverflowError, MemoryError) as error:
+                # numpy knows not every type, nor every shape, that safetensors does
+                raise DamageError(f"{path} is damaged: cannot read the tensor {key!r} ({error})") from None
+    return about, tensors
+
+
+def assemble(path: Path, about: Header, tensors: State) -> Artifact:
+    """An artifact of its parts. Raises DamageError that names the rule of the format they break, and `path`."""
+
+    def require(rule: bool, problem: str) -> None:
+        if not rule:
+            raise DamageError(f"{path} is damaged: {problem}")
+
+    shared: State = {}
+    mask: dict[str, masks.Mask] = {}
+    own: tuple[State, ...] = tuple({} for _ in range(about.last_index + 1))
+    indices = {"0": 0} | {str(task.index): task.index for task in about.tasks}
+    for key, array in tensors.items():
+        room, _, name = key.partition(".")
+        index, _, rest = name.partition(".")
+        require(room in ("shared", "mask") or room == "task" and index in indices, f"unexpected tensor {key!r}")
+        if room == "task":
+            own[indices[index]][rest] = array
+        else:
+            (shared if room == "shared" else mask)[name] = array
+    for name in shared.keys() ^ mask.keys():
+        require(False, f"shared.{name} and mask.{name} must come together")
+    for name, values in shared.items():
+        fits = values.dtype == np.float32 and mask[name].dtype == np.uint8 and values.shape == mask[name].shape
+        require(fits, f"shared.{name} or mask.{name} has a wrong type or shape")
+        require(mask[name].max(initial=0) <= about.last_index, f"mask.{name} names a task that does not exist")
+    for key in tensors.keys() ^ about.tensors.keys():
+        require(False, f"its metadata and its tensors disagree about {key!r}")
+    return Artifact(about, shared, mask, own)
 
 
 def _open(path: Path) -> Any:
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist; `packnet init --arch ARCH {path}` makes one")
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder, not a packed model")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ArtifactError(f"{path} is a folder, not a packed model")
+        if not stat.S_ISREG(kind):  # to open a pipe would be to wait
+            raise ArtifactError(f"{path} is a device or the like, not a packed model")
         return safe_open(path, framework="np")
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
+        raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; `packnet init --arch ARCH {path}` makes one") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _parse_header(path: Path, metadata: dict[str, str] | None) -> Header:
+def _read_header(path: Path, file: Any) -> Header:
+    metadata = file.metadata()
     if not metadata or "packnet" not in metadata:
-        raise ArtifactError(f"{path} is a safetensors file but not a packed model; `packnet init` makes one")
-    try:
-        fields = json.loads(metadata["packnet"])
-        version = fields.pop("format")
-        if version > FORMAT:
-            raise ArtifactError(f"{path} has format {version}, newer than format {FORMAT} of this packnet; upgrade it")
-        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in fields.pop("tasks"))
-        header = Header(**{**fields, "head": tuple(fields["head"]), "tasks": tasks})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: its metadata cannot be read ({error!r})") from None
-    if [task.index for task in tasks] != list(range(1, len(tasks) + 1)):
-        raise ArtifactError(f"{path} is damaged: its tasks are not numbered from 1")
-    return header
-
-
-def _check_tensors(path: Path, shared: State, mask: dict[str, masks.Mask], tasks: int) -> None:
-    for name in shared.keys() ^ mask.keys():
-        raise ArtifactError(f"{path} is damaged: shared.{name} and mask.{name} must come together")
-    for name, values in shared.items():
-        if values.dtype != np.float32 or mask[name].dtype != np.uint8 or values.shape != mask[name].shape:
-            raise ArtifactError(f"{path} is damaged: shared.{name} or mask.{name} has a wrong type or shape")
-        if mask[name].size and mask[name].max() > tasks:
-            raise ArtifactError(f"{path} is damaged: mask.{name} names a task that does not exist")
+        raise DamageError(f"{path} is a safetensors file but not a packed model; `packnet init` makes one")
+    return header.parse(path, metadata["packnet"])
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -197,12 +227,8 @@ def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None
 
     Raises ConflictError, and leaves the file alone, if it is no longer the one that `unchanged_since` was taken of.
     """
-    fields = dataclasses.asdict(artifact.header) | {"format": FORMAT}
-    metadata = {"packnet": json.dumps(fields, sort_keys=True, separators=(",", ":"))}
-    tensors = {f"shared.{name}": array for name, array in artifact.shared.items()}
-    tensors |= {f"mask.{name}": array for name, array in artifact.mask.items()}
-    tensors |= {f"task.{k}.{name}": array for k, own in enumerate(artifact.own) for name, array in own.items()}
-    write_tensors(tensors, metadata, path, unchanged_since=unchanged_since)
+    metadata = {"packnet": header.write(artifact.header)}
+    write_tensors(artifact.tensors(), metadata, path, unchanged_since=unchanged_since)
 
 
 def write_tensors(

@@ -32,6 +32,11 @@ def claim_free(mask: Mask, task: int) -> Mask:
     return np.where(mask == FREE, np.uint8(task), mask)
 
 
+def free_unseen(mask: Mask, task: int) -> Mask:
+    """A new mask in which every weight that `task` does not see is free; with task 0, all."""
+    return np.where(mask > task, np.uint8(FREE), mask)
+
+
 def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     """A new mask in which the `count` smallest-magnitude weights owned by `task` are free.
 

@@ -89,7 +89,7 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
     """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
     free = {layer: masks.count_owned(mask, masks.FREE) for layer, mask in artifact.mask.items()}
-    for index, (name, prune) in enumerate(prunes.items(), start=len(seats) + 1):
+    for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
         released = release_counts(free, prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
         seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
         free = released
@@ -102,5 +102,6 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
 
 def equal_shares(artifact: Artifact, tasks: int) -> dict[str, float]:
     """Equal shares of what is free, for as many more tasks as make `tasks` in all: name -> prune fraction."""
-    there = len(artifact.header.tasks)
-    return {f"task {index}": equal_share(tasks - index) for index in range(there + 1, tasks + 1)}
+    last = artifact.header.last_index
+    to_come = tasks - len(artifact.header.tasks)
+    return {f"task {last + k}": equal_share(to_come - k) for k in range(1, to_come + 1)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Header, Task
+from packnet_cli.errors import DamageError
 
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
@@ -22,10 +23,18 @@ class Summary:
 
     @property
     def free_fraction(self) -> float:
-        return 1 - sum(self.owned_fraction(task) for task in self.header.tasks)
+        return 1 - self.removed_fraction - sum(self.owned_fraction(task) for task in self.header.tasks)
+
+    @property
+    def removed_fraction(self) -> float:
+        """What removed tasks left to later ones that run on it."""
+        return sum(self._fraction(owned) for owned in self.header.removed.values())
 
     def owned_fraction(self, task: Task) -> float:
-        return sum(task.owned.values()) / self.packed_weights
+        return self._fraction(task.owned)
+
+    def _fraction(self, owned: dict[str, int]) -> float:
+        return sum(owned.values()) / self.packed_weights
 
     def as_dict(self) -> dict[str, Any]:
         """The document of `info --json`."""
@@ -36,6 +45,7 @@ class Summary:
             "data_config": self.header.data_config,
             "packed_weights": self.packed_weights,
             "free_fraction": self.free_fraction,
+            "removed_fraction": self.removed_fraction,
             "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes},
             "tasks": [self.task_dict(task) for task in self.header.tasks],
         }
@@ -62,6 +72,8 @@ def summarize(path: Path) -> Summary:
     """Read an artifact's header. Raises ArtifactError."""
     header, tensors = format.load_header(path), format.load_shapes(path)
     packed = sum(math.prod(shape) for name, (_, shape) in tensors.items() if name.startswith("shared."))
+    if not packed:
+        raise DamageError(f"{path} is damaged: it holds no packed weights")
     own = sum(
         ITEM_BYTES.get(dtype, 0) * math.prod(shape)
         for name, (dtype, shape) in tensors.items()

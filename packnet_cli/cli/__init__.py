@@ -76,6 +76,6 @@ def packnet(
 
 def main() -> None:
     """The `packnet` program."""
-    from packnet_cli.cli import packing, using  # noqa: F401  (importing them adds their commands)
+    from packnet_cli.cli import keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
     app()

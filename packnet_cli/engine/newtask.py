@@ -51,24 +51,24 @@ def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
 
     The first task starts from the dormant values in any case: they are the network that it was to start from.
     """
-    index = len(artifact.header.tasks) + 1
+    tasks, index = artifact.header.tasks, artifact.header.last_index + 1
     mask = {layer: masks.claim_free(array, index) for layer, array in artifact.mask.items()}
-    last_seen = index - 1 if recipe.restart == "zero" and index > 1 else index
+    last_seen = index - 1 if recipe.restart == "zero" and tasks else index
     values = {layer: masks.keep_visible(artifact.shared[layer], mask[layer], last_seen) for layer in mask}
-    own = artifact.own[0 if recipe.norm == "task" or index == 1 else 1]
+    own = artifact.own[0 if recipe.norm == "task" or not tasks else tasks[0].index]
     return Claim(artifact, index, mask, values | _without_head(artifact, own))
 
 
 def claim_nothing(artifact: Artifact) -> Claim:
     """For a head alone, on the network exactly as the newest task runs it."""
-    newest = len(artifact.header.tasks)
+    newest = artifact.header.last_index
     return Claim(artifact, newest + 1, artifact.mask, _without_head(artifact, artifact.state(newest)))
 
 
 def claim_again(artifact: Artifact) -> Claim:
     """What the newest task owns, for that task itself as it is, head and all."""
-    newest = len(artifact.header.tasks)
-    return Claim(edit.without_newest(artifact), newest, artifact.mask, artifact.state(newest))
+    newest = artifact.header.tasks[-1]
+    return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
 def _without_head(artifact: Artifact, state: State) -> State:
@@ -115,7 +115,7 @@ class NewTask:
         self.model = network.build(header, len(images.classes))
         device = network.choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
-        self.train_norm = self.owns and (recipe.norm == "task" or claim.index == 1)
+        self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
         self.constants = network.constants(self.model)
         self.feed = partial(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from timm.utils import random_seed as _seed
 
-from packnet_cli.artifact import atomic, edit, format, masks, plan
-from packnet_cli.artifact.format import Artifact, Header, Task
+from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
+from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network, newtask
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Claim, Machine, NewTask, Progress, silent
@@ -27,6 +27,7 @@ from packnet_cli.recipe import Recipe
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
+@atomic.exclusive
 def init(
     path: Path,
     arch: str,
@@ -82,7 +83,8 @@ def init(
     artifact = _all_free(origin)
     if prune is not None:
         classes = base.class_names(origin, class_names, folder)
-        name = _check_name(artifact.header, name or base.default_name(classes, folder))
+        name = name or base.default_name(classes, folder)
+        artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(newtask.claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
@@ -123,12 +125,13 @@ def _all_free(origin: Origin) -> Artifact:
     shared = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PACKED}
     mask = {tensor: np.zeros(array.shape, np.uint8) for tensor, array in shared.items()}
     own = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PER_TASK}
-    return Artifact(origin.header, shared, mask, (own,))
+    return format.make(origin.header, shared, mask, (own,))
 
 
 # --- add-task -------------------------------------------------------------------------------------------------------
 
 
+@atomic.exclusive
 def add_task(
     path: Path,
     folder: Path,
@@ -158,7 +161,8 @@ def add_task(
     unchanged_since = atomic.stamp(path)
     artifact = _load_whole(path)
     _check_capacity(path, artifact, head_only)
-    name = _check_name(artifact.header, name or folder.resolve().name)
+    name = name or folder.resolve().name
+    artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     data.check_images(*images.splits)
     claim = newtask.claim_nothing(artifact) if head_only else newtask.claim_free(artifact, recipe)
@@ -188,6 +192,7 @@ def add_task(
 # --- prune ----------------------------------------------------------------------------------------------------------
 
 
+@atomic.exclusive
 def prune_task(
     path: Path,
     wanted: str,
@@ -254,33 +259,24 @@ def _check_settings(prune: float, recipe: Recipe, max_drop: float | None = None,
 
 
 def _load_whole(path: Path) -> Artifact:
-    """The artifact at `path`, writable, and every task in it still what it was when it was added."""
-    artifact = format.load(path)
-    atomic.check_writable(path)
-    for altered in edit.altered_tasks(artifact):
-        raise ArtifactError(f"{path} is damaged: task {altered.index} ({altered.name}) is not what was added")
+    """The artifact at `path`, if every task in it is what was added, and the disk has room for one more."""
+    artifact = verify.load_verified(path)
+    largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
+    atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
     return artifact
 
 
 def _check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
     tasks = artifact.header.tasks
-    if len(tasks) >= masks.MAX_TASKS:
+    if artifact.header.last_index >= masks.MAX_TASKS:
         raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
     if head_only and not tasks:
         raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
     if not head_only and artifact.free_count() == 0:
-        room = f"make room with `packnet prune {path} --task {len(tasks)} --prune 0.5`, or "
+        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
         if not any(tasks[-1].owned.values()):
             room = ""
         raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
-
-
-def _check_name(header: Header, name: str) -> str:
-    if not name.isprintable() or not name.strip() or name.isdecimal() or name == "all":
-        raise TaskError(f"{name!r} cannot be a task's name (no number, and not 'all'); give another with --name")
-    if name in (task.name for task in header.tasks):
-        raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
-    return name
 
 
 def _run(

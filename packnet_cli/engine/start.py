@@ -15,6 +15,7 @@ from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_
 from torch import nn
 
 from packnet_cli.artifact.format import Header
+from packnet_cli.artifact.header import is_argument
 from packnet_cli.engine.network import CHANNELS, create, reason
 from packnet_cli.errors import NetworkError, UsageError
 
@@ -108,7 +109,7 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier() or key in ("num_classes", "pretrained", "checkpoint_path"):
+        if not equals or not is_argument(key):
             raise UsageError(f"--model-kwargs {pair!r} is not KEY=VALUE with an argument that may be set here")
         try:
             parsed[key] = ast.literal_eval(value)

@@ -10,9 +10,11 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, format
 from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import data, network
 from packnet_cli.engine.train import Accuracy, evaluate
 from packnet_cli.errors import DataError, TaskError
+from packnet_cli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,27 @@ def evaluate_tasks(
         yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
 
 
+def check_accuracies(
+    path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
+) -> list[Finding]:
+    """The tasks whose accuracy, on the data that they remember, is not the recorded one. Raises as evaluate_tasks."""
+    findings = []
+    for result in evaluate_tasks(path, batch_size=batch_size, workers=workers, device=device):
+        task, found = result.task, result.accuracy
+        if found is None or task.top1 is None:
+            continue
+        # Another device or batch size rounds otherwise, which may turn a close call.
+        if found.images != task.images or abs(found.top1 - task.top1) > max(0.1, 100.5 / task.images):
+            findings.append(
+                Finding(
+                    f"task {task.index} ({task.name}) has top-1 {found.top1:.2f} % on {found.images:,} images, "
+                    f"not the recorded {task.top1:.2f} % on {task.images:,}",
+                    task.index,
+                )
+            )
+    return findings
+
+
 def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
@@ -72,8 +95,8 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     return data.open_held_out(
         where,
         task.classes,
-        val_split=task.recipe["val_split"],
-        seed=task.recipe["seed"],
+        val_split=task.recipe.get("val_split", Recipe.val_split),
+        seed=task.recipe.get("seed", Recipe.seed),
         trained_on=where.resolve() == Path(task.data),
     )
 

@@ -1,0 +1,88 @@
+"""Whether a file is whole, and every task in it what it was when it was added. Needs no data and no network."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from packnet_cli.artifact import format, masks
+from packnet_cli.artifact.format import Artifact, Header, State, Task
+from packnet_cli.errors import DamageError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong; what it is of no single task or tensor says so by None."""
+
+    problem: str
+    task: int | None = None
+    tensor: str | None = None  # its key in the file
+
+
+def verify(path: Path) -> list[Finding]:
+    """All that is wrong with a packed model, nothing if it is whole: a single flipped bit anywhere is found.
+
+    Raises ArtifactError if there is no file to read, or one of a newer format.
+    """
+    return _examine(path)[1]
+
+
+def load_verified(path: Path) -> Artifact:
+    """Load an artifact to build upon: damage in it would get new digests, and be seen no more. Raises ArtifactError."""
+    artifact, findings = _examine(path)
+    if artifact is None:
+        raise DamageError(findings[-1].problem)
+    for finding in findings:
+        raise DamageError(f"{path} is damaged: {finding.problem}; `packnet verify {path}` lists all that is wrong")
+    return artifact
+
+
+def altered_tasks(artifact: Artifact) -> list[Task]:
+    """The tasks whose weights, per-task tensors or head are not, to the bit, what they were when they were added."""
+    tasks = artifact.header.tasks
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda task: artifact.digest(task.index), tasks)
+        return [task for task, digest in zip(tasks, digests, strict=True) if digest != task.digest]
+
+
+def _examine(path: Path) -> tuple[Artifact | None, list[Finding]]:
+    findings: list[Finding] = []
+    try:
+        header, tensors = format.load_tensors(path)
+        findings += _damaged_tensors(header, tensors)
+        artifact = format.assemble(path, header, tensors)
+    except DamageError as error:
+        return None, [*findings, Finding(str(error))]
+    findings += _wrong_counts(artifact)
+    for task in altered_tasks(artifact):
+        findings.append(Finding(f"task {task.index} ({task.name}) is not what was added", task.index))
+    return artifact, findings
+
+
+def _damaged_tensors(header: Header, tensors: State) -> list[Finding]:
+    """Tensors that came, went, or are not to the bit what was written."""
+    digests = format.tensor_digests(tensors)
+    findings = []
+    for key in sorted(digests.keys() | header.tensors.keys()):
+        task = next((task.index for task in header.tasks if key.startswith(f"task.{task.index}.")), None)
+        if key not in digests:
+            findings.append(Finding(f"{key} is missing", task, key))
+        elif key not in header.tensors:
+            findings.append(Finding(f"{key} was not written with the file", task, key))
+        elif digests[key] != header.tensors[key]:
+            findings.append(Finding(f"{key} is not what was written", task, key))
+    return findings
+
+
+def _wrong_counts(artifact: Artifact) -> list[Finding]:
+    """Tasks that own more or fewer weights of a layer than the metadata says."""
+    header = artifact.header
+    owned = {task.index: task.owned for task in header.tasks} | header.removed
+    findings = []
+    for index, counts in sorted(owned.items()):
+        for name in sorted(counts.keys() | artifact.mask.keys()):
+            found = masks.count_owned(artifact.mask[name], index) if name in artifact.mask else 0
+            if found != counts.get(name, 0):
+                problem = f"task {index} owns {found:,} weights of {name}, not the recorded {counts.get(name, 0):,}"
+                findings.append(Finding(problem, index, f"mask.{name}"))
+    return findings

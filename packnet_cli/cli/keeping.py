@@ -1,0 +1,75 @@
+"""The commands that keep a file: prove that it is whole, and take a task out of it or give one another name."""
+
+import sys
+from typing import Annotated
+
+from typer import Option
+
+from packnet_cli import report
+from packnet_cli.cli import BatchSize, Device, Json, Packed, Workers, app
+from packnet_cli.errors import UsageError, VerificationError
+
+OneTask = Annotated[str, Option("--task", help="Index or name of the task.")]
+
+
+@app.command()
+def verify(
+    path: Packed,
+    data: Annotated[
+        bool, Option("--data", help="Also measure every task again, on the images that it remembers.")
+    ] = False,
+    json: Json = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Prove that the file is whole, and each task to the bit what was added; needs no images."""
+    from packnet_cli.artifact.verify import verify
+
+    findings = verify(path)
+    if data and not findings:
+        from packnet_cli.engine.unpack import check_accuracies
+
+        findings = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
+    report.verified(path, findings, as_json=json)
+    if findings:
+        raise VerificationError(f"{path} is damaged ({len(findings)} finding(s)); go back to a copy that is whole")
+
+
+@app.command()
+def remove_task(
+    path: Packed,
+    task: OneTask,
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Take a task out; the others stay the same to the bit. The newest one's weights become free again."""
+    from packnet_cli.artifact import atomic, edit, format
+
+    atomic.check_writable(path)
+    unchanged_since = atomic.stamp(path)
+    header = format.load_header(path)
+    found = header.task(task)
+    freed = edit.freed_by(header, found)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("remove-task asks before it removes, and there is no terminal to ask at; give --yes")
+        report.explain_removal(header, found, freed)
+        if not report.confirm("Remove it?"):
+            report.say("nothing was written")
+            return
+    edit.remove_task(path, found.index, unchanged_since=unchanged_since)
+    report.removed(path, found, freed, as_json=json)
+
+
+@app.command()
+def rename(
+    path: Packed,
+    task: OneTask,
+    name: Annotated[str, Option(help="Its new name: no number, and not 'all'.")],
+    json: Json = False,
+) -> None:
+    """Give a task another name; nothing else changes."""
+    from packnet_cli.artifact import edit
+
+    report.renamed(path, edit.rename(path, task, name), as_json=json)

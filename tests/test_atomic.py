@@ -1,0 +1,104 @@
+"""One writer at a time, and room for what it writes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from packnet_cli.artifact import atomic
+from packnet_cli.errors import ArtifactError, ConflictError
+
+HOLD = """
+import sys
+from pathlib import Path
+from packnet_cli.artifact import atomic
+with atomic.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_writer(path):
+    """A process that holds the lock of `path`."""
+    command = [sys.executable, "-c", HOLD, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.stdin.close()
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path):
+    """At once; and may write when the first is done, of whom nothing is left."""
+    path = tmp_path / "a.st"
+    with another_writer(path) as process:
+        for _ in range(2):
+            with pytest.raises(ConflictError) as raised, atomic.locked(path):
+                pass
+            assert re.search(rf"by process {process.pid} on \S+, since \d{{4}}-", str(raised.value))
+    with atomic.locked(path):
+        assert os.listdir(tmp_path) == [".a.st.lock"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_writer_does_not_block(tmp_path):
+    """And the half of a file that it left is swept up, but nothing else."""
+    path = tmp_path / "a.st"
+    others = {".b.st.x.tmp", ".a.st.keep", "a.st"}
+    for name in others:
+        (tmp_path / name).write_text("x")
+    with another_writer(path) as process:
+        (tmp_path / ".a.st.y.tmp").mkdir()
+        (tmp_path / ".a.st.y.tmp" / "a.st").write_text("half")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with atomic.locked(path):
+            assert set(os.listdir(tmp_path)) == {*others, ".a.st.lock"}
+    assert set(os.listdir(tmp_path)) == others
+
+
+def test_a_link_is_locked_where_it_points(tmp_path):
+    """Two names of one file are one file."""
+    (tmp_path / "link.st").symlink_to(tmp_path / "a.st")
+    with atomic.locked(tmp_path / "link.st"), pytest.raises(ConflictError), atomic.locked(tmp_path / "a.st"):
+        pass
+
+
+def test_the_lock_goes_when_the_verb_fails(tmp_path):
+    """Whatever it raises."""
+    with pytest.raises(ZeroDivisionError), atomic.locked(tmp_path / "a.st"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["init", "add-task", "remove-task", "rename"])
+def test_commands_that_write_are_refused_while_another_does(full, folders, packnet, command):
+    """Before any work: not even what is wrong with the rest of the command line is looked at."""
+    before = full.read_bytes()
+    arguments = {
+        "init": ["--arch", "test_resnet", "--no-pretrained", "--force"],
+        "add-task": ["--data", "/none"],
+        "remove-task": ["--task", 1, "--yes"],
+        "rename": ["--task", 1, "--name", "other"],
+    }
+    with another_writer(full) as process:
+        result = packnet(command, full, *arguments[command])
+        assert packnet("info", full).exit_code == packnet("verify", full).exit_code == 0  # readers need no lock
+    assert result.exit_code == 8 and result.stderr.count("\n") == 1
+    assert f"being written by process {process.pid}" in result.stderr
+    assert full.read_bytes() == before
+
+
+def test_a_full_disk_is_noticed_before_training(packed, folders, packnet, monkeypatch):
+    """Nothing is decoded, let alone trained."""
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=packed.stat().st_size))
+    result = packnet("add-task", packed, "--data", "/none")
+    assert result.exit_code == 3 and "MB free" in result.stderr and os.listdir(packed.parent) == ["packed.st"]
+    with pytest.raises(ArtifactError, match="takes about"):
+        atomic.check_room(packed, packed.stat().st_size + 1)
+    atomic.check_room(packed, packed.stat().st_size)
