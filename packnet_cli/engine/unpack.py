@@ -11,6 +11,7 @@ from torch import nn
 from packnet_cli.artifact import atomic, format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import data, network
+from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import Accuracy, evaluate
 from packnet_cli.errors import DataError, TaskError
 
@@ -43,8 +44,11 @@ def evaluate_tasks(
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    packed = Packed(artifact)
+    model = network.place(packed.model(tasks[0].index), torch_device)
     for task in tasks:
         held_out = _held_out(task, folder)
+        packed.switch(model, task.index)
         batches = data.batches(
             held_out.split,
             artifact.header.data_config,
@@ -53,7 +57,6 @@ def evaluate_tasks(
             workers=workers,
             device=torch_device,
         )
-        model = network.place(task_network(artifact, task), torch_device)
         yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
 
 
@@ -72,9 +75,7 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
 
 def task_network(artifact: Artifact, task: Task) -> nn.Module:
     """A plain timm network with one task's weights, in eval mode, on the CPU."""
-    model = network.build(artifact.header, len(task.classes))
-    network.write(model, artifact.state(task.index))
-    return model.eval()
+    return Packed(artifact).model(task.index)
 
 
 def extract_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
