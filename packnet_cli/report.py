@@ -1,6 +1,8 @@
 """What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
 
+import csv
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Header, Task
     from packnet_cli.artifact.summary import Summary
+    from packnet_cli.engine.predict import Answer
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
 
@@ -88,11 +91,53 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
     }
 
 
-def extracted(output: Path, header: "Header", task: "Task") -> None:
+def predictions(form: str, top: int) -> "Callable[[Answer], None]":
+    """What shows an answer at once, its `top` likeliest classes, in this form: "table", "json" or "csv"."""
+    if form == "csv":
+        _print_csv("image", "task", "rank", "class", "probability")
+    return lambda answer: {"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form](answer, top)
+
+
+def _answer_table(answer: "Answer", top: int) -> None:
+    table = Table.grid(padding=(0, 2))
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top)):
+            table.add_row("", "" if rank else prediction.task.name, f"{100 * probability:6.2f} %", name)
+    out.print(Text(str(answer.path), style="bold"))
+    out.print(table)
+
+
+def _answer_json(answer: "Answer", top: int) -> None:
+    tasks = [
+        {
+            "index": prediction.task.index,
+            "name": prediction.task.name,
+            "entropy": prediction.entropy,
+            "top": [{"class": name, "probability": probability} for name, probability in prediction.top(top)],
+        }
+        for prediction in answer.predictions
+    ]
+    _print_json({"image": str(answer.path), "tasks": tasks})
+
+
+def _answer_csv(answer: "Answer", top: int) -> None:
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top), start=1):
+            _print_csv(answer.path, prediction.task.name, rank, name, probability)
+
+
+def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
+    """What was written, `form` being its suffix or empty for a folder, and how to open it."""
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
+    plain = f"timm.create_model({', '.join(arguments)})"
+    opened = {
+        "": f"timm.create_model({f'local-dir:{output}'!r}, pretrained=True)",
+        ".onnx": f"onnxruntime.InferenceSession({str(output)!r}).run(None, {{'images': images}})",
+        ".pt2": f"torch.export.load({str(output)!r}).module()",
+    }
     out.print(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
-    out.print(f"  timm.create_model({', '.join(arguments)})")
+    out.print(f"  {opened.get(form, plain)}")
 
 
 def summary(numbers: "Summary", *, as_json: bool) -> None:
@@ -150,7 +195,12 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, ensure_ascii=False))
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def _print_csv(*cells: object) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
+    sys.stdout.flush()
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,6 +1,7 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ MACHINE = "Machine"
 # Arguments that several commands share.
 Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-BatchSize = Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=MACHINE)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
 Workers = Annotated[
     int | None,
@@ -70,4 +71,7 @@ def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import packing, using  # noqa: F401  (importing them adds their commands)
 
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     app()

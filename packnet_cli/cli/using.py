@@ -1,15 +1,17 @@
 """The commands that use an artifact and leave it as it is."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
-from packnet_cli import report
+from packnet_cli import extras, report
 from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import DataError, UsageError
 
-CHECKPOINTS = (".pt", ".pth")
+FOLDER = ""
+FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
 
 
 @app.command("eval")
@@ -35,25 +37,95 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    path: Packed,
+    images: Annotated[
+        list[Path], Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin.")
+    ],
+    task: Annotated[
+        str,
+        Option(
+            help="Index or name of the task; 'all'; or 'auto' (experimental): of each image the task of the lowest "
+            "entropy, not calibrated."
+        ),
+    ],
+    top: Annotated[int, Option(min=1, help="Classes to show, the likeliest first.")] = 5,
+    json: Annotated[bool, Option("--json", help="Print one JSON document a line for each image.")] = False,
+    csv: Annotated[bool, Option("--csv", help="Print a line of CSV for each image, task and class shown.")] = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    amp: Amp = False,
+) -> None:
+    """Name the likeliest classes of images, with probabilities; results appear as they come."""
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")
+    from packnet_cli.engine import predict as engine
+
+    standard_input = images == [Path("-")]
+    arguments = (Path(line.rstrip("\n")) for line in sys.stdin if line.strip()) if standard_input else images
+    answers = engine.predict(
+        path,
+        engine.find_images(arguments),
+        task,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        read_ahead=not standard_input,
+    )
+    show = report.predictions("json" if json else "csv" if csv else "table", top)
+    unreadable = total = 0
+    for answer in answers:
+        total += 1
+        if answer.problem:
+            unreadable += 1
+            report.error(f"cannot read {answer.path}: {answer.problem}")
+        else:
+            show(answer)
+    if unreadable:
+        raise DataError(f"{unreadable} of {total} images could not be read and were left out")
+
+
+@app.command()
 def extract(
     path: Packed,
     task: Annotated[str, Option(help="Index or name of the task.")],
-    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .pt, .pth or .safetensors file.")],
+    output: Annotated[
+        str,
+        Option("--output", "-o", metavar="PATH", help="A folder, or a .safetensors, .pt, .onnx or .pt2 file to write."),
+    ],
 ) -> None:
-    """Write one task as a plain checkpoint, which timm.create_model opens."""
+    """Write one task so that others open it: a folder as on the hub, a plain checkpoint, ONNX, an exported program.
+
+    A folder, which timm.create_model("local-dir:DIR", pretrained=True) opens, is what a path without a suffix, or with
+    a / at its end, becomes.
+    """
     from packnet_cli.artifact import atomic, format
 
-    if output.suffix not in (*CHECKPOINTS, ".safetensors"):
-        raise UsageError(f"{output} must end in .pt, .pth or .safetensors, which says what to write")
-    atomic.check_writable(output)
+    target, form = Path(output), _form(output)
+    if form == ".onnx":
+        extras.require("onnx")
+    if form != FOLDER:
+        atomic.check_writable(target)
     found = format.load_header(path).task(task)
     artifact = format.load(path)
-    if output.suffix in CHECKPOINTS:
-        from packnet_cli.engine.unpack import extract_checkpoint as write
-    else:
+    if form == ".safetensors":
         from packnet_cli.artifact.edit import extract_safetensors as write
-    write(artifact, found, output)
-    report.extracted(output, artifact.header, found)
+    else:
+        from packnet_cli.engine import export
+
+        write = export.WRITERS[form]
+    write(artifact, found, target)
+    report.extracted(target, form, artifact.header, found)
+
+
+def _form(output: str) -> str:
+    """What to write at this path: its suffix, or FOLDER."""
+    path = Path(output)
+    if output.endswith("/") or path.is_dir() or not path.suffix:
+        return FOLDER
+    if path.suffix not in FORMS:
+        raise UsageError(f"{path} must end in {', '.join(FORMS)} or, for a folder, in /, which says what to write")
+    return path.suffix
 
 
 @app.command()

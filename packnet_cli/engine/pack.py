@@ -157,8 +157,8 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
 
 
 def _check_name(header: Header, name: str) -> str:
-    if not name.isprintable() or not name.strip() or name.isdecimal() or name == "all":
-        raise TaskError(f"{name!r} cannot be a task's name (no number, and not 'all'); give another with --name")
+    if not name.isprintable() or not name.strip() or name.isdecimal() or name in ("all", "auto"):
+        raise TaskError(f"{name!r} cannot be a task's name (no number, 'all' or 'auto'); give another with --name")
     if name in (task.name for task in header.tasks):
         raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
     return name

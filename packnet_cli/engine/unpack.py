@@ -1,14 +1,12 @@
-"""One task out of a packed model: as a network, as accuracy, as a checkpoint."""
+"""One task out of a packed model: as a network, as accuracy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
-from packnet_cli.artifact import atomic, format
+from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import data, network
 from packnet_cli.engine.packed import Packed
@@ -76,10 +74,3 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
 def task_network(artifact: Artifact, task: Task) -> nn.Module:
     """A plain timm network with one task's weights, in eval mode, on the CPU."""
     return Packed(artifact).model(task.index)
-
-
-def extract_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
-    state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
-    with atomic.replacing(output) as temporary:
-        torch.save(state, temporary)
