@@ -2,12 +2,16 @@
 
 import csv
 import json
+import string
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from packnet_cli.engine.predict import Answer
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
+
+BAR = 14  # columns of a terminal
+DIGITS = string.digits + string.ascii_lowercase
 
 # Names and paths come from outside: nothing that they contain is taken for markup.
 out = Console(markup=False, highlight=False, soft_wrap=True)
@@ -140,21 +147,54 @@ def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
     out.print(f"  {opened.get(form, plain)}")
 
 
-def summary(numbers: "Summary", *, as_json: bool) -> None:
+def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     if as_json:
-        _print_json(numbers.as_dict())
+        _print_json(numbers.as_dict() | ({"layers": numbers.layer_dicts()} if layers else {}))
         return
     header = numbers.header
     out.print(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
-    table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
-    for task in header.tasks:
-        share = f"{100 * numbers.owned_fraction(task):.2f} %"
-        table.add_row(str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", share)
-    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
-    out.print(table)
+    out.print(_tasks_table(numbers))
+    if layers:
+        out.print(_layers_table(numbers))
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
     networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
     out.print(f"{file:,.1f} MB in this file{networks}")
+
+
+def _tasks_table(numbers: "Summary") -> Table:
+    """The tasks, and as bars, one below the other, how they share the weights."""
+    bars = not out.options.ascii_only
+    table = _table(None, "task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
+    taken = 0.0
+    for task in numbers.header.tasks:
+        share = numbers.owned_fraction(task)
+        bar = (Bar(1, taken, taken + share, width=BAR),) * bars
+        table.add_row(
+            str(task.index), task.name, f"{len(task.classes):,}", f"{task.top1:.2f}", f"{100 * share:.2f} %", *bar
+        )
+        taken += share
+    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %", *(Bar(1, taken, 1, width=BAR),) * bars)
+    return table
+
+
+def _layers_table(numbers: "Summary") -> Table:
+    """Who owns how much of each layer: a row of characters, each an equal part of it."""
+    table = Table(safe_box=True)
+    table.add_column("layer", overflow="fold")
+    table.add_column("weights", justify="right")
+    table.add_column("free", justify="right")
+    table.add_column("owned by task", no_wrap=True)
+    for layer, weights in numbers.layers.items():
+        shares = numbers.shares(layer)
+        table.add_row(layer, _count(weights), f"{100 * abs(1 - sum(shares)):.1f} %", _owners(shares))
+    return table
+
+
+def _owners(shares: list[float], width: int = 20) -> str:
+    """`11112233....`: what tasks 1, 2, ... have of a whole, by a digit or letter each, and . for what is free."""
+    ends = list(accumulate(shares))
+    owners = (bisect_right(ends, (place + 0.5) / width) for place in range(width))
+    return "".join(DIGITS[(owner + 1) % len(DIGITS)] if owner < len(shares) else "." for owner in owners)
 
 
 @contextmanager
@@ -192,6 +232,10 @@ def _table(title: str | None, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if column in ("", "name") and number < 2 else "right")
     return table
+
+
+def plotted(output: Path, numbers: "Summary") -> None:
+    out.print(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")
 
 
 def _print_json(document: dict[str, Any]) -> None:

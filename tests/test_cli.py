@@ -97,7 +97,7 @@ def test_version(packnet):
     assert packnet("--version").stdout == f"packnet {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["init", "add-task", "eval", "predict", "extract", "info"])
+@pytest.mark.parametrize("command", ["init", "add-task", "eval", "predict", "extract", "info", "plot"])
 def test_every_command_has_help(packnet, command):
     """Each with a sentence of its own, also listed by the bare program."""
     text = packnet(command, "--help").stdout
@@ -225,12 +225,13 @@ def test_extract_refuses(full, tmp_path, packnet):
     refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x.pt"), 3, "does not exist")
 
 
-@pytest.mark.parametrize("command", ["info", "eval", "extract", "predict", "add-task"])
+@pytest.mark.parametrize("command", ["info", "eval", "extract", "predict", "plot", "add-task"])
 def test_what_is_no_artifact_is_refused(tmp_path, folders, packnet, command):
     """Missing, or something else."""
     more = {
         "extract": ["--task", 1, "-o", tmp_path / "x.pt"],
         "predict": [tmp_path, "--task", 1],
+        "plot": ["-o", tmp_path / "x.png"],
         "add-task": ["--data", folders[0]],
     }.get(command, [])
     refused(packnet(command, tmp_path / "none.st", *more), 3, "does not exist", "packnet init")

@@ -29,12 +29,13 @@ def imported(*arguments):
     [
         ["--help"],
         ["add-task", "--help"],
-        ["info", "{full}"],
+        ["info", "{full}", "--layers"],
+        ["plot", "{full}", "-o", "{folder}/x.png"],
         ["extract", "{full}", "--task", "1", "-o", "{folder}/x.safetensors"],
     ],
 )
 def test_the_light_commands_import_no_torch(full, tmp_path, arguments):
-    """Help, info and extract to safetensors."""
+    """Help, info, plot and extract to safetensors."""
     assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == "[]"
 
 

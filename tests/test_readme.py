@@ -32,7 +32,7 @@ def test_every_command_line_is_one_that_the_program_takes(packnet):
     """Each command there is exists, each of its flags too, and each command is shown at least once."""
     script = (ROOT / "examples" / "quickstart.sh").read_text().replace("\\\n", " ")
     lines = re.findall(r"(?:^ {4}|\$ |run )packnet ([a-z][a-z-]*)( .*)?$", README + script, re.M)
-    assert {command for command, _ in lines} == {"init", "add-task", "eval", "predict", "extract", "info"}
+    assert {command for command, _ in lines} == {"init", "add-task", "eval", "predict", "extract", "info", "plot"}
     for command, rest in lines:
         text = packnet(command, "--help").stdout
         for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):

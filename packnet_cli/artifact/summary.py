@@ -1,6 +1,7 @@
 """What `info` tells of an artifact, from its header alone: no tensor is read."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ class Summary:
     """An artifact in numbers. Counts are of weights, sizes are bytes."""
 
     header: Header
-    packed_weights: int
+    layers: dict[str, int]  # weights of each packed parameter, numbers in names counting as numbers
     file_bytes: int
     separate_bytes: int  # as many networks, each with its own copy of everything
+
+    @property
+    def packed_weights(self) -> int:
+        return sum(self.layers.values())
 
     @property
     def free_fraction(self) -> float:
@@ -26,6 +31,15 @@ class Summary:
 
     def owned_fraction(self, task: Task) -> float:
         return sum(task.owned.values()) / self.packed_weights
+
+    def shares(self, layer: str) -> list[float]:
+        """The part of a layer's weights that each task owns, in order of index; the rest is free."""
+        return [task.owned[layer] / self.layers[layer] for task in self.header.tasks]
+
+    def layer_dicts(self) -> list[dict[str, Any]]:
+        """What `info --json --layers` adds."""
+        owned = {layer: [task.owned[layer] for task in self.header.tasks] for layer in self.layers}
+        return [{"name": layer, "weights": size, "owned": owned[layer]} for layer, size in self.layers.items()]
 
     def as_dict(self) -> dict[str, Any]:
         """The document of `info --json`."""
@@ -61,10 +75,17 @@ class Summary:
 def summarize(path: Path) -> Summary:
     """Read an artifact's header. Raises ArtifactError."""
     header, tensors = format.load_header(path), format.load_shapes(path)
-    packed = sum(math.prod(shape) for name, (_, shape) in tensors.items() if name.startswith("shared."))
+    shared = {key: shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
+    layers = {key.removeprefix("shared."): math.prod(shared[key]) for key in sorted(shared, key=_natural)}
     own = sum(
         ITEM_BYTES.get(dtype, 0) * math.prod(shape)
         for name, (dtype, shape) in tensors.items()
         if name.startswith("task.") and not name.startswith("task.0.")
     )
-    return Summary(header, packed, path.stat().st_size, own + 4 * packed * len(header.tasks))
+    packed = 4 * sum(layers.values())
+    return Summary(header, layers, path.stat().st_size, own + packed * len(header.tasks))
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key to sort names by in which layer10 follows layer9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

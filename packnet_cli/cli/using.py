@@ -129,8 +129,29 @@ def _form(output: str) -> str:
 
 
 @app.command()
-def info(path: Packed, json: Json = False) -> None:
+def info(
+    path: Packed,
+    layers: Annotated[bool, Option("--layers", help="Show for each layer which task owns how much.")] = False,
+    json: Json = False,
+) -> None:
     """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
     from packnet_cli.artifact.summary import summarize
 
-    report.summary(summarize(path), as_json=json)
+    report.summary(summarize(path), layers=layers, as_json=json)
+
+
+@app.command()
+def plot(
+    path: Packed,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png or .svg file to write.")],
+) -> None:
+    """Draw who owns how much of each layer, and each task's accuracy before and after pruning."""
+    if output.suffix not in (".png", ".svg"):
+        raise UsageError(f"{output} must end in .png or .svg, which says what to write")
+    extras.require("plot")
+    from packnet_cli import plot
+    from packnet_cli.artifact.summary import summarize
+
+    numbers = summarize(path)
+    plot.draw(numbers, output)
+    report.plotted(output, numbers)
