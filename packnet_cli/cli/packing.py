@@ -64,6 +64,7 @@ def init(
         },
         seed=seed,
         force=force,
+        say=report.say,
     )
     report.started(path, artifact)
 

@@ -44,12 +44,14 @@ def init(
     data_config: dict[str, Any] | None = None,
     seed: int = 0,
     force: bool = False,
+    say: Callable[[str], None] = lambda remark: None,
 ) -> Artifact:
     """Make an artifact of a timm classifier's weights, all of them free, write it to `path` and return it.
 
     The weights come from the file `weights`, else from timm's hub, else (not `pretrained`) from `seed`. `model_kwargs`
     go to timm.create_model; `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct,
-    interpolation. Raises ArtifactError if `path` exists, unless `force`; NetworkError; UsageError.
+    interpolation. `say` is told in one line how a file's names fitted, if not all did. Raises ArtifactError if `path`
+    exists, unless `force`; NetworkError; UsageError.
     """
     atomic.check_writable(path)
     if path.exists() and not force:
@@ -62,6 +64,8 @@ def init(
         model_kwargs=model_kwargs or {},
         data_config=data_config or {},
     )
+    if origin.remark:
+        say(origin.remark)
     kinds = network.classify(origin.model, origin.header.head)
     state = network.read(origin.model)
     shared = {name: state[name] for name, kind in kinds.items() if kind is Kind.PACKED}

@@ -11,11 +11,12 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
-from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_dict
+from timm.models import load_model_config_from_hf
 from torch import nn
 
 from packnet_cli.artifact.format import Header
 from packnet_cli.engine.network import CHANNELS, create, reason
+from packnet_cli.engine.weights import load_weights
 from packnet_cli.errors import NetworkError, UsageError
 
 
@@ -25,6 +26,7 @@ class Origin:
 
     model: nn.Module
     header: Header
+    remark: str = ""  # what there is to say of the weights, in one line
 
 
 def start_from(
@@ -47,17 +49,17 @@ def start_from(
         arguments["in_chans"] = wanted["in_chans"]
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
-    source = "random"
+    source, remark = "random", ""
     if weights is not None:
         model = create(name, arguments)
-        _load_weights(model, weights, cfg)
+        remark = load_weights(model, weights, name, head=head_prefixes(cfg), stem=cfg.get("first_conv"))
         source = str(weights.resolve())
     elif pretrained:
         model, source = _create_pretrained(arch, arguments, cfg)
     else:
         model = create(name, arguments)
     resolved = _data_config(wanted, cfg)
-    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved))
+    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -147,28 +149,3 @@ def _from_hub(arch: str) -> Iterator[None]:
         ) from None
     finally:
         log.setLevel(level)
-
-
-def _load_weights(model: nn.Module, path: Path, cfg: dict[str, Any]) -> None:
-    """Set all weights but the classifier's from a file; every one must be there and fit."""
-    if not path.is_file():
-        raise NetworkError(f"the weights file {path} does not exist")
-    try:
-        found = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
-    own = model.state_dict()
-    head = tuple(f"{prefix}." for prefix in head_prefixes(cfg))
-    body = {name for name in own if not name.startswith(head)}
-    stem = f"{cfg.get('first_conv')}.weight"
-    if stem in body and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
-        found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
-    missing = sorted(body - found.keys())
-    unfit = sorted(name for name in body & found.keys() if found[name].shape != own[name].shape)
-    for what, names in (("lacks", missing), ("has another shape for", unfit)):
-        if names:
-            raise NetworkError(
-                f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors, "
-                f"{names[0]} among them; check --arch and --model-kwargs"
-            )
-    model.load_state_dict({name: found[name] for name in body}, strict=False)
