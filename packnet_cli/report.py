@@ -29,6 +29,7 @@ DIGITS = string.digits + string.ascii_lowercase
 # Names and paths come from outside: nothing that they contain is taken for markup.
 out = Console(markup=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+talk = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)  # what --quiet does without
 
 
 def error(message: str) -> None:
@@ -37,7 +38,7 @@ def error(message: str) -> None:
 
 def say(message: str) -> None:
     """Talk about what is going on, which is no result."""
-    err.print(message)
+    talk.print(message)
 
 
 def warning(message: str) -> None:
@@ -208,7 +209,7 @@ def training_bar() -> "Iterator[Callable[[str, Step], None]]":
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=err)
+    bar = Progress(*columns, console=talk, disable=talk.quiet)
     rows: dict[str, Any] = {}
 
     def move(phase: str, step: "Step") -> None:

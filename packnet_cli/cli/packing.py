@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
+from packnet_cli.cli import Amp, BatchSize, Device, Json, Option, Packed, Workers, app
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import CHOICES, Recipe
 

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
 from packnet_cli import extras, report
-from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
+from packnet_cli.cli import Amp, BatchSize, Device, Json, Option, Packed, Workers, app, complete_task
 from packnet_cli.errors import DataError, UsageError
 
 FOLDER = ""
@@ -17,7 +17,7 @@ FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
 @app.command("eval")
 def evaluate(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task, or 'all'.")] = "all",
+    task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
     data: Annotated[
         Path | None, Option(metavar="DIR", help="Images to evaluate on; default, those it was added with.")
     ] = None,
@@ -46,7 +46,8 @@ def predict(
         str,
         Option(
             help="Index or name of the task; 'all'; or 'auto' (experimental): of each image the task of the lowest "
-            "entropy, not calibrated."
+            "entropy, not calibrated.",
+            autocompletion=complete_task,
         ),
     ],
     top: Annotated[int, Option(min=1, help="Classes to show, the likeliest first.")] = 5,
@@ -88,7 +89,7 @@ def predict(
 @app.command()
 def extract(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task.")],
+    task: Annotated[str, Option(help="Index or name of the task.", autocompletion=complete_task)],
     output: Annotated[
         str,
         Option("--output", "-o", metavar="PATH", help="A folder, or a .safetensors, .pt, .onnx or .pt2 file to write."),
