@@ -68,11 +68,12 @@ def test_a_switch_follows_the_model(full):
 def test_a_stranger_is_not_switched(full):
     """And keeps its weights."""
     packed = packnet_cli.load(full)
-    stranger = timm.create_model("test_resnet", num_classes=3, block_args={}, stem_width=8).eval()
-    before = bits(stranger)
-    with pytest.raises(NetworkError, match="not one of this packed model"):
-        packed.switch(stranger, "red")
-    assert bits(stranger) == before
+    for arch, arguments in (("test_resnet", {"stem_width": 8}), ("test_efficientnet", {})):
+        stranger = timm.create_model(arch, num_classes=3, **arguments).eval()
+        before = bits(stranger)
+        with pytest.raises(NetworkError, match="not one of this packed model"):
+            packed.switch(stranger, "green")
+        assert bits(stranger) == before
     with pytest.raises(TaskError, match="no task 'purple'"):
         packed.model("purple")
 

@@ -111,3 +111,5 @@ def test_predict_refuses(full, packed, pictures, packnet):
     result = packnet("predict", packed, "--task", "all", pictures)
     assert result.exit_code == 4 and "no task yet" in result.stderr
     assert packnet("predict", full, "--task", 1, pictures, "--batch-size", 0).exit_code == 2
+    result = packnet("predict", full, "--task", "purple", pictures, "--csv")
+    assert result.exit_code == 4 and result.stdout == ""

@@ -34,11 +34,11 @@ class Summary:
 
     def shares(self, layer: str) -> list[float]:
         """The part of a layer's weights that each task owns, in order of index; the rest is free."""
-        return [task.owned[layer] / self.layers[layer] for task in self.header.tasks]
+        return [task.owned.get(layer, 0) / self.layers[layer] for task in self.header.tasks]
 
     def layer_dicts(self) -> list[dict[str, Any]]:
         """What `info --json --layers` adds."""
-        owned = {layer: [task.owned[layer] for task in self.header.tasks] for layer in self.layers}
+        owned = {layer: [task.owned.get(layer, 0) for task in self.header.tasks] for layer in self.layers}
         return [{"name": layer, "weights": size, "owned": owned[layer]} for layer, size in self.layers.items()]
 
     def as_dict(self) -> dict[str, Any]:

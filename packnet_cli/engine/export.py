@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf  # of late timm.models has it, too
 from torch import nn
 
 from packnet_cli.artifact import atomic, edit
@@ -93,8 +93,9 @@ def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
         proto = program.model_proto
         onnx.helper.set_model_props(proto, {"packnet": json.dumps(edit.about(artifact, task))})
     with atomic.replacing(output) as temporary:
-        onnx.save(proto, temporary)
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        with _exporting(artifact):  # there is a limit of 2 GB, and operators that onnxruntime has not
+            onnx.save(proto, temporary)
+            session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         _check(artifact, model, lambda batch: session.run(None, {"images": batch.numpy()})[0])
 
 
@@ -122,6 +123,8 @@ def _exporting(artifact: Artifact) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except OSError:  # of the disk
+        raise
     except Exception as error:
         raise NetworkError(f"torch cannot export {artifact.header.arch} like this: {network.reason(error)}") from None
 

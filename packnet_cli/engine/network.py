@@ -77,10 +77,10 @@ def build(header: Header, num_classes: int) -> nn.Module:
 def describe(model: nn.Module, header: Header, task: Task) -> None:
     """Tell the network its task's class names and preprocessing, where timm's own functions look for them."""
     # What else timm knows of its pretrained weights (where they are, test sizes, a label offset) is not true of these.
-    kept = ("architecture", "first_conv", "classifier", "fixed_input_size")
-    known = {key: value for key, value in vars(model)["pretrained_cfg"].items() if key in kept}
-    own = {"num_classes": len(task.classes), "label_names": list(task.classes)}
     described: Any = model
+    kept = ("architecture", "first_conv", "classifier", "fixed_input_size")
+    known = {key: value for key, value in described.pretrained_cfg.items() if key in kept}
+    own = {"num_classes": len(task.classes), "label_names": list(task.classes)}
     described.num_classes = len(task.classes)
     described.pretrained_cfg = described.default_cfg = known | header.data_config | own
 

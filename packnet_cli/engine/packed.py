@@ -53,8 +53,12 @@ class Packed:
         """
         found, artifact = self.task(task), self.artifact
         own = artifact.own[found.index]
-        shapes = {name: value.shape for name, value in model.state_dict().items() if name not in own}
-        if not own.keys() <= model.state_dict().keys() or shapes != {k: v.shape for k, v in artifact.shared.items()}:
+        head = tuple(f"{prefix}." for prefix in artifact.header.head)
+        wanted, there = (
+            {name: None if name.startswith(head) else tuple(value.shape) for name, value in state.items()}
+            for state in (artifact.shared | own, model.state_dict())
+        )
+        if wanted != there:
             raise NetworkError("the network to switch is not one of this packed model; take one from Packed.model()")
         network.resize_head(model, artifact.header, own)
         network.write(model, own)

@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from packnet_cli.engine.packed import Packed, Transform
 from packnet_cli.errors import TaskError
 
 Read = torch.Tensor | str  # a picture (C, H, W), or why there is none
+Batch = tuple[list[Path], list[Read]]
 
 
 @dataclass(frozen=True)
@@ -65,22 +66,32 @@ def predict(
     tasks = packed.tasks if wanted in ("all", "auto") else (packed.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    answers = _answers(packed, tasks, _batches(images, packed.transform, batch_size, read_ahead), torch_device, amp)
+    if wanted != "auto":
+        return answers
+    return (replace(each, predictions=sorted(each.predictions, key=_entropy)[:1]) for each in answers)
+
+
+def _answers(
+    packed: Packed, tasks: tuple[Task, ...], batches: Iterable[Batch], device: torch.device, amp: bool
+) -> Iterator[Answer]:
     # One network is switched from task to task. Its memory format is left alone: another one rounds differently.
-    model = packed.model(tasks[0].index).to(torch_device)
-    for paths, reads in _batches(images, packed.transform, batch_size, read_ahead):
+    model = packed.model(tasks[0].index).to(device)
+    for paths, reads in batches:
         pictures = [read for read in reads if isinstance(read, torch.Tensor)]
         by_task = []
-        for task in tasks if pictures else ():
-            if len(tasks) > 1:
-                packed.switch(model, task.index)
-            by_task.append(_ask(model, task, torch.stack(pictures).to(torch_device), amp))
+        if pictures:
+            stacked = torch.stack(pictures).to(device)  # (N, C, H, W)
+            for task in tasks:
+                if len(tasks) > 1:
+                    packed.switch(model, task.index)
+                by_task.append(_ask(model, task, stacked, amp))
         by_picture = zip(*by_task, strict=True)
-        for image, read in zip(paths, reads, strict=True):
+        for path, read in zip(paths, reads, strict=True):
             if isinstance(read, str):
-                yield Answer(image, [], read)
-                continue
-            predictions = list(next(by_picture))
-            yield Answer(image, [min(predictions, key=_entropy)] if wanted == "auto" else predictions)
+                yield Answer(path, [], read)
+            else:
+                yield Answer(path, list(next(by_picture)))
 
 
 def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
@@ -111,9 +122,7 @@ def _entropy(prediction: Prediction) -> float:
     return prediction.entropy
 
 
-def _batches(
-    images: Iterable[Path], transform: Transform, size: int, read_ahead: bool
-) -> Iterator[tuple[list[Path], list[Read]]]:
+def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
     """The files in batches, decoded by several threads."""
     images, waiting = iter(images), deque[tuple[list[Path], list[Future[Read]]]]()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -125,7 +134,7 @@ def _batches(
             yield _finished(*waiting.popleft())
 
 
-def _finished(paths: list[Path], futures: list[Future[Read]]) -> tuple[list[Path], list[Read]]:
+def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
     return paths, [future.result() for future in futures]
 
 

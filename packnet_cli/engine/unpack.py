@@ -42,10 +42,10 @@ def evaluate_tasks(
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    held_outs = [_held_out(task, folder) for task in tasks]
     packed = Packed(artifact)
     model = network.place(packed.model(tasks[0].index), torch_device)
-    for task in tasks:
-        held_out = _held_out(task, folder)
+    for task, held_out in zip(tasks, held_outs, strict=True):
         packed.switch(model, task.index)
         batches = data.batches(
             held_out.split,

@@ -3,6 +3,7 @@
 Taken are plain state dicts and training checkpoints that hold one, of timm, torchvision and others.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
     if not path.is_file():
         raise NetworkError(f"the weights file {path} does not exist")
+    torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
     try:
         found = load_state_dict(str(path), weights_only=True)
         if not any(isinstance(value, torch.Tensor) for value in found.values()):
