@@ -223,6 +223,10 @@ def test_extract_refuses(full, tmp_path, packnet):
     """An output that cannot be written, or that says no format."""
     refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "x.zip"), 2, ".pt, .pth, .safetensors")
     refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x.pt"), 3, "does not exist")
+    packed, before = full.with_suffix(".safetensors"), full.read_bytes()
+    full.rename(packed)
+    refused(packnet("extract", packed, "--task", 1, "-o", packed), 2, "the packed model itself")
+    assert packed.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["info", "eval", "extract", "predict", "plot", "add-task"])

@@ -62,7 +62,8 @@ def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(full, tmp_path, pa
     assert packnet("extract", full, "--task", 1, "-o", tmp_path / "there").exit_code == 0
     result = packnet("extract", full, "--task", 1, "-o", tmp_path / "there")
     assert result.exit_code == 3 and "not an empty folder" in result.stderr
-    assert packnet("extract", full, "--task", 1, "-o", f"{full}/").exit_code == 3  # a file is in the way
+    (tmp_path / "file").touch()
+    assert packnet("extract", full, "--task", 1, "-o", f"{tmp_path / 'file'}/").exit_code == 3
     assert packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x").exit_code == 3
     before = sorted(os.listdir(tmp_path))
     monkeypatch.setattr(export, "_model_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))

@@ -103,6 +103,8 @@ def extract(
     from packnet_cli.artifact import atomic, format
 
     target, form = Path(output), _form(output)
+    if target.resolve() == path.resolve():
+        raise UsageError(f"{target} is the packed model itself; name another file to write")
     if form == ".onnx":
         extras.require("onnx")
     if form != FOLDER:
