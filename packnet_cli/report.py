@@ -1,12 +1,18 @@
 """What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
 
+import csv
 import json
+import string
+import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,12 +22,17 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.plan import Plan
     from packnet_cli.artifact.summary import Summary
     from packnet_cli.artifact.verify import Finding
+    from packnet_cli.engine.predict import Answer
     from packnet_cli.engine.train import Step
     from packnet_cli.engine.unpack import Evaluation
+
+BAR = 14  # columns of a terminal
+DIGITS = string.digits + string.ascii_lowercase
 
 # Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
 out = Console(markup=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+talk = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)  # what --quiet does without
 
 
 def error(message: str) -> None:
@@ -30,7 +41,7 @@ def error(message: str) -> None:
 
 def say(message: str) -> None:
     """Talk about what is going on, which is no result."""
-    err.print(visible(message))
+    talk.print(visible(message))
 
 
 def warning(message: str) -> None:
@@ -101,27 +112,64 @@ def _evaluation_dict(result: "Evaluation") -> dict[str, Any]:
     }
 
 
-def extracted(output: Path, header: "Header", task: "Task") -> None:
+def predictions(form: str, top: int) -> "Callable[[Answer], None]":
+    """What shows an answer at once, its `top` likeliest classes, in this form: "table", "json" or "csv"."""
+    if form == "csv":
+        _print_csv("image", "task", "rank", "class", "probability")
+    return lambda answer: {"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form](answer, top)
+
+
+def _answer_table(answer: "Answer", top: int) -> None:
+    table = Table.grid(padding=(0, 2))
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top)):
+            _add_row(table, "", "" if rank else prediction.task.name, f"{100 * probability:6.2f} %", name)
+    out.print(Text(visible(str(answer.path)), style="bold"))
+    out.print(table)
+
+
+def _answer_json(answer: "Answer", top: int) -> None:
+    tasks = [
+        {
+            "index": prediction.task.index,
+            "name": prediction.task.name,
+            "entropy": prediction.entropy,
+            "top": [{"class": name, "probability": probability} for name, probability in prediction.top(top)],
+        }
+        for prediction in answer.predictions
+    ]
+    _print_json({"image": str(answer.path), "tasks": tasks})
+
+
+def _answer_csv(answer: "Answer", top: int) -> None:
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top), start=1):
+            _print_csv(answer.path, prediction.task.name, rank, name, probability)
+
+
+def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
+    """What was written, `form` being its suffix or empty for a folder, and how to open it."""
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
+    plain = f"timm.create_model({', '.join(arguments)})"
+    opened = {
+        "": f"timm.create_model({f'local-dir:{output}'!r}, pretrained=True)",
+        ".onnx": f"onnxruntime.InferenceSession({str(output)!r}).run(None, {{'images': images}})",
+        ".pt2": f"torch.export.load({str(output)!r}).module()",
+    }
     _tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
-    _tell(f"  timm.create_model({', '.join(arguments)})")
+    _tell(f"  {opened.get(form, plain)}")
 
 
-def summary(numbers: "Summary", *, as_json: bool) -> None:
+def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     if as_json:
-        _print_json(numbers.as_dict())
+        _print_json(numbers.as_dict() | ({"layers": numbers.layer_dicts()} if layers else {}))
         return
     header = numbers.header
     _tell(f"{header.arch}, {_count(numbers.packed_weights)} packed weights; started from: {header.source}")
-    table = _table(None, "task", "name", "classes", "top-1 %", "of the weights")
-    for task in header.tasks:
-        share = f"{100 * numbers.owned_fraction(task):.2f} %"
-        _add_row(table, str(task.index), task.name, f"{len(task.classes):,}", _percent(task.top1), share)
-    if header.removed:
-        _add_row(table, "", "(removed)", "", "", f"{100 * numbers.removed_fraction:.2f} %")
-    _add_row(table, "", "free", "", "", f"{100 * numbers.free_fraction:.2f} %")
-    out.print(table)
+    out.print(_tasks_table(numbers))
+    if layers:
+        out.print(_layers_table(numbers))
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
     networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
     _tell(f"{file:,.1f} MB in this file{networks}")
@@ -170,6 +218,46 @@ def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
     _tell(f"{path}: task {task.index} is now {task.name}")
 
 
+def _tasks_table(numbers: "Summary") -> Table:
+    """The tasks, and as bars, one below the other, how they share the weights."""
+    bars = not out.options.ascii_only
+    table = _table(None, "task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
+    taken = 0.0
+    for task in numbers.header.tasks:
+        share = numbers.owned_fraction(task)
+        bar = (Bar(1, taken, taken + share, width=BAR),) * bars
+        cells = (str(task.index), visible(task.name), f"{len(task.classes):,}", _percent(task.top1))
+        table.add_row(*cells, f"{100 * share:.2f} %", *bar)
+        taken += share
+    if numbers.header.removed:
+        share = numbers.removed_fraction
+        bar = (Bar(1, taken, taken + share, width=BAR),) * bars
+        table.add_row("", "(removed)", "", "", f"{100 * share:.2f} %", *bar)
+        taken += share
+    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %", *(Bar(1, taken, 1, width=BAR),) * bars)
+    return table
+
+
+def _layers_table(numbers: "Summary") -> Table:
+    """Who owns how much of each layer: a row of characters, each an equal part of it."""
+    table = Table(safe_box=True)
+    table.add_column("layer", overflow="fold")
+    table.add_column("weights", justify="right")
+    table.add_column("free", justify="right")
+    table.add_column("owned by task", no_wrap=True)
+    for layer, weights in numbers.layers.items():
+        shares = numbers.shares(layer)
+        _add_row(table, layer, _count(weights), f"{100 * abs(1 - sum(shares)):.1f} %", _owners(shares))
+    return table
+
+
+def _owners(shares: list[float], width: int = 20) -> str:
+    """`11112233....`: what tasks 1, 2, ... have of a whole, by a digit or letter each, and . for what is free."""
+    ends = list(accumulate(shares))
+    owners = (bisect_right(ends, (place + 0.5) / width) for place in range(width))
+    return "".join(DIGITS[(owner + 1) % len(DIGITS)] if owner < len(shares) else "." for owner in owners)
+
+
 @contextmanager
 def training_bar() -> "Iterator[Callable[[str, Step], None]]":
     """A progress bar on stderr for the phases of add-task; yields the callback that moves it."""
@@ -181,7 +269,7 @@ def training_bar() -> "Iterator[Callable[[str, Step], None]]":
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=err)
+    bar = Progress(*columns, console=talk, disable=talk.quiet)
     rows: dict[str, Any] = {}
 
     def move(phase: str, step: "Step") -> None:
@@ -220,8 +308,18 @@ def _table(title: str | None, *columns: str) -> Table:
     return table
 
 
+def plotted(output: Path, numbers: "Summary") -> None:
+    _tell(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")
+
+
 def _print_json(document: dict[str, Any]) -> None:
-    print(visible(json.dumps(document, ensure_ascii=False)))  # which escapes as JSON does, and inside strings only
+    text = json.dumps(document, ensure_ascii=False)
+    print(visible(text), flush=True)  # which escapes as JSON does, and inside strings only
+
+
+def _print_csv(*cells: object) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
+    sys.stdout.flush()
 
 
 def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
@@ -246,7 +344,7 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
         for layer, left in shares.free.items():
             _add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
         out.print(by_layer)
-    out.print(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
+    _tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
     for seat in shares.planned:
         if seat.dry:
             warning(

@@ -70,5 +70,7 @@ def full(tmp_path: Path, three_tasks: bytes) -> Path:
 
 @pytest.fixture
 def packnet() -> Callable[..., Any]:
-    """Run a command line in this process: `result = packnet("info", path)`."""
-    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    """Run a command line in this process: `result = packnet("info", path)`; `input` is its stdin."""
+    return lambda *arguments, input=None: CliRunner().invoke(
+        app, [str(a) for a in arguments], input=input, catch_exceptions=False
+    )

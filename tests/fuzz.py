@@ -216,7 +216,7 @@ def read_everything(file, folder):
     outcomes = []
     for name, read in (
         ("load", lambda: format.load(path)),
-        ("info", lambda: [report.summary(summary.summarize(path), as_json=as_json) for as_json in (False, True)]),
+        ("info", lambda: [report.summary(summary.summarize(path), layers=as_json, as_json=as_json) for as_json in (False, True)]),
         ("verify", lambda: report.verified(path, findings := verify.verify(path), as_json=False) or findings),
     ):
         try:

@@ -18,6 +18,8 @@ from packnet_cli import __version__
 from packnet_cli.artifact import format
 from packnet_cli.engine import network, unpack
 
+COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
+COMMANDS += ["rename"]
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
@@ -97,7 +99,7 @@ def test_version(packnet):
     assert packnet("--version").stdout == f"packnet {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["init", "add-task", "eval", "extract", "info", "verify", "remove-task", "rename"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(packnet, command):
     """Each with a sentence of its own, also listed by the bare program."""
     text = packnet(command, "--help").stdout
@@ -128,10 +130,10 @@ def test_eval_says_when_the_data_has_moved(packed, tmp_path, packnet):
     assert packnet("eval", packed, "--task", 1, "--data", tmp_path / "elsewhere", "--workers", 0).exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["eval", "extract"])
+@pytest.mark.parametrize("command", ["eval", "extract", "predict"])
 def test_a_task_that_does_not_exist(full, tmp_path, packnet, command):
     """Those that do are listed."""
-    more = ["-o", tmp_path / "x.pt"] if command == "extract" else []
+    more = {"extract": ["-o", tmp_path / "x.pt"], "predict": [tmp_path]}.get(command, [])
     refused(packnet(command, full, "--task", "purple", *more), 4, "purple", "1 (red), 2 (green), 3 (blue)")
 
 
@@ -221,14 +223,23 @@ def test_no_hub_is_one_clear_line(tmp_path, packnet):
 
 def test_extract_refuses(full, tmp_path, packnet):
     """An output that cannot be written, or that says no format."""
-    refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "x.onnx"), 2, ".pt, .pth or .safetensors")
+    refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "x.zip"), 2, ".pt, .pth, .safetensors")
     refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x.pt"), 3, "does not exist")
+    packed, before = full.with_suffix(".safetensors"), full.read_bytes()
+    full.rename(packed)
+    refused(packnet("extract", packed, "--task", 1, "-o", packed), 2, "the packed model itself")
+    assert packed.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["info", "eval", "extract", "add-task"])
+@pytest.mark.parametrize("command", ["info", "eval", "extract", "predict", "plot", "add-task"])
 def test_what_is_no_artifact_is_refused(tmp_path, folders, packnet, command):
     """Missing, or something else."""
-    more = {"extract": ["--task", 1, "-o", tmp_path / "x.pt"], "add-task": ["--data", folders[0]]}.get(command, [])
+    more = {
+        "extract": ["--task", 1, "-o", tmp_path / "x.pt"],
+        "predict": [tmp_path, "--task", 1],
+        "plot": ["-o", tmp_path / "x.png"],
+        "add-task": ["--data", folders[0]],
+    }.get(command, [])
     refused(packnet(command, tmp_path / "none.st", *more), 3, "does not exist", "packnet init")
     (tmp_path / "other.st").write_bytes(b"something else")
     refused(packnet(command, tmp_path / "other.st", *more), 3, "not a packed model")

@@ -29,7 +29,9 @@ def imported(*arguments):
     [
         ["--help"],
         ["add-task", "--help"],
-        ["info", "{full}"],
+        ["info", "{full}", "--layers"],
+        ["plot", "{full}", "-o", "{folder}/x.png"],
+        ["plan", "{full}", "--tasks", "4"],
         ["verify", "{full}"],
         ["rename", "{full}", "--task", "1", "--name", "other"],
         ["remove-task", "{full}", "--task", "1", "--yes"],
@@ -37,7 +39,7 @@ def imported(*arguments):
     ],
 )
 def test_the_light_commands_import_no_torch(full, tmp_path, arguments):
-    """Help, what keeps a file, info and extract to safetensors."""
+    """Help, what keeps a file, info, plan, plot and extract to safetensors."""
     assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == "[]"
 
 

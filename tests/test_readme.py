@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from conftest import make_folder
 
 from packnet_cli import errors
@@ -11,34 +12,28 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
-    """As printed, on small images, with a small network and in few epochs."""
-    [example] = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_the_library_examples_run(tmp_path, monkeypatch, capsys):
+    """As printed, on small images, with a small network and in few epochs; the second makes what the first loads."""
+    using, making = re.findall(r"```python\n(.*?)```", README, re.S)
     for name in ("zero-to-three", "four-to-six", "seven-to-nine"):
         make_folder(tmp_path / "digits" / name)
     monkeypatch.chdir(tmp_path)
-    exec(example.replace("resnet10t", "test_resnet").replace("epochs=8", "epochs=1"), {})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "zero-to-three",
-        "four-to-six",
-        "seven-to-nine",
-    ]
+    exec(making.replace("resnet10t", "test_resnet").replace("epochs=8", "epochs=1"), {})
+    tasks = ["zero-to-three", "four-to-six", "seven-to-nine"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == tasks
+    Path("more.st").rename("packed.st")
+    exec(using.replace("val/five/000.png", "val/class1/0.png"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert sum(float(probability) for _, probability in lines[:3]) == pytest.approx(1)
+    assert [name for _, name, _ in lines[3:]] == tasks
 
 
 def test_every_command_line_is_one_that_the_program_takes(packnet):
     """Each command there is exists, each of its flags too, and each command is shown at least once."""
     script = (ROOT / "examples" / "quickstart.sh").read_text().replace("\\\n", " ")
     lines = re.findall(r"(?:^ {4}|\$ |run )packnet ([a-z][a-z-]*)( .*)?$", README + script, re.M)
-    assert {command for command, _ in lines} == {
-        "init",
-        "add-task",
-        "eval",
-        "extract",
-        "info",
-        "verify",
-        "remove-task",
-        "rename",
-    }
+    names = set(re.findall(r"^│ ([a-z][a-z-]*) ", packnet("--help").stdout, re.M))
+    assert {command for command, _ in lines} == names
     for command, rest in lines:
         text = packnet(command, "--help").stdout
         for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,14 +106,19 @@ def rename(path: Path, wanted: str | int, name: str) -> Task:
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:
     """Write one task's state dict as safetensors, what a user of it needs to know as JSON in the metadata."""
-    about = {
+    metadata = {"packnet_task": json.dumps(about(artifact, task), sort_keys=True)}
+    format.write_tensors(artifact.state(task.index), metadata, output)
+
+
+def about(artifact: Artifact, task: Task) -> dict[str, Any]:
+    """What a user of one task needs to know beside its weights, as JSON can hold it."""
+    return {
         "arch": artifact.header.arch,
         "model_kwargs": artifact.header.model_kwargs,
         "data_config": artifact.header.data_config,
         "task": task.name,
         "classes": task.classes,
     }
-    format.write_tensors(artifact.state(task.index), {"packnet_task": json.dumps(about, sort_keys=True)}, output)
 
 
 def _same_bits(one: format.Array, other: format.Array) -> bool:

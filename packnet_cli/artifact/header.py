@@ -67,7 +67,7 @@ class Header:
     def check_new_name(self, name: str) -> None:
         """Raise TaskError if no task of this artifact can be given this name."""
         if not _is_name(name):
-            raise TaskError(f"{name!r} cannot be a task's name (no number, and not 'all'); give another with --name")
+            raise TaskError(f"{name!r} cannot be a task's name (no number, 'all' or 'auto'); give another with --name")
         if name in (task.name for task in self.tasks):
             raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
 
@@ -162,8 +162,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it can be told from an index and from "all", and be shown."""
-    return _is_text(value) and value.isprintable() and bool(value.strip()) and not (value.isdecimal() or value == "all")
+    """Whether it can be told from an index, from "all" and "auto", and be shown."""
+    reserved = _is_text(value) and (value.isdecimal() or value in ("all", "auto"))
+    return _is_text(value) and value.isprintable() and bool(value.strip()) and not reserved
 
 
 def _is_count(value: Any) -> bool:

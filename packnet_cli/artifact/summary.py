@@ -1,6 +1,7 @@
 """What `info` tells of an artifact, from its header alone: no tensor is read."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ class Summary:
     """An artifact in numbers. Counts are of weights, sizes are bytes."""
 
     header: Header
-    packed_weights: int
+    layers: dict[str, int]  # weights of each packed parameter, numbers in names counting as numbers
     file_bytes: int
     separate_bytes: int  # as many networks, each with its own copy of everything
+
+    @property
+    def packed_weights(self) -> int:
+        return sum(self.layers.values())
 
     @property
     def free_fraction(self) -> float:
@@ -35,6 +40,18 @@ class Summary:
 
     def _fraction(self, owned: dict[str, int]) -> float:
         return sum(owned.values()) / self.packed_weights
+
+    def shares(self, layer: str) -> list[float]:
+        """The part of a layer's weights that each index owns, from 1, removed tasks' too; the rest is free."""
+        return [count / self.layers[layer] for count in self._owned(layer)]
+
+    def layer_dicts(self) -> list[dict[str, Any]]:
+        """What `info --json --layers` adds."""
+        return [{"name": layer, "weights": size, "owned": self._owned(layer)} for layer, size in self.layers.items()]
+
+    def _owned(self, layer: str) -> list[int]:
+        owned = {task.index: task.owned for task in self.header.tasks} | self.header.removed
+        return [owned[index].get(layer, 0) for index in range(1, self.header.last_index + 1)]
 
     def as_dict(self) -> dict[str, Any]:
         """The document of `info --json`."""
@@ -71,12 +88,19 @@ class Summary:
 def summarize(path: Path) -> Summary:
     """Read an artifact's header. Raises ArtifactError."""
     header, tensors = format.load_header(path), format.load_shapes(path)
-    packed = sum(math.prod(shape) for name, (_, shape) in tensors.items() if name.startswith("shared."))
-    if not packed:
+    shared = {key: shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
+    layers = {key.removeprefix("shared."): math.prod(shared[key]) for key in sorted(shared, key=_natural)}
+    if not layers:
         raise DamageError(f"{path} is damaged: it holds no packed weights")
     own = sum(
         ITEM_BYTES.get(dtype, 0) * math.prod(shape)
         for name, (dtype, shape) in tensors.items()
         if name.startswith("task.") and not name.startswith("task.0.")
     )
-    return Summary(header, packed, path.stat().st_size, own + 4 * packed * len(header.tasks))
+    packed = 4 * sum(layers.values())
+    return Summary(header, layers, path.stat().st_size, own + packed * len(header.tasks))
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key to sort names by in which layer10 follows layer9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -1,11 +1,12 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
 import sys
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
@@ -29,19 +30,43 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "PACKNET"},
     pretty_exceptions_enable=False,
 )
 
 
 MACHINE = "Machine"
 
+# Every option has its environment variable, PACKNET_<COMMAND>_<OPTION>: too many to name in each command's help.
+Option: Any = partial(typer.Option, show_envvar=False)
+
+
+def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """For the shell: the names of the tasks in the file that the command line names, with what they are."""
+    from packnet_cli.artifact import format
+
+    # A command line that ends in an option without its value is not parsed to the end: the file is then left over.
+    path = ctx.params.get("path") or next(iter(ctx.args), "")
+    try:
+        tasks = format.load_header(Path(path)).tasks
+    except PackNetError:  # not named yet, or no artifact
+        return []
+    return [(t.name, f"task {t.index}, {len(t.classes)} classes") for t in tasks if t.name.startswith(incomplete)]
+
+
 # Arguments that several commands share.
 Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
-BatchSize = Annotated[int, Option(help="Images in a batch.", rich_help_panel=MACHINE)]
-Device = Annotated[str, Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU.", rich_help_panel=MACHINE)]
+BatchSize = Annotated[int, Option(min=1, help="Images in a batch.", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str,
+    Option(
+        envvar="PACKNET_DEVICE",
+        show_envvar=True,
+        help="cpu, cuda, cuda:1, ...; auto takes a GPU.",
+        rich_help_panel=MACHINE,
+    ),
+]
 Workers = Annotated[
     int | None,
     Option(
@@ -69,13 +94,22 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def packnet(
-    version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool,
+        # Not from the environment: PACKNET_VERSION is what a container may well be labelled with.
+        Option("--version", callback=_show_version, is_eager=True, allow_from_autoenv=False, help="Show it."),
+    ] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No talk and no progress; warnings and errors stay.")] = False,
 ) -> None:
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
+    report.talk.quiet = quiet
 
 
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     app()

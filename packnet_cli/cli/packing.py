@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, CheckpointMinutes, Device, Json, Packed, Resume, Workers, app
+from packnet_cli.cli import Amp, CheckpointMinutes, Device, Json, Option, Packed, Resume, Workers, app
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -119,7 +119,7 @@ def init(
             **how,
         )
     if json:
-        report.summary(summarize(path), as_json=True)
+        report.summary(summarize(path), layers=False, as_json=True)
         return
     report.started(path, artifact)
     if prune is not None:

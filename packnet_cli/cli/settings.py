@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
 
-from typer import Option
-
+from packnet_cli.cli import Option
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, Recipe, flag
 

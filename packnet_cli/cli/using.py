@@ -1,21 +1,23 @@
 """The commands that use an artifact and leave it as it is."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument
 
-from packnet_cli import report
-from packnet_cli.cli import Amp, BatchSize, Device, Json, Packed, Workers, app
-from packnet_cli.errors import UsageError
+from packnet_cli import extras, report
+from packnet_cli.cli import Amp, BatchSize, Device, Json, Option, Packed, Workers, app, complete_task
+from packnet_cli.errors import DataError, UsageError
 
-CHECKPOINTS = (".pt", ".pth")
+FOLDER = ""
+FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
 
 
 @app.command("eval")
 def evaluate(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task, or 'all'.")] = "all",
+    task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
     data: Annotated[
         Path | None, Option(metavar="DIR", help="Images to evaluate on; default, those it was added with.")
     ] = None,
@@ -35,30 +37,124 @@ def evaluate(
 
 
 @app.command()
-def extract(
+def predict(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task.")],
-    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .pt, .pth or .safetensors file.")],
+    images: Annotated[
+        list[Path], Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin.")
+    ],
+    task: Annotated[
+        str,
+        Option(
+            help="Index or name of the task; 'all'; or 'auto' (experimental): of each image the task of the lowest "
+            "entropy, not calibrated.",
+            autocompletion=complete_task,
+        ),
+    ],
+    top: Annotated[int, Option(min=1, help="Classes to show, the likeliest first.")] = 5,
+    json: Annotated[bool, Option("--json", help="Print one JSON document a line for each image.")] = False,
+    csv: Annotated[bool, Option("--csv", help="Print a line of CSV for each image, task and class shown.")] = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    amp: Amp = False,
 ) -> None:
-    """Write one task as a plain checkpoint, which timm.create_model opens."""
-    from packnet_cli.artifact import atomic, format
+    """Name the likeliest classes of images, with probabilities; results appear as they come."""
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other")
+    from packnet_cli.engine import predict as engine
 
-    if output.suffix not in (*CHECKPOINTS, ".safetensors"):
-        raise UsageError(f"{output} must end in .pt, .pth or .safetensors, which says what to write")
-    atomic.check_writable(output)
-    found = format.load_header(path).task(task)
-    artifact = format.load(path)
-    if output.suffix in CHECKPOINTS:
-        from packnet_cli.engine.unpack import extract_checkpoint as write
-    else:
-        from packnet_cli.artifact.edit import extract_safetensors as write
-    write(artifact, found, output)
-    report.extracted(output, artifact.header, found)
+    standard_input = images == [Path("-")]
+    arguments = (Path(line.rstrip("\n")) for line in sys.stdin if line.strip()) if standard_input else images
+    answers = engine.predict(
+        path,
+        engine.find_images(arguments),
+        task,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        read_ahead=not standard_input,
+    )
+    show = report.predictions("json" if json else "csv" if csv else "table", top)
+    unreadable = total = 0
+    for answer in answers:
+        total += 1
+        if answer.problem:
+            unreadable += 1
+            report.error(f"cannot read {answer.path}: {answer.problem}")
+        else:
+            show(answer)
+    if unreadable:
+        raise DataError(f"{unreadable} of {total} images could not be read and were left out")
 
 
 @app.command()
-def info(path: Packed, json: Json = False) -> None:
+def extract(
+    path: Packed,
+    task: Annotated[str, Option(help="Index or name of the task.", autocompletion=complete_task)],
+    output: Annotated[
+        str,
+        Option("--output", "-o", metavar="PATH", help="A folder, or a .safetensors, .pt, .onnx or .pt2 file to write."),
+    ],
+) -> None:
+    """Write one task so that others open it: a folder as on the hub, a plain checkpoint, ONNX, an exported program.
+
+    A folder, which timm.create_model("local-dir:DIR", pretrained=True) opens, is what a path without a suffix, or with
+    a / at its end, becomes.
+    """
+    from packnet_cli.artifact import atomic, format
+
+    target, form = Path(output), _form(output)
+    if target.resolve() == path.resolve():
+        raise UsageError(f"{target} is the packed model itself; name another file to write")
+    if form == ".onnx":
+        extras.require("onnx")
+    if form != FOLDER:
+        atomic.check_writable(target)
+    found = format.load_header(path).task(task)
+    artifact = format.load(path)
+    if form == ".safetensors":
+        from packnet_cli.artifact.edit import extract_safetensors as write
+    else:
+        from packnet_cli.engine import export
+
+        write = export.WRITERS[form]
+    write(artifact, found, target)
+    report.extracted(target, form, artifact.header, found)
+
+
+def _form(output: str) -> str:
+    """What to write at this path: its suffix, or FOLDER."""
+    path = Path(output)
+    if output.endswith("/") or path.is_dir() or not path.suffix:
+        return FOLDER
+    if path.suffix not in FORMS:
+        raise UsageError(f"{path} must end in {', '.join(FORMS)} or, for a folder, in /, which says what to write")
+    return path.suffix
+
+
+@app.command()
+def info(
+    path: Packed,
+    layers: Annotated[bool, Option("--layers", help="Show for each layer which task owns how much.")] = False,
+    json: Json = False,
+) -> None:
     """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
     from packnet_cli.artifact.summary import summarize
 
-    report.summary(summarize(path), as_json=json)
+    report.summary(summarize(path), layers=layers, as_json=json)
+
+
+@app.command()
+def plot(
+    path: Packed,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png or .svg file to write.")],
+) -> None:
+    """Draw who owns how much of each layer, and each task's accuracy before and after pruning."""
+    if output.suffix not in (".png", ".svg"):
+        raise UsageError(f"{output} must end in .png or .svg, which says what to write")
+    extras.require("plot")
+    from packnet_cli import plot
+    from packnet_cli.artifact.summary import summarize
+
+    numbers = summarize(path)
+    plot.draw(numbers, output)
+    report.plotted(output, numbers)

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import nn
 
-from packnet_cli.artifact.format import Header, State
+from packnet_cli.artifact.format import Header, State, Task
 from packnet_cli.errors import NetworkError, UsageError
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
@@ -72,6 +72,29 @@ def build(header: Header, num_classes: int) -> nn.Module:
         classifier: Any = model.get_submodule(name)
         classifier.reset_parameters()
     return model
+
+
+def describe(model: nn.Module, header: Header, task: Task) -> None:
+    """Tell the network its task's class names and preprocessing, where timm's own functions look for them."""
+    # What else timm knows of its pretrained weights (where they are, test sizes, a label offset) is not true of these.
+    described: Any = model
+    kept = ("architecture", "first_conv", "classifier", "fixed_input_size")
+    known = {key: value for key, value in described.pretrained_cfg.items() if key in kept}
+    own = {"num_classes": len(task.classes), "label_names": list(task.classes)}
+    described.num_classes = len(task.classes)
+    described.pretrained_cfg = described.default_cfg = known | header.data_config | own
+
+
+def resize_head(model: nn.Module, header: Header, own: State) -> None:
+    """Give each parameter of the head the shape that it has in `own`, with any values."""
+    for prefix in header.head:
+        classifier: Any = model.get_submodule(prefix)
+        for name, parameter in list(classifier.named_parameters()):
+            shape = own[f"{prefix}.{name}"].shape
+            if parameter.shape != shape:
+                resized = nn.Parameter(parameter.new_empty(shape), parameter.requires_grad)
+                setattr(classifier, name, resized)
+                setattr(classifier, "out_features" if hasattr(classifier, "out_features") else "out_channels", shape[0])
 
 
 def write(model: nn.Module, state: State) -> None:

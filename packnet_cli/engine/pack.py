@@ -80,6 +80,8 @@ def init(
         keep_head=prune is not None,
         say=say,
     )
+    if origin.remark:
+        say(origin.remark)
     artifact = _all_free(origin)
     if prune is not None:
         classes = base.class_names(origin, class_names, folder)

@@ -11,12 +11,13 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
-from timm.models import adapt_input_conv, load_model_config_from_hf, load_state_dict
+from timm.models import load_model_config_from_hf
 from torch import nn
 
 from packnet_cli.artifact.format import Header
 from packnet_cli.artifact.header import is_argument
 from packnet_cli.engine.network import CHANNELS, create, reason
+from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError
 
 
@@ -26,6 +27,7 @@ class Origin:
 
     model: nn.Module
     header: Header
+    remark: str = ""  # what there is to say of the weights, in one line
 
     @property
     def num_classes(self) -> int:
@@ -57,21 +59,21 @@ def start_from(
         arguments["in_chans"] = wanted["in_chans"]
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
-    source = "random"
+    source, remark = "random", ""
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     if weights is not None:
-        found = _read_weights(weights)
-        classes = {"num_classes": _outputs(found, weights, cfg)} if keep_head else {}
+        head = head_prefixes(cfg)
+        classes = {"num_classes": count_outputs(weights, head)} if keep_head else {}
         model = create(name, arguments | classes)
-        _load_weights(model, found, weights, cfg, keep_head)
+        remark = load_weights(model, weights, name, head=() if keep_head else head, stem=cfg.get("first_conv"))
         source = str(weights.resolve())
     elif pretrained:
         model, source = _create_pretrained(arch, arguments, cfg, say)
     else:
         model = create(name, arguments)
     resolved = _data_config(wanted, cfg)
-    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved))
+    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -164,40 +166,3 @@ def _from_hub(arch: str) -> Iterator[None]:
         ) from None
     finally:
         log.setLevel(level)
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NetworkError(f"the weights file {path} does not exist")
-    try:
-        found: dict[str, Any] = load_state_dict(str(path), weights_only=True)
-        return found
-    except Exception as error:
-        raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
-
-
-def _outputs(found: dict[str, Any], path: Path, cfg: dict[str, Any]) -> int:
-    """The number of classes of the classifier in a weights file."""
-    for prefix in head_prefixes(cfg):
-        if f"{prefix}.weight" in found:
-            return int(found[f"{prefix}.weight"].shape[0])
-    raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
-
-
-def _load_weights(model: nn.Module, found: dict[str, Any], path: Path, cfg: dict[str, Any], keep_head: bool) -> None:
-    """Set all weights, the classifier's only with `keep_head`; every one must be there and fit."""
-    own = model.state_dict()
-    head = tuple(f"{prefix}." for prefix in head_prefixes(cfg))
-    wanted = {name for name in own if keep_head or not name.startswith(head)}
-    stem = f"{cfg.get('first_conv')}.weight"
-    if stem in wanted and getattr(found.get(stem), "ndim", 0) == 4 and found[stem].shape[1] != own[stem].shape[1]:
-        found[stem] = adapt_input_conv(own[stem].shape[1], found[stem])
-    missing = sorted(wanted - found.keys())
-    unfit = sorted(name for name in wanted & found.keys() if found[name].shape != own[name].shape)
-    for what, names in (("lacks", missing), ("has another shape for", unfit)):
-        if names:
-            raise NetworkError(
-                f"{path} does not fit this architecture: it {what} {len(names)} of {len(wanted)} tensors, "
-                f"{names[0]} among them; check --arch and --model-kwargs"
-            )
-    model.load_state_dict({name: found[name] for name in wanted}, strict=False)

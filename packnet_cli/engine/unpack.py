@@ -1,17 +1,16 @@
-"""One task out of a packed model: as a network, as accuracy, as a checkpoint."""
+"""One task out of a packed model: as a network, as accuracy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
-from packnet_cli.artifact import atomic, format
+from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import data, network
+from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import Accuracy, evaluate
 from packnet_cli.errors import DataError, TaskError
 from packnet_cli.recipe import Recipe
@@ -48,11 +47,16 @@ def evaluate_tasks(
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    there = [task for task in tasks if wanted != "all" or folder or task.data]
+    held_outs = {task.index: _held_out(task, folder) for task in there}
+    packed = Packed(artifact)
+    model = network.place(packed.model(tasks[0].index), torch_device)
     for task in tasks:
-        if wanted == "all" and not (folder or task.data):
+        if task.index not in held_outs:
             yield Evaluation(task, None, ())
             continue
-        held_out = _held_out(task, folder)
+        held_out = held_outs[task.index]
+        packed.switch(model, task.index)
         batches = data.batches(
             held_out.split,
             artifact.header.data_config,
@@ -61,7 +65,6 @@ def evaluate_tasks(
             workers=workers,
             device=torch_device,
         )
-        model = network.place(task_network(artifact, task), torch_device)
         yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
 
 
@@ -103,13 +106,4 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
 
 def task_network(artifact: Artifact, task: Task) -> nn.Module:
     """A plain timm network with one task's weights, in eval mode, on the CPU."""
-    model = network.build(artifact.header, len(task.classes))
-    network.write(model, artifact.state(task.index))
-    return model.eval()
-
-
-def extract_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
-    state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
-    with atomic.replacing(output) as temporary:
-        torch.save(state, temporary)
+    return Packed(artifact).model(task.index)

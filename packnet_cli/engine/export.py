@@ -1,0 +1,203 @@
+"""One task leaves the packed model, in the form that another program opens.
+
+Each form holds the task's weights; all but the bare checkpoint also what is needed to use them: class names in order
+of label, preprocessing, how to build the network. What another runtime would compute is checked before it is kept.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models._hub import save_for_hf  # of late timm.models has it, too
+from torch import nn
+
+from packnet_cli.artifact import atomic, edit
+from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.engine import network
+from packnet_cli.engine.packed import Packed
+from packnet_cli.errors import ArtifactError, NetworkError
+
+TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logit (at least 1)
+
+
+def write_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
+    """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
+    state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
+    with atomic.replacing(output) as temporary:
+        torch.save(state, temporary)
+
+
+def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
+    """Write what the hub holds of a timm model: config.json, model.safetensors and README.md, a model card.
+
+    Raises ArtifactError if `output` exists and is not an empty folder.
+    """
+    model = Packed(artifact).model(task.index)
+    with _new_folder(output) as temporary:
+        save_for_hf(
+            model,
+            str(temporary),
+            model_config={"label_names": list(task.classes)},
+            model_args=artifact.header.model_kwargs,
+            safe_serialization=True,
+        )
+        (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8")
+
+
+def write_program(artifact: Artifact, task: Task, output: Path) -> None:
+    """Write a .pt2 file for torch.export.load, any batch size; `packnet.json` within tells of classes and pixels.
+
+    Raises NetworkError if torch cannot export the network.
+    """
+    model = Packed(artifact).model(task.index)
+    images = _examples(artifact, 2)
+    with _exporting(artifact):
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        buffer = io.BytesIO()  # given a path, torch insists on its suffix, which a temporary file has not
+        torch.export.save(program, buffer, extra_files={"packnet.json": json.dumps(edit.about(artifact, task))})
+    with atomic.replacing(output) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+        reloaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+        _check(artifact, model, lambda batch: reloaded(batch).detach().numpy())
+
+
+def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
+    """Write an ONNX model, from `images` (N, C, H, W) to `logits` (N, classes); its metadata has classes and pixels.
+
+    Needs the extra "onnx". Raises NetworkError if torch cannot export the network or onnxruntime differs on the logits.
+    """
+    import onnx
+    import onnxruntime
+
+    model = Packed(artifact).model(task.index)
+    with _exporting(artifact):
+        program = torch.onnx.export(
+            model,
+            (_examples(artifact, 2),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        assert program is not None
+        proto = program.model_proto
+        onnx.helper.set_model_props(proto, {"packnet": json.dumps(edit.about(artifact, task))})
+    with atomic.replacing(output) as temporary:
+        with _exporting(artifact):  # there is a limit of 2 GB, and operators that onnxruntime has not
+            onnx.save(proto, temporary)
+            session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        _check(artifact, model, lambda batch: session.run(None, {"images": batch.numpy()})[0])
+
+
+WRITERS = {  # by the suffix of what is written, which a folder has not
+    "": write_folder,
+    ".pt": write_checkpoint,
+    ".pth": write_checkpoint,
+    ".pt2": write_program,
+    ".onnx": write_onnx,
+}
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def _examples(artifact: Artifact, count: int) -> torch.Tensor:
+    """Pictures of noise, always the same, as the network takes them: (count, C, H, W)."""
+    size = artifact.header.data_config["input_size"]
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def _exporting(artifact: Artifact) -> Iterator[None]:
+    """Whatever an exporter stumbles over becomes one NetworkError; its warnings are for its own developers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except OSError:  # of the disk
+        raise
+    except Exception as error:
+        raise NetworkError(f"torch cannot export {artifact.header.arch} like this: {network.reason(error)}") from None
+
+
+@torch.inference_mode()
+def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor], Any]) -> None:
+    """Raise NetworkError unless `compute` answers as the packed network does, whatever the batch size."""
+    for count in (1, 3):
+        images = _examples(artifact, count)
+        expected = model(images).numpy()
+        worst = np.abs(compute(images) - expected).max()
+        if not worst <= TOLERANCE * max(1, np.abs(expected).max()):
+            raise NetworkError(f"the exported network computes other logits, by up to {worst:.2g}; nothing was written")
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place on success and vanishes on failure."""
+    target = path.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
+    if not target.is_dir():
+        atomic.check_writable(path)
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        yield temporary
+        umask = _umask()
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~umask)
+        temporary.chmod(0o777 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _model_card(artifact: Artifact, task: Task) -> str:
+    header = artifact.header
+    classes = "\n".join(f"{number}. {name}" for number, name in enumerate(task.classes))
+    return f"""\
+---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- image-classification
+- timm
+---
+# {task.name}
+
+A {header.arch} for {len(task.classes)} classes, one of the tasks of a packed model, made by the method of PackNet
+([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {header.source}
+
+Top-1 accuracy on {task.images:,} held-out images: {task.top1:.2f} %; top-5: {task.top5:.2f} %.
+
+## Use
+
+```python
+import timm
+
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+## Classes
+
+{classes}
+"""

@@ -1,0 +1,156 @@
+"""What the packed tasks say of pictures: probabilities of their classes, as the pictures come."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from packnet_cli.artifact import format
+from packnet_cli.artifact.format import Task
+from packnet_cli.engine import network
+from packnet_cli.engine.packed import Packed, Transform
+from packnet_cli.errors import TaskError
+
+Read = torch.Tensor | str  # a picture (C, H, W), or why there is none
+Batch = tuple[list[Path], list[Read]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one task says of a picture: the probability of each of its classes, in order of label."""
+
+    task: Task
+    probabilities: list[float]
+    entropy: float  # of the probabilities, as a share of the greatest possible: 0 is certain, 1 a mere guess
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, the likeliest first."""
+        ranked = sorted(zip(self.task.classes, self.probabilities, strict=True), key=lambda pair: -pair[1])
+        return ranked[:count]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one picture: a prediction of each task asked or, if it cannot be read, the `problem`."""
+
+    path: Path
+    predictions: list[Prediction]
+    problem: str = ""
+
+
+def predict(
+    path: Path,
+    images: Iterable[Path],
+    wanted: str,
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    amp: bool = False,
+    read_ahead: bool = True,
+) -> Iterator[Answer]:
+    """An answer for each image file, in their order, as soon as its batch is done; each is decoded once.
+
+    `wanted` is the index or name of a task, "all", or "auto": of each picture, the task of the lowest entropy. With
+    `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError, UsageError.
+    """
+    torch_device = network.choose_device(device)
+    packed = Packed(format.load(path))
+    tasks = packed.tasks if wanted in ("all", "auto") else (packed.task(wanted),)
+    if not tasks:
+        raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    answers = _answers(packed, tasks, _batches(images, packed.transform, batch_size, read_ahead), torch_device, amp)
+    if wanted != "auto":
+        return answers
+    return (replace(each, predictions=sorted(each.predictions, key=_entropy)[:1]) for each in answers)
+
+
+def _answers(
+    packed: Packed, tasks: tuple[Task, ...], batches: Iterable[Batch], device: torch.device, amp: bool
+) -> Iterator[Answer]:
+    # One network is switched from task to task. Its memory format is left alone: another one rounds differently.
+    model = packed.model(tasks[0].index).to(device)
+    for paths, reads in batches:
+        pictures = [read for read in reads if isinstance(read, torch.Tensor)]
+        by_task = []
+        if pictures:
+            stacked = torch.stack(pictures).to(device)  # (N, C, H, W)
+            for task in tasks:
+                if len(tasks) > 1:
+                    packed.switch(model, task.index)
+                by_task.append(_ask(model, task, stacked, amp))
+        by_picture = zip(*by_task, strict=True)
+        for path, read in zip(paths, reads, strict=True):
+            if isinstance(read, str):
+                yield Answer(path, [], read)
+            else:
+                yield Answer(path, list(next(by_picture)))
+
+
+def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
+    """The files named, and of each folder named the images in it and below, in order of name.
+
+    A folder without any comes out itself, so that it is reported like an image that cannot be read.
+    """
+    for path in arguments:
+        if path.is_dir():
+            yield from sorted(found for found in path.rglob("*") if _is_image(found)) or [path]
+        else:
+            yield path
+
+
+@torch.inference_mode()
+def _ask(model: nn.Module, task: Task, pictures: torch.Tensor, amp: bool) -> list[Prediction]:
+    """One task's predictions for a batch (N, C, H, W)."""
+    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=amp):
+        logits = model(pictures)  # (N, classes)
+    probabilities = logits.float().softmax(1).cpu()
+    most = torch.tensor(float(len(task.classes))).log()
+    entropies = torch.special.entr(probabilities).sum(1) / most
+    pairs = zip(probabilities.tolist(), entropies.tolist(), strict=True)
+    return [Prediction(task, of_classes, entropy) for of_classes, entropy in pairs]
+
+
+def _entropy(prediction: Prediction) -> float:
+    return prediction.entropy
+
+
+def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
+    """The files in batches, decoded by several threads."""
+    images, waiting = iter(images), deque[tuple[list[Path], list[Future[Read]]]]()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        while paths := list(islice(images, size)):
+            waiting.append((paths, [pool.submit(_read, path, transform) for path in paths]))
+            if len(waiting) > read_ahead:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+
+
+def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
+    return paths, [future.result() for future in futures]
+
+
+def _read(path: Path, transform: Transform) -> Read:
+    if path.is_dir():
+        return "the folder holds no images"
+    try:
+        with Image.open(path) as image:
+            return transform(image)
+    except UnidentifiedImageError:
+        return "it is not an image, or damaged"
+    except OSError as error:
+        return error.strerror or str(error)
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return network.reason(error)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()

@@ -1,0 +1,146 @@
+"""Weights from a file into a network, whatever names they go by there.
+
+Taken are plain state dicts and training checkpoints that hold one, of timm, torchvision and others.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
+from torch import nn
+
+from packnet_cli.engine.network import reason
+from packnet_cli.errors import NetworkError
+
+Tensors = dict[str, torch.Tensor]
+COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it
+
+
+def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ...], stem: str | None) -> str:
+    """Set all weights from a file; every one must be there and fit. Returns what there is to say.
+
+    `head` holds the name prefixes of the classifier, if that is to be left out, `stem` the name of the first
+    convolution, which is adapted to the network's input channels. Raises NetworkError.
+    """
+    found = _read(path)
+    own = model.state_dict()
+    body = {name: value for name, value in own.items() if not name.startswith(tuple(f"{prefix}." for prefix in head))}
+    tried = []
+    for rename, remark in RENAMINGS:
+        renamed = rename(found, model, arch, body)
+        _adapt_stem(renamed, own, f"{stem}.weight")
+        fitting = {name for name, value in renamed.items() if name in body and value.shape == body[name].shape}
+        lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
+        if not lacking:
+            model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
+            unused = [name for name in renamed if name not in body]
+            return _say(path, len(body), remark, unused)
+        tried.append((lacking, renamed))
+    lacking, renamed = min(tried, key=lambda attempt: len(attempt[0]))
+    unfit = [name for name in lacking if name in renamed]
+    what, names = ("has another shape for", unfit) if len(unfit) == len(lacking) else ("lacks", lacking)
+    unknown = [name for name in renamed if name not in own]
+    raise NetworkError(
+        f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({_few(names)})"
+        + (f" and has {len(unknown)} unknown ones ({_few(unknown)})" if unknown else "")
+        + "; check --arch and --model-kwargs"
+    )
+
+
+def count_outputs(path: Path, head: tuple[str, ...]) -> int:
+    """The number of classes of the classifier in a weights file. Raises NetworkError."""
+    found = {name: value for name, value in _read(path).items() if value.ndim == 2}
+    named = [name for name in found if name.endswith(tuple(f"{prefix}.weight" for prefix in head))]
+    if not found:
+        raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
+    return int(found[(named or list(found))[-1]].shape[0])
+
+
+def _read(path: Path) -> Tensors:
+    """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
+    if not path.is_file():
+        raise NetworkError(f"the weights file {path} does not exist")
+    torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
+    try:
+        found = load_state_dict(str(path), weights_only=True)
+        if not any(isinstance(value, torch.Tensor) for value in found.values()):
+            found = next((value for value in found.values() if _is_state(value)), {})  # "model_state_dict", "net", ...
+        found = clean_state_dict(found)
+    except Exception as error:
+        raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, torch.Tensor) for each in value.values())
+
+
+def _adapt_stem(found: Tensors, own: Tensors, name: str) -> None:
+    if name in found and name in own and found[name].ndim == own[name].ndim == 4:
+        if found[name].shape[1] != own[name].shape[1]:
+            found[name] = adapt_input_conv(own[name].shape[1], found[name])
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def _as_named(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
+    return dict(found)
+
+
+def _without_prefix(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
+    """A wrapper of the network, of a training framework for example, has put its name before every other."""
+    first = next(iter(body))
+    prefix = next((name.removesuffix(first) for name in found if name.endswith(f".{first}")), "")
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
+    """timm reads weights of other origin by a function that stands beside the network's; not every network has one."""
+    room = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
+    convert = room.get("checkpoint_filter_fn") or room.get("_filter_fn")
+    if convert is None:
+        return {}
+    for arguments in ((dict(found), model), (dict(found),)):
+        try:
+            return dict(convert(*arguments))
+        except Exception:  # noqa: S112  (made for other files than this one, or for one argument)
+            continue
+    return {}
+
+
+def _by_order(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
+    """The same tensors in the same order under other names: every shape and every last part of a name must agree."""
+    there = [name for name in found if not name.endswith(COUNTER)]
+    here = [name for name in body if not name.endswith(COUNTER)]
+    renamed = {}
+    for name, other in zip(here, there, strict=False):
+        if found[other].shape != body[name].shape or other.rpartition(".")[2] != name.rpartition(".")[2]:
+            return {}
+        renamed[name] = found[other]
+    return renamed | {other: found[other] for other in there[len(here) :]}
+
+
+Renaming = Callable[[Tensors, nn.Module, str, Tensors], Tensors]
+RENAMINGS: tuple[tuple[Renaming, str], ...] = (
+    (_as_named, ""),
+    (_without_prefix, "without the prefix of their names"),
+    (_by_timms_converter, "with names and shapes converted by timm"),
+    (_by_order, "by order and shape, as their names are others"),
+)
+
+
+def _say(path: Path, count: int, remark: str, unused: list[str]) -> str:
+    """One line, empty if there is nothing to it."""
+    taken = f"{count} tensors taken {remark}".rstrip() if remark else ""
+    left = f"not used: {_few(unused)}" if unused else ""
+    return f"{path}: {'; '.join(filter(None, (taken, left)))}" if taken or left else ""
+
+
+def _few(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

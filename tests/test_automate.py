@@ -1,0 +1,76 @@
+"""What a script or a shell relies on: no colour, quiet, environment variables, completion."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'packnet'; from packnet_cli.cli import main; main()"]
+COLOUR = ("\x1b[31m", "\x1b[1;31m")  # red, which errors are
+
+
+def run(*arguments, terminal=False, **variables):
+    """What a process of its own says on stderr; `terminal` makes that one."""
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color", **variables}
+    subprocess.run([*PROGRAM, *map(str, arguments)], stderr=writing, stdout=subprocess.DEVNULL, env=environment)
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as screen:
+        return screen.read(4096).decode()
+
+
+def complete(line):
+    """What bash is told for a command line in which the last word is to be completed."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_PACKNET_COMPLETE": "complete_bash"}
+    done = subprocess.run(PROGRAM, env={**os.environ, **words}, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
+
+
+def test_colour_is_for_terminals():
+    """And for those only that do not refuse it."""
+    shown = run("info", "none.st", terminal=True)
+    assert any(code in shown for code in COLOUR)
+    assert "\x1b" not in run("info", "none.st")
+    assert not any(code in run("info", "none.st", terminal=True, NO_COLOR="1") for code in COLOUR)
+
+
+def test_quiet_leaves_results_and_errors(tmp_path, folders, packnet):
+    """No talk, no progress; the same exit codes."""
+    arguments = ("--arch", "test_resnet", "--no-pretrained", "--img-size", 32, tmp_path / "a.st")
+    assert packnet("--quiet", "init", *arguments).exit_code == 0
+    train = ("--data", folders[0], "--prune", 0.5, "--epochs", 1, "--retrain-epochs", 1, "--workers", 0)
+    result = packnet("--quiet", "add-task", tmp_path / "a.st", *train, "--device", "cpu")
+    assert result.exit_code == 0 and result.stderr == "" and "task 1: red" in result.stdout
+    loud = packnet("add-task", tmp_path / "a.st", *train, "--device", "cpu", "--name", "again")
+    assert "train" in loud.stderr
+    result = packnet("-q", "init", *arguments)
+    assert result.exit_code == 3 and "exists already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "exit_code", "words"),
+    [
+        ("PACKNET_DEVICE", "toaster", 2, "cannot use the device 'toaster'"),
+        ("PACKNET_EVAL_TASK", "purple", 4, "no task 'purple'"),
+        ("PACKNET_EVAL_BATCH_SIZE", "0", 2, "--batch-size"),
+        ("PACKNET_VERSION", "3", 0, ""),  # which is somebody else's
+    ],
+)
+def test_environment_variables(full, packnet, monkeypatch, variable, value, exit_code, words):
+    """One for every option of every command; and one for the device of all."""
+    monkeypatch.setenv(variable, value)
+    result = packnet("eval", full, "--workers", 0)
+    assert result.exit_code == exit_code and words in result.stderr
+    if variable == "PACKNET_EVAL_TASK":  # the command line wins
+        assert packnet("eval", full, "--workers", 0, "--task", "red").exit_code == 0
+
+
+def test_the_shell_completes_task_names(full):
+    """Those of the file on the command line, wherever it stands there."""
+    assert complete(f"packnet eval {full} --task ") == ["red", "green", "blue"]
+    assert complete(f"packnet extract -o x {full} --task g") == ["green"]
+    assert complete("packnet eval none.st --task ") == complete("packnet eval --task ") == []
+    assert complete("packnet pre") == ["predict"]

@@ -1,0 +1,131 @@
+"""A task that has left the packed model: it answers as it did within, and tells of its classes and pixels."""
+
+import importlib.util
+import json
+import os
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+import packnet_cli
+from packnet_cli import extras
+from packnet_cli.engine import export, pack
+from packnet_cli.errors import ArtifactError, NetworkError
+
+PICTURES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def logits(model):
+    """What a network answers to pictures."""
+    with torch.inference_mode():
+        return model(PICTURES).numpy()
+
+
+def check_about(text, task, header):
+    """What travels with the weights."""
+    about = json.loads(text)
+    assert about["classes"] == list(task.classes) and about["task"] == task.name
+    assert about["data_config"] == header.data_config
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit"])
+def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet, arch):
+    """To the bit; with the class names and the preprocessing, a network's own arguments, and a card."""
+    path, output = tmp_path / "packed.st", tmp_path / "hub"
+    pack.init(path, arch, pretrained=False, data_config={"img_size": 32, "crop_pct": 0.7})
+    arguments = ("--epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+    assert packnet("add-task", path, "--data", folders[2], *arguments).exit_code == 0
+    result = packnet("extract", path, "--task", "blue", "-o", f"{output}/")
+    assert result.exit_code == 0, result.stderr
+    packed = packnet_cli.load(path)
+    [task] = packed.tasks
+    plain = timm.create_model(f"local-dir:{output}", pretrained=True).eval()
+    assert logits(plain).tobytes() == logits(packed.model("blue")).tobytes()
+    resolved = resolve_model_data_config(plain, use_test_size=True)
+    assert {**resolved, "input_size": list(resolved["input_size"])} == packed.artifact.header.data_config
+    config = json.loads((output / "config.json").read_text())
+    assert config["label_names"] == list(task.classes) and config["architecture"] == arch
+    card = (output / "README.md").read_text()
+    assert f"{task.top1:.2f} %" in card and "3. class3" in card
+    assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
+    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~export._umask()}
+
+
+def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(full, tmp_path, packnet, monkeypatch):
+    """And is whole, or not there."""
+    (tmp_path / "there").mkdir()
+    assert packnet("extract", full, "--task", 1, "-o", tmp_path / "there").exit_code == 0
+    result = packnet("extract", full, "--task", 1, "-o", tmp_path / "there")
+    assert result.exit_code == 3 and "not an empty folder" in result.stderr
+    (tmp_path / "file").touch()
+    assert packnet("extract", full, "--task", 1, "-o", f"{tmp_path / 'file'}/").exit_code == 3
+    assert packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x").exit_code == 3
+    before = sorted(os.listdir(tmp_path))
+    monkeypatch.setattr(export, "_model_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    result = packnet("extract", full, "--task", 1, "-o", tmp_path / "other")
+    assert result.exit_code == 3 and "No space left" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_onnx(full, tmp_path, packnet):
+    """onnxruntime computes the packed logits, whatever the batch size."""
+    output = tmp_path / "x.onnx"
+    result = packnet("extract", full, "--task", "green", "-o", output)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 2 and "onnxruntime.InferenceSession" in result.stdout
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    packed = packnet_cli.load(full)
+    [answer] = session.run(["logits"], {"images": PICTURES.numpy()})
+    np.testing.assert_allclose(answer, logits(packed.model("green")), atol=1e-5)
+    check_about(session.get_modelmeta().custom_metadata_map["packnet"], packed.task("green"), packed.artifact.header)
+    assert onnx.load(output).graph.input[0].type.tensor_type.shape.dim[0].dim_param  # a name, not a number
+
+
+def test_other_logits_are_not_kept(full, tmp_path, packnet, monkeypatch):
+    """What another runtime computes otherwise leaves no file."""
+    load = torch.export.load
+
+    def load_otherwise(file):
+        program = load(file)
+        program.state_dict["fc.bias"].data += 0.1
+        return program
+
+    monkeypatch.setattr(torch.export, "load", load_otherwise)
+    result = packnet("extract", full, "--task", "green", "-o", tmp_path / "x.pt2")
+    assert result.exit_code == 7 and "other logits, by up to 0.1;" in result.stderr
+    assert os.listdir(tmp_path) == ["full.st"]
+
+
+def test_an_exported_program(full, tmp_path, packnet):
+    """It reloads without timm to the same logits, to the bit."""
+    output = tmp_path / "x.pt2"
+    assert packnet("extract", full, "--task", "green", "-o", output).exit_code == 0
+    told = {"packnet.json": ""}
+    program = torch.export.load(output, extra_files=told).module()
+    packed = packnet_cli.load(full)
+    assert logits(program).tobytes() == logits(packed.model("green")).tobytes()
+    check_about(told["packnet.json"], packed.task("green"), packed.artifact.header)
+
+
+def test_what_torch_cannot_export_is_one_line(full, tmp_path, monkeypatch):
+    """Its own first words, no traceback, no file."""
+    artifact = packnet_cli.load(full).artifact
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
+    with pytest.raises(NetworkError, match="torch cannot export test_resnet like this: division by zero"):
+        export.write_program(artifact, artifact.header.task(1), tmp_path / "x.pt2")
+    with pytest.raises(ArtifactError):
+        export.write_folder(artifact, artifact.header.task(1), tmp_path)
+
+
+def test_a_missing_extra_is_one_line(full, tmp_path, packnet, monkeypatch):
+    """Which says how to install it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    result = packnet("extract", full, "--task", 1, "-o", tmp_path / "x.onnx")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "onnxscript" in result.stderr and "pip install 'packnet-cli[onnx]'" in result.stderr

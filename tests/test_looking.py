@@ -1,0 +1,75 @@
+"""What `info` and `plot` show of an artifact."""
+
+import json
+import os
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from packnet_cli import extras, report
+from packnet_cli.artifact import format, masks, summary
+
+
+def test_layers_are_those_of_the_masks(full, packnet):
+    """Counted one by one; layer10 comes after layer9."""
+    told = json.loads(packnet("info", full, "--layers", "--json").stdout)
+    artifact = format.load(full)
+    assert {layer["name"] for layer in told["layers"]} == artifact.mask.keys()
+    for layer in told["layers"]:
+        mask = artifact.mask[layer["name"]]
+        assert layer["weights"] == mask.size
+        assert layer["owned"] == [masks.count_owned(mask, task) for task in (1, 2, 3)]
+    assert "layers" not in json.loads(packnet("info", full, "--json").stdout)
+    assert sorted(["b.10.w", "b.9.w", "a.w"], key=summary._natural) == ["a.w", "b.9.w", "b.10.w"]
+
+
+def test_bars_fit_into_80_columns(full, packnet):
+    """One below the other, each as long as its task's share; the same for each layer with --layers."""
+    text = packnet("info", full, "--layers").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    tasks, layers = text.split("layer", 1)
+    assert [line.count("█") for line in tasks.splitlines() if "█" in line] == [7, 3, 3]  # of 14
+    assert layers.count("11111111112222233333") == len(format.load_header(full).tasks[0].owned)
+
+
+def test_an_owner_is_a_character(packed, packnet):
+    """In proportion, and what is free is a dot."""
+    assert report._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."
+    assert report._owners([]) == "." * 20
+    assert report._owners([1 / 12] * 12)[-1] == "c"  # the twelfth task
+    assert "." * 20 in packnet("info", packed, "--layers").stdout
+
+
+def test_plot_draws_what_each_task_owns(full, tmp_path, packnet):
+    """In the colours of its legend, on every layer; the same file twice is the same picture."""
+    for name in ("a.png", "b.png", "a.svg", "b.svg"):
+        result = packnet("plot", full, "-o", tmp_path / name)
+        assert result.exit_code == 0 and "3 tasks" in result.stdout, result.stderr
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    shades = 255 * colormaps["viridis"].resampled(3)(range(3))[:, :3]
+    first, second, third = ((abs(pixels - shade) < 1).all(1).sum() for shade in shades)
+    assert 1.8 < first / second < 2.2 and 0.9 < second / third < 1.1  # half of the weights, and a quarter each
+
+
+def test_plot_of_nothing_yet_and_of_odd_names(packed, folders, tmp_path, packnet):
+    """No tasks; and a name that would be a formula."""
+    assert packnet("plot", packed, "-o", tmp_path / "empty.svg").exit_code == 0
+    arguments = ("--epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu", "--name", r"$\frac$ 鳥")
+    assert packnet("add-task", packed, "--data", folders[0], *arguments).exit_code == 0
+    result = packnet("plot", packed, "-o", tmp_path / "odd.png")
+    assert result.exit_code == 0 and result.stderr == ""
+
+
+def test_plot_refuses(full, tmp_path, packnet, monkeypatch):
+    """A form that it does not write, a folder that is not there, and a missing extra."""
+    result = packnet("plot", full, "-o", tmp_path / "x.gif")
+    assert result.exit_code == 2 and ".png or .svg" in result.stderr
+    assert packnet("plot", full, "-o", tmp_path / "none" / "x.png").exit_code == 3
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    result = packnet("plot", full, "-o", tmp_path / "x.png")
+    assert result.exit_code == 2 and "pip install 'packnet-cli[plot]'" in result.stderr
+    assert os.listdir(tmp_path) == ["full.st"]

@@ -1,0 +1,110 @@
+"""A packed model as a library: plain timm networks, switched from task to task."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import QUICK, make_folder
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+import packnet_cli
+from packnet_cli.engine import data, network, pack
+from packnet_cli.errors import ArtifactError, NetworkError, TaskError
+
+PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def bits(model):
+    """Every tensor of a network, kept in its state dict or not, and its logits, as bytes."""
+    with torch.inference_mode():
+        tensors = {**dict(model.named_buffers()), **model.state_dict(), "logits": model(PICTURES)}
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def test_a_model_is_plain_timm_in_eval_mode(full):
+    """Which knows its classes and its preprocessing as timm's own do."""
+    packed = packnet_cli.load(str(full))
+    model = packed.model("green")
+    assert type(model) is type(timm.create_model("test_resnet")) and not model.training
+    assert model.num_classes == 2 and model.pretrained_cfg["label_names"] == ["class0", "class1"]
+    resolved = resolve_model_data_config(model, use_test_size=True)
+    assert {**resolved, "input_size": list(resolved["input_size"])} == packed.artifact.header.data_config
+    assert [task.name for task in packed.tasks] == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_a_switched_model_is_a_fresh_one_to_the_bit(tmp_path, folders, arch):
+    """In any order, and whatever the head's size."""
+    path = tmp_path / "packed.st"
+    pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
+    for folder, prune in zip(folders, (0.5, 0.5, 0), strict=True):
+        pack.add_task(path, folder, prune=prune, recipe=QUICK, workers=0, device="cpu")
+    packed = packnet_cli.load(path)
+    fresh = {name: packed.model(name) for name in ("red", "green", "blue")}
+    answers = {name: bits(model) for name, model in fresh.items()}
+    model = network.place(packed.model("red"), torch.device("cpu"))
+    plain = packed.model("red")
+    for name in ("blue", "green", "red", "red", "green"):
+        for switched in (model, plain):  # with channels last, and without
+            packed.switch(switched, name)
+            assert not switched.training and switched.pretrained_cfg == fresh[name].pretrained_cfg
+            assert switched.num_classes == fresh[name].num_classes
+            state = network.read(switched)
+            assert {key: array.tobytes() for key, array in state.items()}.items() <= answers[name].items()
+        assert bits(plain) == answers[name]
+
+
+def test_a_switch_follows_the_model(full):
+    """A half precision copy stays one."""
+    packed = packnet_cli.load(full)
+    model = packed.model("red").to(torch.bfloat16)
+    packed.switch(model, "blue")
+    assert bits(model.float()) == bits(packed.model("blue").to(torch.bfloat16).float())
+
+
+def test_a_stranger_is_not_switched(full):
+    """And keeps its weights."""
+    packed = packnet_cli.load(full)
+    for arch, arguments in (("test_resnet", {"stem_width": 8}), ("test_efficientnet", {})):
+        stranger = timm.create_model(arch, num_classes=3, **arguments).eval()
+        before = bits(stranger)
+        with pytest.raises(NetworkError, match="not one of this packed model"):
+            packed.switch(stranger, "green")
+        assert bits(stranger) == before
+    with pytest.raises(TaskError, match="no task 'purple'"):
+        packed.model("purple")
+
+
+def test_the_transform_is_that_of_eval(full, tmp_path):
+    """To the bit, and timm's own for the network's configuration; any kind of image is taken."""
+    packed = packnet_cli.load(full)
+    [path, *_] = (make_folder(tmp_path / "data") / "val" / "class0").iterdir()
+    batches = data.batches(
+        data.Split([path], [0]),
+        packed.artifact.header.data_config,
+        training=False,
+        batch_size=1,
+        workers=0,
+        device=torch.device("cpu"),
+    )
+    [(expected, _)] = batches
+    with Image.open(path) as image:
+        assert torch.equal(packed.transform(image), expected[0])
+        assert packed.transform(image.convert("P")).shape == (3, 32, 32)
+        timms = create_transform(**resolve_model_data_config(packed.model("red")))
+        assert torch.equal(timms(image.convert("RGB")), expected[0])
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    """As the commands do."""
+    with pytest.raises(ArtifactError, match="does not exist"):
+        packnet_cli.load(tmp_path / "none.st")
+
+
+def test_importing_the_package_is_light():
+    """Neither torch nor numpy before `load` is called."""
+    check = "import sys, packnet_cli; packnet_cli.load; print({'torch', 'numpy', 'timm'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", check], text=True) == "set()\n"

@@ -1,0 +1,115 @@
+"""What the tasks say of pictures, as the command prints it."""
+
+import csv
+import json
+import math
+
+import pytest
+import timm
+import torch
+from conftest import make_folder
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from packnet_cli.artifact import format
+
+QUICK = ["--device", "cpu"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with five pictures, and something else."""
+    folder = make_folder(tmp_path / "pictures", classes=5, train=1, val=0) / "train"
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def lines(result):
+    """The JSON documents on stdout."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_the_probabilities_are_plain_timms_to_the_bit(full, tmp_path, pictures, packnet):
+    """At the same batch size, for one task and for all, which one network runs in turn."""
+    header = format.load_header(full)
+    config = resolve_data_config(header.data_config)
+    paths = sorted(pictures.rglob("*.png"))
+    batch = torch.stack([create_transform(**config)(Image.open(path).convert("RGB")) for path in paths])
+    answers = lines(packnet("predict", full, "--task", "all", pictures, "--json", *QUICK))
+    assert [answer["image"] for answer in answers] == [str(path) for path in paths]
+    for task in header.tasks:
+        packnet("extract", full, "--task", task.name, "-o", tmp_path / "one.pt")
+        count = len(task.classes)
+        plain = timm.create_model("test_resnet", num_classes=count, checkpoint_path=str(tmp_path / "one.pt")).eval()
+        with torch.inference_mode():
+            expected = plain(batch).softmax(1).tolist()
+        alone = lines(packnet("predict", full, "--task", task.name, pictures, "--json", *QUICK))
+        for row, answer, lone in zip(expected, answers, alone, strict=True):
+            assert answer["tasks"][task.index - 1] == lone["tasks"][0]
+            assert {top["class"]: top["probability"] for top in lone["tasks"][0]["top"]} == dict(
+                zip(task.classes, row, strict=True)
+            )
+            entropy = -sum(p * math.log(p) for p in row) / math.log(count)
+            assert lone["tasks"][0]["entropy"] == pytest.approx(entropy, abs=1e-6)
+
+
+def test_each_image_is_decoded_once(full, pictures, packnet, monkeypatch):
+    """However many tasks are asked, and in batches that do not come out even."""
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_image(path))
+    answers = lines(packnet("predict", full, "--task", "all", pictures, "--json", "--batch-size", 2, *QUICK))
+    assert [answer["image"] for answer in answers] == sorted(map(str, opened)) and len(opened) == 5
+
+
+def test_auto_takes_the_task_of_the_lowest_entropy(full, pictures, packnet):
+    """Of those that `all` shows."""
+    everything = lines(packnet("predict", full, "--task", "all", pictures, "--json", *QUICK))
+    chosen = lines(packnet("predict", full, "--task", "auto", pictures, "--json", *QUICK))
+    for answer, auto in zip(everything, chosen, strict=True):
+        assert auto["tasks"] == [min(answer["tasks"], key=lambda task: task["entropy"])]
+
+
+def test_text_and_csv_say_the_same(full, pictures, packnet):
+    """The likeliest first, as many as asked."""
+    [answer] = lines(packnet("predict", full, "--task", "blue", pictures / "class0" / "0.png", "--json", *QUICK))
+    top = answer["tasks"][0]["top"]
+    assert [entry["probability"] for entry in top] == sorted((e["probability"] for e in top), reverse=True)
+    arguments = ("predict", full, "--task", "blue", pictures / "class0", "--top", 2, *QUICK)
+    rows = list(csv.DictReader(packnet(*arguments, "--csv").stdout.splitlines()))
+    assert [(row["rank"], row["class"], float(row["probability"])) for row in rows] == [
+        (str(rank), entry["class"], entry["probability"]) for rank, entry in enumerate(top[:2], start=1)
+    ]
+    image, *table = packnet(*arguments).stdout.splitlines()
+    assert image.strip() == answer["image"]
+    assert [line.split()[-1] for line in table] == [entry["class"] for entry in top[:2]]
+    assert f"{100 * top[0]['probability']:.2f} %" in table[0] and "blue" in table[0]
+
+
+def test_paths_on_stdin(full, pictures, packnet):
+    """One a line; folders too."""
+    paths = f"{pictures / 'class3'}\n\n{pictures / 'class1' / '0.png'}\n"
+    answers = lines(packnet("predict", full, "--task", 1, "-", "--json", *QUICK, input=paths))
+    assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
+
+
+def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packnet):
+    """With exit code 6 at the end."""
+    (pictures / "class2" / "0.png").write_text("hello")
+    (pictures / "empty").mkdir()
+    arguments = (pictures / "none.png", pictures, pictures / "empty", "--batch-size", 2)
+    result = packnet("predict", full, "--task", "red", *arguments, "--json", *QUICK)
+    assert result.exit_code == 6 and len(lines(result)) == 4
+    missing, broken, empty, total = result.stderr.splitlines()
+    assert "none.png: No such file" in missing and "class2/0.png: it is not an image" in broken
+    assert "empty: the folder holds no images" in empty and "3 of 7 images" in total
+
+
+def test_predict_refuses(full, packed, pictures, packnet):
+    """Two forms at once, and a file without tasks."""
+    result = packnet("predict", full, "--task", 1, pictures, "--json", "--csv")
+    assert result.exit_code == 2 and "--csv" in result.stderr
+    result = packnet("predict", packed, "--task", "all", pictures)
+    assert result.exit_code == 4 and "no task yet" in result.stderr
+    assert packnet("predict", full, "--task", 1, pictures, "--batch-size", 0).exit_code == 2
+    result = packnet("predict", full, "--task", "purple", pictures, "--csv")
+    assert result.exit_code == 4 and result.stdout == ""

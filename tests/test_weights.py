@@ -1,0 +1,100 @@
+"""Weights from files of other origin: the same network, whatever the names in the file are."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from packnet_cli.engine import start, weights
+from packnet_cli.errors import NetworkError
+
+WRAPPED = {
+    "training checkpoint": lambda state: {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+    "tutorial": lambda state: {"epoch": 3, "optimizer_state_dict": {"state": {}}, "model_state_dict": state},
+    "data parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "both": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    "framework": lambda state: {
+        "state_dict": {f"net.body.{n}": v for n, v in state.items()} | {"loss.w": torch.ones(2)}
+    },
+    "no counters": lambda state: {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")},
+}
+
+
+def load(model, file, arch):
+    """As `init --weights` does; returns what it says."""
+    cfg = model.pretrained_cfg
+    return weights.load_weights(model, file, arch, head=start.head_prefixes(cfg), stem=cfg["first_conv"])
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_checkpoints_of_training(tmp_path, wrap):
+    """Whatever is wrapped around the state dict, the same weights to the bit."""
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(wrap(state), tmp_path / "x.pt")
+    model = timm.create_model("test_resnet", num_classes=3)
+    load(model, tmp_path / "x.pt", "test_resnet")
+    for name, value in model.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "words"),
+    [
+        ("resnet18", "resnet18", ["not used: fc.weight, fc.bias"]),
+        ("regnet_y_400mf", "regnety_004", ["382 tensors taken", "converted by timm"]),
+        ("mobilenet_v2", "mobilenetv2_100", ["312 tensors taken by order and shape", "not used: classifier.1.weight"]),
+    ],
+)
+def test_torchvisions_networks(tmp_path, theirs, ours, words):
+    """timm's network of torchvision's weights computes what torchvision's does; what happened is said."""
+    torch.manual_seed(0)
+    original = getattr(torchvision.models, theirs)(weights=None).eval()
+    for name, value in original.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    torch.save(original.state_dict(), tmp_path / "x.pth")
+    model = timm.create_model(ours).eval()
+    said = load(model, tmp_path / "x.pth", ours)
+    assert "\n" not in said and all(word in said for word in words)
+    pictures = torch.randn(1, 3, 224, 224)
+    for ending in ("weight", "bias"):  # of the classifier, which comes last, and which is not taken
+        *_, ours_head = (value for name, value in model.state_dict().items() if name.endswith(ending))
+        *_, their_head = (value for name, value in original.state_dict().items() if name.endswith(ending))
+        ours_head.copy_(their_head)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pictures), original(pictures))
+
+
+def test_order_alone_is_not_enough(tmp_path):
+    """Of the same shapes in the same order, a weight is no bias."""
+    state = timm.create_model("test_resnet").state_dict()
+    renamed = {f"x{place}.{name.rpartition('.')[2]}": value for place, (name, value) in enumerate(state.items())}
+    torch.save(renamed, tmp_path / "fits.pt")
+    assert "by order" in load(timm.create_model("test_resnet"), tmp_path / "fits.pt", "test_resnet")
+    swapped = {name.replace("weight", "w").replace("bias", "weight"): value for name, value in renamed.items()}
+    torch.save(swapped, tmp_path / "swapped.pt")
+    with pytest.raises(NetworkError, match=r"lacks \d+ of \d+ tensors \(conv1.0.weight, .* unknown ones \(x0.w, "):
+        load(timm.create_model("test_resnet"), tmp_path / "swapped.pt", "test_resnet")
+
+
+def test_a_file_without_weights(tmp_path):
+    """Numbers, but no tensors."""
+    torch.save({"epoch": 3, "best": {"top1": 0.5}}, tmp_path / "x.pt")
+    with pytest.raises(NetworkError, match="lacks"):
+        load(timm.create_model("test_resnet"), tmp_path / "x.pt", "test_resnet")
+
+
+def test_init_says_which_keys_did_not_fit(tmp_path, packnet):
+    """In one line on stderr; stdout has the result alone. Nothing is said where nothing is left."""
+    state = timm.create_model("test_resnet").state_dict()
+    init = ("init", "--arch", "test_resnet", "--weights")
+    torch.save(state | {"extra.weight": torch.ones(1)}, tmp_path / "x.pt")
+    result = packnet(*init, tmp_path / "x.pt", tmp_path / "a.st")
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert result.stderr == f"{tmp_path / 'x.pt'}: not used: fc.weight, fc.bias, extra.weight\n"
+    torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "x.pt")
+    assert packnet(*init, tmp_path / "x.pt", tmp_path / "b.st").stderr == ""
+    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
