@@ -54,6 +54,8 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     for phase, top1 in task.accuracy.items():
         _add_row(table, f"top-1 {phase}", f"{top1:.2f} %")
     _add_row(table, "held-out images", f"{task.images:,}")
+    if task.skipped:
+        _add_row(table, "unreadable images", f"{task.skipped:,}")
     _add_row(table, "weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
     free = round(numbers.free_fraction * numbers.packed_weights)
     _add_row(table, "weights free", _share(free, numbers.packed_weights))

@@ -185,6 +185,27 @@ def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
     refused(packnet("add-task", packed, "--data", folder, *QUICK), 6, "broken.jpg")
 
 
+def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):
+    """Also when the task is evaluated later; a bad image elsewhere is named."""
+    folder = make_folder(tmp_path / "data")
+    for part in ("train", "val"):
+        (folder / part / "class0" / "broken.jpg").write_text("hello")
+    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *QUICK)
+    assert result.exit_code == 0 and "unreadable images │ 2" in " ".join(result.stdout.split())
+    [task] = answer(packnet("info", packed, "--json"))["tasks"]
+    assert task["skipped_images"] == 2
+    arguments = ("--device", "cpu", "--workers", 0)
+    assert answer(packnet("eval", packed, "--json", *arguments))["tasks"][0]["images"] == 9
+    assert packnet("verify", packed, "--data", *arguments).exit_code == 0
+
+
+def test_eval_names_bad_images(full, tmp_path, packnet):
+    """Rather than end in the midst of it."""
+    folder = make_folder(tmp_path / "data")
+    (folder / "val" / "class0" / "broken.jpg").write_text("hello")
+    refused(packnet("eval", full, "--task", 1, "--data", folder, "--device", "cpu"), 6, "broken.jpg")
+
+
 def test_divergence_writes_nothing(packed, folders, packnet):
     """Exit code 10, and what to try."""
     before = packed.read_bytes()

@@ -35,6 +35,7 @@ class Task:
     data: str  # the folder it was trained on, absolute
     recipe: dict[str, Any]  # every setting that the training depends on
     digest: str
+    skipped: int = 0  # so many images in the folder were not readable, and left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,4 +229,5 @@ TASK_RULES: dict[str, Rule] = {
     "data": _is_text,
     "recipe": _dict_of(_is_any),
     "digest": _is_digest,
+    "skipped": _is_count,
 }

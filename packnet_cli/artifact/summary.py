@@ -58,6 +58,7 @@ class Summary:
             "top1": task.top1,
             "top5": task.top5,
             "images": task.images,
+            "skipped_images": task.skipped,
             "accuracy": task.accuracy,
             "prune": task.prune,
             "owned_weights": sum(task.owned.values()),

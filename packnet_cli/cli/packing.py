@@ -76,6 +76,9 @@ def add_task(
     ],
     name: Annotated[str | None, Option(help="Name of the task; default, the folder's.")] = None,
     prune: Annotated[float, Option(help="Fraction of its weights to release to later tasks, 0 to 1.")] = 0.0,
+    skip_bad_images: Annotated[
+        bool, Option("--skip-bad-images", help="Go on without images that cannot be read, and record how many.")
+    ] = False,
     json: Json = False,
     epochs: Annotated[int, Option(help="Epochs on all free weights.", rich_help_panel=TRAINING)] = Recipe.epochs,
     retrain_epochs: Annotated[
@@ -143,6 +146,7 @@ def add_task(
             device=device,
             workers=workers,
             amp=amp,
+            skip_bad_images=skip_bad_images,
             progress=progress,
         )
     report.added(summarize(path), as_json=json)

@@ -87,6 +87,7 @@ def add_task(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    skip_bad_images: bool = False,
     progress: Progress = _silent,
 ) -> Artifact:
     """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
@@ -95,7 +96,7 @@ def add_task(
     stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
     """
     recipe = recipe or Recipe()
-    plan = _plan(path, folder, name, prune, recipe, device)
+    plan = _plan(path, folder, name, prune, recipe, device, skip_bad_images)
     task = NewTask(plan, recipe, workers=workers, amp=amp, progress=progress)
     task.train()
     if prune:
@@ -114,6 +115,7 @@ def add_task(
         data=str(folder.resolve()),
         recipe=dataclasses.asdict(recipe),
         digest="",
+        skipped=plan.skipped,
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
@@ -131,10 +133,13 @@ class Plan:
     name: str
     index: int
     images: data.TrainingImages
+    skipped: int  # so many images were not readable
     device: torch.device
 
 
-def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Recipe, device: str) -> Plan:
+def _plan(
+    path: Path, folder: Path, name: str | None, prune: float, recipe: Recipe, device: str, skip_bad_images: bool
+) -> Plan:
     """Try everything that can fail now, before hours of training."""
     if not 0 <= prune < 1:
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
@@ -155,8 +160,8 @@ def _plan(path: Path, folder: Path, name: str | None, prune: float, recipe: Reci
     name = name or folder.resolve().name
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
-    data.check_images(images.train, images.held_out.split)
-    return Plan(artifact, unchanged_since, name, index, images, network.choose_device(device))
+    images, skipped = data.usable(images, skip_bad=skip_bad_images)
+    return Plan(artifact, unchanged_since, name, index, images, skipped, network.choose_device(device))
 
 
 class NewTask:

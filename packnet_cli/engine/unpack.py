@@ -1,5 +1,6 @@
 """One task out of a packed model: as a network, as accuracy, as a checkpoint."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +83,15 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     where = folder or Path(task.data)
     if folder is None and not where.is_dir():
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")
-    return data.open_held_out(
+    held_out = data.open_held_out(
         where,
         task.classes,
         val_split=task.recipe.get("val_split", Recipe.val_split),
         seed=task.recipe.get("seed", Recipe.seed),
         trained_on=where.resolve() == Path(task.data),
     )
+    [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
+    return dataclasses.replace(held_out, split=split)
 
 
 def task_network(artifact: Artifact, task: Task) -> nn.Module:
