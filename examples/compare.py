@@ -16,7 +16,7 @@ import typer
 from timm.utils import random_seed
 from typer import Argument, Option
 
-from packnet_cli.artifact import edit, format
+from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, network, pack
 from packnet_cli.engine.start import parse_model_kwargs
 from packnet_cli.engine.train import Freezer, evaluate, train
@@ -84,7 +84,7 @@ def compare(
             for folder, fraction in zip(folders, prune, strict=True):
                 used = recipe if fraction else unpruned
                 after = pack.add_task(packed, folder, prune=fraction, recipe=used, workers=workers)
-                assert not edit.altered_tasks(after)
+                assert not verify.altered_tasks(after)
                 note("packed", folder, **after.header.tasks[-1].accuracy)
         for folder in folders:
             if only in ("individual", "all"):
