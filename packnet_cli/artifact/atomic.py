@@ -134,7 +134,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
 def _target(path: Path) -> Path:
     """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
     try:
-        path.exists()  # a name that is too long
+        path.exists()  # raises for a name that is too long
         return path.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
         raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None

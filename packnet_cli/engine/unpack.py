@@ -64,7 +64,9 @@ def check_accuracies(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
 ) -> list[Finding]:
     """The tasks whose accuracy, on the data that they remember, is not the recorded one. Raises as evaluate_tasks."""
-    findings = []
+    findings: list[Finding] = []
+    if not format.load_header(path).tasks:
+        return findings
     for result in evaluate_tasks(path, batch_size=batch_size, workers=workers, device=device):
         task, found = result.task, result.accuracy
         # Another device or batch size rounds otherwise, which may turn a close call.
@@ -82,7 +84,7 @@ def check_accuracies(
 def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     where = folder or Path(task.data)
     if folder is None and not where.is_dir():
-        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")
+        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,
         task.classes,
@@ -91,6 +93,8 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
         trained_on=where.resolve() == Path(task.data),
     )
     [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
+    if not split.paths:
+        raise DataError(f"{where} holds no readable images to evaluate on")
     return dataclasses.replace(held_out, split=split)
 
 
