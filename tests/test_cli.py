@@ -225,7 +225,8 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
-    refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "x"), 2, "KEY=VALUE")
+    for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
+        refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)
     assert packed.read_bytes() == before and not (tmp_path / "a.st").exists()
     assert packnet(*init, packed, "--force", "--seed", 1).exit_code == 0
     assert packed.read_bytes() != before
