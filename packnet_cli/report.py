@@ -69,6 +69,8 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     for fraction, top1 in task.search.items():
         _add_row(table, f"top-1 if pruned by {fraction}*", f"{top1:.2f} %")
     _add_row(table, "held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+    if task.skipped:
+        _add_row(table, "unreadable images", f"{task.skipped:,}")
     if task.prune:
         _add_row(table, "pruned by", f"{task.prune:g}")
     _add_row(table, "weights owned", _share(sum(task.owned.values()), numbers.packed_weights))

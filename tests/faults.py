@@ -98,7 +98,7 @@ def main():
             left = "a temporary file beside it" if list(path.parent.glob(".packed.st.*.tmp")) else "nothing beside it"
             findings = verify.verify(path)
             with atomic.locked(path):
-                swept = set(os.listdir(folder)) == {"packed.st", "images", ".packed.st.lock"}
+                swept = set(os.listdir(folder)) == {"packed.st", "images", ".packed.st.lock", ".packed.st.holder"}
             problems = [finding.problem for finding in findings] + [f"left: {sorted(os.listdir(folder))}"] * (not swept)
             failures += bool(problems) or which == "NEITHER FILE"
             tally[f"{name} killed {when}: {which}, {left}{''.join(f' [{problem}]' for problem in problems)}"] += 1

@@ -209,6 +209,11 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
+def tell(path, as_json):
+    """What `info` does."""
+    report.summary(summary.summarize(path), layers=True, as_json=as_json)
+
+
 def read_everything(file, folder):
     """Do with a file all that needs no torch; returns the outcomes. Raises whatever is no PackNetError."""
     path, output = folder / "in.st", folder / "out.safetensors"
@@ -216,7 +221,7 @@ def read_everything(file, folder):
     outcomes = []
     for name, read in (
         ("load", lambda: format.load(path)),
-        ("info", lambda: [report.summary(summary.summarize(path), layers=as_json, as_json=as_json) for as_json in (False, True)]),
+        ("info", lambda: [tell(path, as_json) for as_json in (False, True)]),
         ("verify", lambda: report.verified(path, findings := verify.verify(path), as_json=False) or findings),
     ):
         try:
@@ -229,7 +234,7 @@ def read_everything(file, folder):
         if name == "load":
             for task in result.header.tasks:
                 edit.extract_safetensors(result, task, output)
-                report.extracted(output, result.header, task)
+                report.extracted(output, ".safetensors", result.header, task)
     assert set(os.listdir(folder)) <= {"in.st", "out.safetensors"}, os.listdir(folder)
     return outcomes
 

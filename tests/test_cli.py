@@ -187,6 +187,27 @@ def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
     refused(packnet("add-task", packed, "--data", folder, *QUICK), 6, "broken.jpg")
 
 
+def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):
+    """Also when the task is evaluated later; a bad image elsewhere is named."""
+    folder = make_folder(tmp_path / "data")
+    for part in ("train", "val"):
+        (folder / part / "class0" / "broken.jpg").write_text("hello")
+    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *QUICK)
+    assert result.exit_code == 0 and "unreadable images │ 2" in " ".join(result.stdout.split())
+    [task] = answer(packnet("info", packed, "--json"))["tasks"]
+    assert task["skipped_images"] == 2
+    arguments = ("--device", "cpu", "--workers", 0)
+    assert answer(packnet("eval", packed, "--json", *arguments))["tasks"][0]["images"] == 9
+    assert packnet("verify", packed, "--data", *arguments).exit_code == 0
+
+
+def test_eval_names_bad_images(full, tmp_path, packnet):
+    """Rather than end in the midst of it."""
+    folder = make_folder(tmp_path / "data")
+    (folder / "val" / "class0" / "broken.jpg").write_text("hello")
+    refused(packnet("eval", full, "--task", 1, "--data", folder, "--device", "cpu"), 6, "broken.jpg")
+
+
 def test_divergence_writes_nothing(packed, folders, packnet):
     """Exit code 10, and what to try."""
     before = packed.read_bytes()
@@ -206,7 +227,8 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
-    refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "x"), 2, "KEY=VALUE")
+    for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
+        refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)
     assert packed.read_bytes() == before and not (tmp_path / "a.st").exists()
     assert packnet(*init, packed, "--force", "--seed", 1).exit_code == 0
     assert packed.read_bytes() != before

@@ -1,7 +1,10 @@
 """Folders of images: layouts, held-out parts, classes by name, and what is refused."""
 
+import dataclasses
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_folder
@@ -91,6 +94,7 @@ def test_an_unknown_class_is_refused(folder):
         (lambda f: [shutil.rmtree(f / "train" / f"class{n}") for n in (1, 2)], "only the class 'class0'"),
         (lambda f: [p.unlink() for p in (f / "train" / "class1").iterdir()], "'class1' holds no images"),
         (lambda f: shutil.rmtree(f / "train" / "class1"), "unknown to the task: class1"),
+        (lambda f: shutil.rmtree(f / "val" / "class1"), "has no images of 1 class.*: class1; add some"),
         (lambda f: [shutil.rmtree(p) for p in (f / "val").iterdir()], "holds no class folders"),
     ],
 )
@@ -120,6 +124,78 @@ def test_an_unreadable_image_is_named(folder, content):
     bad.write_bytes(content)
     with pytest.raises(DataError, match="1 of 19 files are not readable images: .*bad.jpg"):
         data.check_images(open_training(folder).train)
+
+
+def spoil(folder):
+    """Four files that are no images, each in its way, in train/class1."""
+    target = folder / "train" / "class1"
+    (target / "empty.png").touch()
+    (target / "circle.png").symlink_to("circle.png")
+    os.mkfifo(target / "pipe.png")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(target / "float.tif")
+    return target
+
+
+def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
+    """Each with what is wrong with it; no more than twenty, and their number."""
+    target = spoil(folder)
+    with pytest.raises(DataError, match="^4 of 22 files") as raised:
+        data.check_images(open_training(folder).train)
+    for word in ("empty.png (no image)", "circle.png (no file", "pipe.png (no file", "float.tif (floating"):
+        assert word in str(raised.value)
+    for number in range(30):
+        (target / f"bad{number}.png").touch()
+    with pytest.raises(DataError, match="^34 of 52 files.* and 14 more;"):
+        data.check_images(open_training(folder).train)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 36 - 1)  # a warning up to twice as much
+    with pytest.raises(DataError, match="^52 of 52 .*more than 1,295 pixels"):
+        data.check_images(open_training(folder).train)
+
+
+def test_bad_images_are_skipped_on_demand(folder):
+    """And counted; but a class must keep some, and so must the evaluation."""
+    before = open_training(folder)
+    spoil(folder)
+    assert data.usable(open_training(folder), skip_bad=True) == dataclasses.replace(before, skipped=4)
+    assert data.usable(before) == before
+    for part, message in (("train/class1", "to train 1 class.*: class1"), ("val", "left to evaluate on")):
+        for path in (folder / part).rglob("*.png"):
+            path.write_bytes(b"") if path.is_file() else path.unlink()
+        with pytest.raises(DataError, match=message):
+            data.usable(open_training(folder), skip_bad=True)
+        shutil.rmtree(folder)
+        make_folder(folder)
+
+
+def test_an_unreadable_folder_is_no_empty_one(folder, monkeypatch):
+    """Images would be missing unsaid; root reads every folder, hence the patch."""
+
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="cannot read .*class0: Permission denied"):
+        list(data._class_files(folder / "train"))
+
+
+@pytest.mark.parametrize("kind", ["I;16 png", "I;16 tif", "I tif"])
+def test_of_16_bits_the_high_byte_is_seen(tmp_path, kind):
+    """PIL itself would cut all but the darkest off at white."""
+    mode, suffix = kind.split()
+    values = np.array([[0, 255], [256, 65535]], np.uint16 if mode == "I;16" else np.int32)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert np.asarray(data._convert(image, "RGB"))[..., 1].tolist() == [[0, 0], [1, 255]]
+
+
+def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
+    """As in any viewer that shows one."""
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    split = data.Split([tmp_path / "a.png"], [0])
+    assert data.check_images(split) == [split]
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(data._convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_batches(folder):

@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+import timm
 import torch
 from conftest import QUICK, make_folder
 
@@ -132,9 +133,32 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, folders):
         add(path, folders[0], resume=True)
 
 
+def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
+    """The disk is full when training is done: with room again, --resume writes the result without training again."""
+    path = tmp_path / "packed.st"
+    path.write_bytes(whole["momentum"][0])
+    with monkeypatch.context() as patched:
+        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        with pytest.raises(ArtifactError, match="No space left.*What was trained is kept.*--resume"):
+            add(path, folders[1])
+    assert path.read_bytes() == whole["momentum"][0]
+    seen = []
+    add(path, folders[1], resume=True, progress=lambda *step: seen.append(step))
+    assert path.read_bytes() == whole["momentum"][1] and not seen
+
+
+def raiser(error):
+    """A function that raises this."""
+
+    def fail(*arguments, **more):
+        raise error
+
+    return fail
+
+
 def test_base_and_prune_resume_too(tmp_path, folders):
     """`init --prune` and `prune` keep checkpoints in the same way."""
-    torch.save(__import__("timm").create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
     how = dict(recipe=RECIPE, workers=0, device="cpu", folder=folders[2])
 
     def base(name, **more):

@@ -115,6 +115,11 @@ def test_the_command(full, packnet):
     )
 
 
+def test_with_data_an_artifact_without_tasks_is_whole(packed, packnet):
+    """There is nothing to measure."""
+    assert "is whole" in packnet("verify", packed, "--data").stdout
+
+
 def test_with_data_the_accuracy_is_compared(full, packnet):
     """With what was measured when the task was added."""
     arguments = ("verify", full, "--data", "--device", "cpu", "--workers", 0)

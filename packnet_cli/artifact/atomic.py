@@ -66,40 +66,43 @@ def exclusive(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[P
 def locked(path: Path) -> Iterator[None]:
     """Hold the right to write `path`; raises ConflictError at once, which says who holds it, or ArtifactError.
 
-    The right ends with the process, however that ends. Its lock file is removed with it unless the process is killed;
-    one that is left does not block.
+    The right ends with the process, however that ends. Its two files are removed with it unless the process is killed;
+    if they are left they do not block.
     """
     from filelock import FileLock, Timeout  # readers need not wait for it
 
     check_writable(path)
     target = _target(path)
     marker = target.with_name(f".{target.name}.lock")
-    holder = _read(marker) or "another program"  # before the attempt, as old versions of filelock empty the file
+    holder = target.with_name(f".{target.name}.holder")  # not in the lock file, which old versions of filelock empty
     lock = FileLock(str(marker), timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ConflictError(f"{path} is being written by {holder}; wait for it to end, or work on a copy") from None
+        raise ConflictError(
+            f"{path} is being written by {_read(holder)}; wait for it to end, or work on a copy"
+        ) from None
     except OSError as error:
         raise ArtifactError(f"cannot lock {path}: {error.strerror or error} ({marker})") from None
     try:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         with suppress(OSError):  # a full disk: the lock holds all the same
-            marker.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed; no other is at work now
         yield
     finally:
-        with suppress(OSError):
-            marker.unlink(missing_ok=True)
+        for file in (holder, marker):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         lock.release()
 
 
-def _read(marker: Path) -> str:
+def _read(holder: Path) -> str:
     try:
-        return marker.read_text()[:200]
+        return holder.read_text()[:200]
     except (OSError, ValueError):
-        return ""
+        return "another program"
 
 
 @contextmanager
@@ -134,7 +137,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
 def _target(path: Path) -> Path:
     """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
     try:
-        path.exists()  # a name that is too long
+        path.exists()  # raises for a name that is too long
         return path.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
         raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None

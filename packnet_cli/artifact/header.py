@@ -36,6 +36,7 @@ class Task:
     recipe: dict[str, Any]  # every setting that the training depends on
     search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
     digest: str
+    skipped: int = 0  # so many images in the folder were not readable, and left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,4 +236,5 @@ TASK_RULES: dict[str, Rule] = {
     "recipe": _dict_of(_is_any),
     "search": _dict_of(_is_percentage),
     "digest": _is_digest,
+    "skipped": _is_count,
 }

@@ -43,7 +43,7 @@ class Summary:
 
     def shares(self, layer: str) -> list[float]:
         """The part of a layer's weights that each index owns, from 1, removed tasks' too; the rest is free."""
-        return [count / self.layers[layer] for count in self._owned(layer)]
+        return [count / max(1, self.layers[layer]) for count in self._owned(layer)]
 
     def layer_dicts(self) -> list[dict[str, Any]]:
         """What `info --json --layers` adds."""
@@ -75,6 +75,7 @@ class Summary:
             "top1": task.top1,
             "top5": task.top5,
             "images": task.images,
+            "skipped_images": task.skipped,
             "accuracy": task.accuracy,
             "prune": task.prune,
             "owned_weights": sum(task.owned.values()),

@@ -146,6 +146,9 @@ def add_task(
     ] = None,
     head_only: Annotated[bool, Option("--head-only", help="A classifier alone, on the newest task's weights.")] = False,
     dry_run: DryRun = False,
+    skip_bad_images: Annotated[
+        bool, Option("--skip-bad-images", help="Go on without images that cannot be read, and record how many.")
+    ] = False,
     json: Json = False,
     device: Device = "auto",
     workers: Workers = None,
@@ -183,6 +186,7 @@ def add_task(
             amp=amp,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
+            skip_bad_images=skip_bad_images,
             progress=progress,
         )
     _report_newest(path, json)

@@ -76,5 +76,4 @@ def open_images(
     else:
         images = data.TrainingImages(classes, data.Split([], []), None)
         recipe = dataclasses.replace(recipe, retrain_epochs=0)
-    data.check_images(*images.splits)
-    return images, recipe
+    return data.usable(images), recipe

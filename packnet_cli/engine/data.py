@@ -1,14 +1,18 @@
 """Folders of images as batches: which files, which classes, and timm's transforms for the network."""
 
+import dataclasses
 import hashlib
 import os
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -45,6 +49,7 @@ class TrainingImages:
     classes: tuple[str, ...]
     train: Split
     held_out: HeldOut | None
+    skipped: int = 0  # so many more could not be read
 
     @property
     def splits(self) -> list[Split]:
@@ -73,6 +78,12 @@ def open_training(
     if _held_out_folder(folder) is None:
         files, _ = _hold_out(files, val_split, seed)
     held_out = open_held_out(folder, classes, val_split=val_split, seed=seed)
+    empty = [name for name in held_out.missing if name in files]
+    if empty and (source := _held_out_folder(folder)) is not None:
+        raise DataError(
+            f"{source} has no images of {len(empty)} class(es): {_few(empty, limit=20)}; "
+            f"add some, or take {source.name}/ away to have a part of train/ held out"
+        )
     return TrainingImages(classes, _split(files, classes), held_out)
 
 
@@ -99,7 +110,10 @@ def open_unlabelled(folder: Path) -> Split:
     """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
-    paths = sorted(path for path in folder.rglob("*") if _is_image_name(path))
+    try:
+        paths = sorted(path for path in _walk(folder) if _is_image_name(path))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     if not paths:
         raise DataError(f"{folder} holds no images")
     return Split(paths, [0] * len(paths))
@@ -132,13 +146,48 @@ def fingerprint(images: TrainingImages) -> str:
     return sha.hexdigest()
 
 
-def check_images(*splits: Split) -> None:
-    """Decode every image once, so that an unreadable one is named now and not after an hour of training."""
+def usable(images: TrainingImages, *, skip_bad: bool = False) -> TrainingImages:
+    """The images that can be decoded, and how many cannot. Raises DataError for those, or with `skip_bad` if too few
+    are left."""
+    train, *held_out = check_images(*images.splits, skip_bad=skip_bad)
+    gone = set(images.train.labels) - set(train.labels)
+    if gone:
+        empty = [images.classes[label] for label in sorted(gone)]
+        raise DataError(f"no readable image is left to train {len(empty)} class(es) on: {_few(empty)}")
+    if images.held_out is None:
+        return dataclasses.replace(images, train=train, skipped=len(images.train.paths) - len(train.paths))
+    if not held_out[0].paths:
+        raise DataError("no readable image is left to evaluate on")
+    left = len(train.paths) + len(held_out[0].paths)
+    return dataclasses.replace(
+        images,
+        train=train,
+        held_out=HeldOut(held_out[0], images.held_out.missing),
+        skipped=sum(len(split.paths) for split in images.splits) - left,
+    )
+
+
+def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
+    """Decode every image once, so that an unreadable one is named now and not after an hour of training.
+
+    Returns the splits, without bad images if they are to be skipped. Raises DataError that lists them if not.
+    """
     paths = [path for split in splits for path in split.paths]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bad = [path for path, fine in zip(paths, pool.map(_is_readable, paths), strict=True) if not fine]
-    if bad:
-        raise DataError(f"{len(bad)} of {len(paths)} files are not readable images: {_few(bad)}; remove or mend them")
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of odd metadata and the like
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        problems = {path: problem for path, problem in zip(paths, pool.map(_problem, paths), strict=True) if problem}
+    if problems and not skip_bad:
+        listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
+        raise DataError(
+            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them; add-task "
+            "can also go on without them, with --skip-bad-images"
+        )
+    return [
+        Split([path for path, _ in kept], [label for _, label in kept])
+        for split in splits
+        for kept in [[pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in problems]]
+    ]
 
 
 def batches(
@@ -188,7 +237,7 @@ class ImageFiles(Dataset[Any]):
         if index in self.kept:
             return self.kept[index]
         with Image.open(self.split.paths[index]) as file:
-            image = file.convert(self.mode)
+            image = _convert(file, self.mode)
         size = image.width * image.height * len(self.mode)
         if size <= self.room:
             self.kept[index] = image
@@ -219,7 +268,7 @@ def _class_files(folder: Path) -> ClassFiles:
     """The image files of each class folder, both in order of name."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files = {name: sorted(p for p in (folder / name).rglob("*") if _is_image_name(p)) for name in names}
+        files = {name: sorted(path for path in _walk(folder / name) if _is_image_name(path)) for name in names}
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     if not any(files.values()):
@@ -227,8 +276,18 @@ def _class_files(folder: Path) -> ClassFiles:
     return files
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, through no link to another. Raises OSError for one that cannot be read."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for where, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(where, name) for name in names)
+
+
 def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
 
 
 def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
@@ -254,14 +313,30 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
     return Split([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _is_readable(path: Path) -> bool:
+def _problem(path: Path) -> str | None:
+    """Why a file cannot be used as an image, if so."""
+    if not path.is_file():
+        return "no file, or a link to none"  # to open a pipe would be to wait
     try:
         with Image.open(path) as image:
             image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
             image.load()
-        return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+            return "floating-point pixels, of unknown range" if image.mode == "F" else None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
+    except Exception as error:  # decoders of broken files raise nearly anything
+        return "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """An image in the network's mode; of an animated one the first frame."""
+    if image.mode.startswith("I"):  # 16 bits, of which PIL would show the least 8, cut off at white
+        pixels = np.asarray(image)
+        high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels
+        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # as PIL asks for
+    return image.convert(mode)
 
 
 def _few(things: list[Any], limit: int = 5) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +16,7 @@ from packnet_cli.engine import data, network, resume
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
 from packnet_cli.engine.train import Accuracy, Freezer, Place, Resume, Step, Teacher, evaluate, train
-from packnet_cli.errors import NetworkError
+from packnet_cli.errors import ArtifactError, NetworkError
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
@@ -108,6 +109,7 @@ class NewTask:
         self.accuracy: dict[str, float] = {}
         self.final: Accuracy | None = None
         self._teacher: Teacher | None = None
+        self._write_checkpoint: Callable[[], bool] = lambda: False
         self._goals: dict[str, tuple[int, int]] = {}
         _seed(recipe.seed)
         header = claim.artifact.header
@@ -235,7 +237,20 @@ class NewTask:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
         if self.keeper is None:
             return
-        if self.keeper.is_due() and phase in (TRAIN, RETRAIN):
+        self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, optimizer)
+        if self.keeper.is_due():
+            self._write_checkpoint()
+        self.keeper.stop_if_asked()
+
+    def keep_result(self) -> bool:
+        """Have what was trained in a checkpoint, where there is no other place for it; whether that was possible."""
+        with suppress(ArtifactError):
+            return self._write_checkpoint()
+        return False
+
+    def _checkpoint(self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> bool:
+        """Write one, unless a search is on, which starts again from the network before pruning."""
+        if phase in (TRAIN, RETRAIN):
             moments, numbers = resume.optimizer_state(optimizer)
             rooms = {"model": self.model.state_dict(), "optimizer": moments}
             rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
@@ -251,8 +266,8 @@ class NewTask:
                 "final": dataclasses.asdict(self.final) if self.final else None,
             }
             tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
-            self.keeper.save(tensors, notes)
-        self.keeper.stop_if_asked()
+            keeper.save(tensors, notes)
+        return phase in (TRAIN, RETRAIN)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         """Be where a stopped run was, if there was one; its next phase of training then starts there."""

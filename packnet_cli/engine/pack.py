@@ -21,7 +21,7 @@ from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
-from packnet_cli.errors import ArtifactError, CapacityError, TaskError, UsageError
+from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -96,9 +96,8 @@ def init(
                 task.go_on_from(keeper.load())
             task.measure("dense")
             task.prune_and_retrain(prune)
-            artifact = _keep(task, claim, name, images.classes, folder, prune)
-            format.save(artifact, path)
-        keeper.remove()
+            artifact = _keep(task, claim, name, images, folder, prune)
+            _write(artifact, path, task, keeper)
     else:
         format.save(artifact, path)
     return artifact
@@ -142,6 +141,7 @@ def add_task(
     prune: float = 0.0,
     max_drop: float | None = None,
     head_only: bool = False,
+    skip_bad_images: bool = False,
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -166,7 +166,7 @@ def add_task(
     name = name or folder.resolve().name
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
-    data.check_images(*images.splits)
+    images = data.usable(images, skip_bad=skip_bad_images)
     claim = newtask.claim_nothing(artifact) if head_only else newtask.claim_free(artifact, recipe)
     kept, aside = images.train, None
     if max_drop is not None:
@@ -185,9 +185,8 @@ def add_task(
             prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
         elif prune:
             task.prune_and_retrain(prune)
-        after = _keep(task, claim, name, images.classes, folder, prune, search)
-        format.save(after, path, unchanged_since=unchanged_since)
-    keeper.remove()
+        after = _keep(task, claim, name, images, folder, prune, search)
+        _write(after, path, task, keeper, unchanged_since)
     return after
 
 
@@ -241,9 +240,8 @@ def prune_task(
             task.go_on_from(keeper.load())
         task.prune_and_retrain(prune)
         total = 1 - (1 - entry.prune) * (1 - prune)
-        after = _keep(task, claim, entry.name, entry.classes, folder, total, entry.search)
-        format.save(after, path, unchanged_since=unchanged_since)
-    keeper.remove()
+        after = _keep(task, claim, entry.name, images, folder, total, entry.search)
+        _write(after, path, task, keeper, unchanged_since)
     return after
 
 
@@ -299,7 +297,7 @@ def _keep(
     task: NewTask,
     claim: Claim,
     name: str,
-    classes: tuple[str, ...],
+    images: data.TrainingImages,
     folder: Path | None,
     prune: float,
     search: dict[str, float] | None = None,
@@ -310,7 +308,7 @@ def _keep(
     entry = Task(
         index=claim.index,
         name=name,
-        classes=classes,
+        classes=images.classes,
         prune=prune,
         owned={},
         accuracy=task.accuracy,
@@ -321,7 +319,21 @@ def _keep(
         recipe=dataclasses.asdict(task.recipe),
         search=search or {},
         digest="",
+        skipped=images.skipped,
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
     return edit.with_task(claim.artifact, entry, state, task.mask, own)
+
+
+def _write(
+    artifact: Artifact, path: Path, task: NewTask, keeper: Keeper, unchanged_since: atomic.Stamp | None = None
+) -> None:
+    """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
+    try:
+        format.save(artifact, path, unchanged_since=unchanged_since)
+    except (ArtifactError, ConflictError) as error:
+        if task.keep_result():
+            raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
+        raise
+    keeper.remove()

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,10 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed[key] = value
+        try:
+            json.dumps(parsed[key], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model-kwargs {pair!r} cannot be kept in a file: {error}") from None
     return parsed
 
 

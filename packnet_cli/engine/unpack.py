@@ -1,5 +1,6 @@
 """One task out of a packed model: as a network, as accuracy."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def check_accuracies(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
 ) -> list[Finding]:
     """The tasks whose accuracy, on the data that they remember, is not the recorded one. Raises as evaluate_tasks."""
-    findings = []
+    findings: list[Finding] = []
+    if not format.load_header(path).tasks:
+        return findings
     for result in evaluate_tasks(path, batch_size=batch_size, workers=workers, device=device):
         task, found = result.task, result.accuracy
         if found is None or task.top1 is None:
@@ -94,14 +97,18 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
     if folder is None and not where.is_dir():
-        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; say where with --data")
-    return data.open_held_out(
+        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
+    held_out = data.open_held_out(
         where,
         task.classes,
         val_split=task.recipe.get("val_split", Recipe.val_split),
         seed=task.recipe.get("seed", Recipe.seed),
         trained_on=where.resolve() == Path(task.data),
     )
+    [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
+    if not split.paths:
+        raise DataError(f"{where} holds no readable images to evaluate on")
+    return dataclasses.replace(held_out, split=split)
 
 
 def task_network(artifact: Artifact, task: Task) -> nn.Module:
