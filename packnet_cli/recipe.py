@@ -40,7 +40,7 @@ class Recipe:
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(
-        0.0, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."
+        0.9, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."
     )
     restart: str = _setting("pretrained", "Start free weights at their pretrained values, or at zero.")
     norm: str = _setting("task", "Norm and biases trained by each task, or frozen after the first.")
@@ -73,7 +73,7 @@ class Recipe:
 # What --recipe chooses between; every other flag then changes one setting of it.
 RECIPES = {
     "default": Recipe(),
-    "paper": Recipe(rank="layer", prune_steps=1, restart="zero", norm="frozen"),
+    "paper": Recipe(rank="layer", distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen"),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}

@@ -19,7 +19,9 @@ from packnet_cli.recipe import Recipe
 
 torch.set_num_threads(1)  # these networks are too small to share out
 
-QUICK = Recipe(rank="layer", epochs=1, retrain_epochs=2, lr=0.05, retrain_lr=0.02, batch_size=8, prune_steps=2)
+QUICK = Recipe(
+    rank="layer", distill_weight=0.0, epochs=1, retrain_epochs=2, lr=0.05, retrain_lr=0.02, batch_size=8, prune_steps=2
+)
 
 
 def make_folder(folder: Path, *, classes: int = 3, train: int = 6, val: int = 3, seed: int = 0) -> Path:
