@@ -14,9 +14,10 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.engine import base, data, network, newtask
+from packnet_cli.engine import base, data, network
+from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.newtask import Claim, Machine, NewTask, Progress, silent
+from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
@@ -88,7 +89,7 @@ def init(
         name = name or base.default_name(classes, folder)
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
-        claim = dataclasses.replace(newtask.claim_free(artifact, recipe), state=network.read(origin.model))
+        claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         with keeper.listening():
             task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
@@ -167,7 +168,7 @@ def add_task(
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     images = data.usable(images, skip_bad=skip_bad_images)
-    claim = newtask.claim_nothing(artifact) if head_only else newtask.claim_free(artifact, recipe)
+    claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
@@ -231,7 +232,7 @@ def prune_task(
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim = newtask.claim_again(artifact)
+    claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
     with keeper.listening():
         task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)

@@ -1,0 +1,47 @@
+"""What a task claims of an artifact, and starts from."""
+
+from dataclasses import dataclass
+
+from packnet_cli.artifact import edit, masks
+from packnet_cli.artifact.format import Artifact, State
+from packnet_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a task starts from, in an artifact that does not hold it yet."""
+
+    artifact: Artifact
+    index: int
+    mask: dict[str, masks.Mask]  # task-index masks with what the task has claimed
+    state: State  # every tensor it starts from; those of the head may be missing, which is then random
+
+
+def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
+    """Every free weight for the next task, at its dormant value or 0; of the rest its own copy, or the first task's.
+
+    The first task starts from the dormant values in any case: they are the network that it was to start from.
+    """
+    tasks, index = artifact.header.tasks, artifact.header.last_index + 1
+    mask = {layer: masks.claim_free(array, index) for layer, array in artifact.mask.items()}
+    last_seen = index - 1 if recipe.restart == "zero" and tasks else index
+    values = {layer: masks.keep_visible(artifact.shared[layer], mask[layer], last_seen) for layer in mask}
+    own = artifact.own[0 if recipe.norm == "task" or not tasks else tasks[0].index]
+    return Claim(artifact, index, mask, values | _without_head(artifact, own))
+
+
+def claim_nothing(artifact: Artifact) -> Claim:
+    """For a head alone, on the network exactly as the newest task runs it."""
+    newest = artifact.header.last_index
+    return Claim(artifact, newest + 1, artifact.mask, _without_head(artifact, artifact.state(newest)))
+
+
+def claim_again(artifact: Artifact) -> Claim:
+    """What the newest task owns, for that task itself as it is, head and all."""
+    newest = artifact.header.tasks[-1]
+    return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
+
+
+def _without_head(artifact: Artifact, state: State) -> State:
+    head = tuple(f"{name}." for name in artifact.header.head)
+    return {name: array for name, array in state.items() if not name.startswith(head)}
