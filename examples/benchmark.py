@@ -1,0 +1,298 @@
+"""What packing costs: each thing beside the plain one, interleaved in one run; medians, spreads and ratios.
+
+    python examples/benchmark.py --arch resnet50 --batch-size 32 --img-size 224
+    python examples/benchmark.py --arch vgg16 --parts step,prune,file --json vgg16.json
+
+Prints a table, and with --json writes all figures. Weights and images are random: only time is measured here.
+"""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import timm
+import torch
+import typer
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from timm.data import create_transform
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import ImageFolder
+from typer import Option
+
+from packnet_cli.artifact import edit, format, masks
+from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.engine import network, pack, unpack
+from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate
+from packnet_cli.recipe import Recipe
+
+Timing = dict[str, list[float]]  # what was timed -> seconds, one for each repeat
+
+
+def interleaved(ways: dict[str, Callable[[], Any]], repeats: int) -> Timing:
+    """Time the ways in turn, so that whatever else the machine does meets all of them; after a turn to warm up."""
+    seconds: Timing = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, run in ways.items():
+            synchronize()
+            began = time.perf_counter()
+            run()
+            synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def packed_artifact(arch: str, img_size: int, folder: Path, tasks: int = 2) -> tuple[Path, Artifact]:
+    """An artifact with random weights and so many tasks of equal shares, none of them trained."""
+    path = folder / f"{tasks}.st"
+    artifact = pack.init(path, arch, pretrained=False, data_config={"img_size": img_size}, force=True)
+    rng = np.random.default_rng(0)
+    for index in range(1, tasks + 1):
+        owner = {}
+        for layer, mask in artifact.mask.items():
+            drawn = rng.random(mask.shape, np.float32) < 1 / (tasks + 1)
+            owner[layer] = np.where((mask == masks.FREE) & drawn, np.uint8(index), mask)
+        model = network.build(artifact.header, 10)
+        own = {name: array for name, array in network.read(model).items() if name not in owner}
+        values = {layer: masks.keep_visible(artifact.shared[layer], mask, index) for layer, mask in owner.items()}
+        entry = Task(
+            index=index,
+            name=f"task{index}",
+            classes=tuple("0123456789"),
+            prune=0.5,
+            owned={},
+            accuracy={},
+            top1=None,
+            top5=None,
+            images=0,
+            data="",
+            recipe={},
+            search={},
+            digest="",
+        )
+        artifact = edit.with_task(artifact, entry, values, owner, own)
+    format.save(artifact, path)
+    return path, artifact
+
+
+# --- what is timed --------------------------------------------------------------------------------------------------
+
+
+def time_step(bench: "Bench") -> Timing:
+    """A training step: plain, packed, and as textbooks do it, by an index of booleans for each layer and step."""
+    _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    images = torch.randn(bench.batch_size, 3, bench.img_size, bench.img_size, device=bench.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (bench.batch_size,), device=bench.device)
+    trainable = {layer: mask == masks.FREE for layer, mask in artifact.mask.items()}
+
+    def stepper(way: str) -> Callable[[], None]:
+        model = network.place(network.build(artifact.header, 10), bench.device).train()
+        freezer, held = Freezer(model), {}
+        if way == "packed":
+            freezer.hold(artifact.shared, trainable)
+        if way == "textbook":
+            parameters = dict(model.named_parameters())
+            held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
+
+        def steps() -> None:
+            for _ in range(bench.steps):
+                with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+                    loss = F.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                for parameter, frozen in held.items():
+                    parameter.grad[frozen] = 0
+                optimizer.step()
+                freezer.write_back()
+                with torch.no_grad():
+                    for parameter, frozen in held.items():
+                        parameter[frozen] = 0
+
+        return steps
+
+    return interleaved({way: stepper(way) for way in ("plain", "packed", "textbook")}, bench.repeats)
+
+
+def time_whole(bench: "Bench") -> Timing:
+    """All of add-task against a plain fine-tuning of as many epochs, from files of random JPEG images."""
+    data = bench.folder / "images"
+    rng = np.random.default_rng(0)
+    for number in range(bench.images):
+        for part in ("train", "val")[: 1 + (number % 25 < 5)]:
+            file = data / part / f"class{number % 5}" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            small = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(small).resize((bench.file_size, bench.file_size)).save(file, quality=90)
+    recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
+
+    def packed() -> None:
+        path = bench.folder / "whole.st"
+        format.save(start, path)
+        pack.add_task(path, data, prune=0.5, recipe=recipe, device=str(bench.device), amp=bench.amp)
+
+    def plain() -> None:
+        model = timm.create_model(bench.arch, num_classes=5, **start.header.model_kwargs).to(bench.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
+        transform = create_transform(**start.header.data_config, is_training=True, color_jitter=0)
+        loader = DataLoader(ImageFolder(str(data / "train"), transform), bench.batch_size, shuffle=True, num_workers=2)
+        for _ in range(bench.epochs + bench.epochs // 2):
+            model.train()
+            for images, labels in loader:
+                with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+                    loss = F.cross_entropy(model(images.to(bench.device)), labels.to(bench.device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    start = pack.init(
+        bench.folder / "start.st", bench.arch, pretrained=False, data_config={"img_size": bench.img_size}, force=True
+    )
+    return interleaved({"plain": plain, "packed": packed}, max(1, bench.repeats // 3))
+
+
+def time_eval(bench: "Bench") -> Timing:
+    """A packed task on images in memory against the plain network on the same."""
+    _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    count = bench.batch_size * bench.steps
+    images = TensorDataset(torch.randn(count, 3, bench.img_size, bench.img_size), torch.zeros(count, dtype=torch.long))
+    batches = DataLoader(images, bench.batch_size)
+    task = network.place(unpack.task_network(artifact, artifact.header.task(2)), bench.device)
+    model = network.place(network.build(artifact.header, 10), bench.device).eval()
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for pixels, labels in batches:
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+                answers = model(pixels.to(bench.device, memory_format=torch.channels_last))
+            int((answers.argmax(1) == labels.to(bench.device)).sum())
+
+    return interleaved({"plain": plain, "packed": lambda: evaluate(task, batches, amp=bench.amp)}, bench.repeats)
+
+
+def time_prune(bench: "Bench") -> Timing:
+    """Releasing half of every layer's weights; beside it, a sort of them, which would also do."""
+    _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder, tasks=0)
+    claimed = {layer: masks.claim_free(mask, 1) for layer, mask in artifact.mask.items()}
+
+    def release() -> None:
+        for layer, mask in claimed.items():
+            masks.release_smallest(mask, artifact.shared[layer], 1, mask.size // 2)
+
+    def sort() -> None:
+        for values in artifact.shared.values():
+            np.sort(np.abs(values), axis=None)
+
+    return interleaved({"plain": sort, "packed": release}, max(1, bench.repeats // 3))
+
+
+def time_file(bench: "Bench") -> Timing:
+    """Writing and reading an artifact against safetensors with the same tensors."""
+    path, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    tensors, bare = load_file(path), bench.folder / "bare.st"
+    ways = {
+        "plain": lambda: save_file(tensors, bare),
+        "packed": lambda: format.save(artifact, path),
+        "plain load": lambda: load_file(bare),
+        "packed load": lambda: format.load(path),
+    }
+    return interleaved(ways, bench.repeats)
+
+
+def time_growth(bench: "Bench") -> Timing:
+    """Reading and checking a file, and making one task's network, with 20 tasks in it instead of 1."""
+    files = {tasks: packed_artifact(bench.arch, bench.img_size, bench.folder, tasks) for tasks in (1, 20)}
+
+    def use(tasks: int) -> Callable[[], None]:
+        def run() -> None:
+            artifact = format.load(files[tasks][0])
+            unpack.task_network(artifact, artifact.header.task(tasks))
+
+        return run
+
+    return interleaved({"plain": use(1), "packed": use(20)}, bench.repeats)
+
+
+def time_start(bench: "Bench") -> Timing:
+    """Whole processes: Python alone, and `packnet` with --help and info."""
+    path, _ = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    program = [sys.executable, "-m", "packnet_cli"]
+    lines = {"plain": [sys.executable, "-c", ""], "--help": [*program, "--help"], "info": [*program, "info", str(path)]}
+    quiet = {"stdout": subprocess.DEVNULL, "check": True}
+    return interleaved({name: lambda line=line: subprocess.run(line, **quiet) for name, line in lines.items()}, 5)
+
+
+PARTS = {
+    "step": time_step,
+    "whole": time_whole,
+    "eval": time_eval,
+    "prune": time_prune,
+    "file": time_file,
+    "growth": time_growth,
+    "start": time_start,
+}
+
+
+class Bench:
+    """The settings of a run."""
+
+    def __init__(self, folder: Path, device: str, **settings: Any) -> None:
+        self.folder, self.device = folder, network.choose_device(device)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+
+def main(
+    arch: str = "resnet50",
+    batch_size: int = 32,
+    img_size: int = 224,
+    device: str = "auto",
+    amp: bool = False,
+    parts: Annotated[str, Option(help=f"Some of {','.join(PARTS)}.")] = ",".join(PARTS),
+    steps: Annotated[int, Option(help="Training steps, or batches, that are timed at once.")] = 3,
+    repeats: int = 7,
+    epochs: Annotated[int, Option(help="Of the whole add-task; half as many more after pruning.")] = 4,
+    images: Annotated[int, Option(help="Training images of the whole add-task.")] = 320,
+    file_size: Annotated[int, Option(help="Pixels of those images as files.")] = 256,
+    threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
+    json_file: Annotated[Path | None, Option("--json")] = None,
+) -> None:
+    """Time the parts, print a table, and write all figures as JSON."""
+    if threads:
+        torch.set_num_threads(threads)
+    settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps}
+    settings |= {"repeats": repeats, "epochs": epochs, "images": images, "file_size": file_size}
+    results: dict[str, Timing] = {}
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt):
+        bench = Bench(Path(scratch), device, **settings)
+        print("| part | what | median s | least | most | to plain |\n|---|---|---|---|---|---|")
+        for part in parts.split(","):
+            results[part] = PARTS[part](bench)
+            for what, seconds in results[part].items():
+                plain = results[part]["plain load" if what.endswith("load") else "plain"]
+                ratio = statistics.median(one / other for one, other in zip(seconds, plain, strict=True))
+                numbers = f"{statistics.median(seconds):.4f} | {min(seconds):.4f} | {max(seconds):.4f} | {ratio:.3f}"
+                print(f"| {part} | {what} | {numbers} |", flush=True)
+    if json_file is not None:
+        about = {**settings, "device": str(bench.device), "torch": torch.__version__}
+        json_file.write_text(json.dumps({"settings": about, "seconds": results}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
