@@ -185,7 +185,7 @@ def test_of_16_bits_the_high_byte_is_seen(tmp_path, kind):
     values = np.array([[0, 255], [256, 65535]], np.uint16 if mode == "I;16" else np.int32)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     with Image.open(tmp_path / f"a.{suffix}") as image:
-        assert np.asarray(data._convert(image, "RGB"))[..., 1].tolist() == [[0, 0], [1, 255]]
+        assert np.asarray(data.convert(image, "RGB"))[..., 1].tolist() == [[0, 0], [1, 255]]
 
 
 def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
@@ -195,7 +195,7 @@ def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
     split = data.Split([tmp_path / "a.png"], [0])
     assert data.check_images(split) == [split]
     with Image.open(tmp_path / "a.png") as image:
-        assert np.asarray(data._convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
+        assert np.asarray(data.convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_batches(folder):

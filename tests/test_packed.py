@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -108,3 +109,18 @@ def test_importing_the_package_is_light():
     """Neither torch nor numpy before `load` is called."""
     check = "import sys, packnet_cli; packnet_cli.load; print({'torch', 'numpy', 'timm'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", check], text=True) == "set()\n"
+
+
+def test_odd_images_look_to_a_task_as_in_training(full, tmp_path):
+    """The transform makes of 16-bit and palette images what training and `eval` make of them."""
+    shades = np.arange(36 * 36, dtype=np.uint16).reshape(36, 36) * 50
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    Image.fromarray((shades >> 8).astype(np.uint8)).convert("P").save(tmp_path / "palette.png")
+    packed = packnet_cli.load(full)
+    for name in ("deep.png", "palette.png"):
+        split = data.Split([tmp_path / name], [0])
+        config = packed.artifact.header.data_config
+        device = torch.device("cpu")
+        [(batch, _)] = data.batches(split, config, training=False, batch_size=1, workers=0, device=device)
+        with Image.open(tmp_path / name) as image:
+            assert torch.equal(packed.transform(image), batch[0])

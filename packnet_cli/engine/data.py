@@ -237,7 +237,7 @@ class ImageFiles(Dataset[Any]):
         if index in self.kept:
             return self.kept[index]
         with Image.open(self.split.paths[index]) as file:
-            image = _convert(file, self.mode)
+            image = convert(file, self.mode)
         size = image.width * image.height * len(self.mode)
         if size <= self.room:
             self.kept[index] = image
@@ -328,7 +328,7 @@ def _problem(path: Path) -> str | None:
         return "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def convert(image: Image.Image, mode: str) -> Image.Image:
     """An image in the network's mode; of an animated one the first frame."""
     if image.mode.startswith("I"):  # 16 bits, of which PIL would show the least 8, cut off at white
         pixels = np.asarray(image)
