@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
         if not lacking:
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
-            unused = [name for name in renamed if name not in body]
+            unused = [name for name in renamed if name not in own]  # that a classifier is left out goes without saying
             return _say(path, len(body), remark, unused)
         tried.append((lacking, renamed))
     lacking, renamed = min(tried, key=lambda attempt: len(attempt[0]))
