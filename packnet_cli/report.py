@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from packnet_cli.artifact.edit import Sizes
     from packnet_cli.artifact.format import Artifact, Header, Task
     from packnet_cli.artifact.plan import Plan
     from packnet_cli.artifact.summary import Summary
@@ -174,7 +175,44 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
         out.print(_layers_table(numbers))
     file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
     networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
-    _tell(f"{file:,.1f} MB in this file{networks}")
+    compact = f" (compact, {header.compact.dtype}: no task can be added)" if header.compact else ""
+    _tell(f"{file:,.1f} MB in this file{networks}{compact}")
+
+
+def compacted(
+    output: Path,
+    before: "Sizes",
+    after: "Sizes",
+    accuracies: "list[tuple[Evaluation, Evaluation]]",
+    *,
+    as_json: bool,
+) -> None:
+    """The bytes of both files by part, and each task's accuracy in both, as far as measured."""
+    if as_json:
+        tasks = [{"before": _evaluation_dict(one), "after": _evaluation_dict(other)} for one, other in accuracies]
+        sizes = {"before": {**asdict(before), "total": before.total}, "after": {**asdict(after), "total": after.total}}
+        _print_json({"bytes": sizes, **({"tasks": tasks} if accuracies else {})})
+        return
+    table = _table(None, "", "before, MB", "after, MB")
+    names = {
+        "weights": "weights (after: those that are owned)",
+        "owners": "task-index masks",
+        "tasks": "the tasks' own tensors",
+        "start": "for a first task to start from",
+        "metadata": "metadata",
+        "total": "in all",
+    }
+    for part, name in names.items():
+        _add_row(table, name, f"{getattr(before, part) / 1e6:,.3f}", f"{getattr(after, part) / 1e6:,.3f}")
+    out.print(table)
+    if accuracies:
+        table = _table(None, "task", "name", "top-1 % before", "top-1 % after", "images")
+        for one, other in accuracies:
+            images = f"{one.accuracy.images:,}" if one.accuracy else "0"
+            top1 = [_percent(result.accuracy.top1 if result.accuracy else None) for result in (one, other)]
+            _add_row(table, str(one.task.index), one.task.name, *top1, images)
+        out.print(table)
+    _tell(f"{output}: compact, for use; keep the file that it was made of to add tasks to")
 
 
 def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:

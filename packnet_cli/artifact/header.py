@@ -3,15 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from packnet_cli.artifact import masks
+from packnet_cli.artifact import codec, masks
 from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
 
-FORMAT = 1
+PLAIN, COMPACT = 1, 2  # the formats
 # Bounds of the metadata, and so of the memory and time that a hostile file can ask for: what 255 tasks of a thousand
 # tensors take fits. An empty list takes fifty times as much memory as it takes text, hence the second.
 MAX_CHARACTERS, MAX_BRACKETS = 2**25, 2**17
@@ -40,6 +41,16 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compact:
+    """How a compact file holds what it holds."""
+
+    dtype: str  # of the numbers
+    shapes: dict[str, list[int]]  # of the packed parameters
+    trees: dict[str, codec.Tree]  # by packed parameter, that of its mask
+    originals: dict[int, str]  # index of a task -> its digest in the file that this one was made of
+
+
+@dataclasses.dataclass(frozen=True)
 class Header:
     """The metadata of an artifact: all that is known without reading a tensor."""
 
@@ -51,6 +62,7 @@ class Header:
     tasks: tuple[Task, ...] = ()  # in order of index
     removed: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)  # index of a task -> its `owned`
     tensors: dict[str, str] = dataclasses.field(default_factory=dict)  # key of a tensor -> its digest
+    compact: Compact | None = None  # of a compact file
 
     @property
     def last_index(self) -> int:
@@ -65,6 +77,14 @@ class Header:
         known = ", ".join(f"{task.index} ({task.name})" for task in self.tasks) or "none yet"
         raise TaskError(f"no task {str(wanted)!r} in this artifact; its tasks: {known}")
 
+    def check_changeable(self, path: Path) -> None:
+        """Raise ArtifactError if this is the header of a compact file, `path`."""
+        if self.compact:
+            raise ArtifactError(
+                f"{path} is a compact file, which is for use and holds nothing to go on from; "
+                "change the file that it was made of, and make another with `packnet compact`"
+            )
+
     def check_new_name(self, name: str) -> None:
         """Raise TaskError if no task of this artifact can be given this name."""
         if not _is_name(name):
@@ -78,7 +98,10 @@ class Header:
 
 def write(header: Header) -> str:
     """The metadata as text: equal content, equal text."""
-    return seal(dataclasses.asdict(header) | {"format": FORMAT})
+    fields = dataclasses.asdict(header)
+    if header.compact is None:
+        del fields["compact"]
+    return seal(fields | {"format": COMPACT if header.compact else PLAIN})
 
 
 def seal(fields: dict[str, Any]) -> str:
@@ -106,11 +129,11 @@ def parse(path: Path, text: str) -> Header:
     try:
         fields = json.loads(text, parse_constant=no_number)
         version = fields.pop("format")
-        if _is_count(version) and version > FORMAT:
-            raise ArtifactError(f"{path} has format {version}, newer than format {FORMAT} of this packnet; upgrade it")
-        if version != FORMAT or type(version) is not int:
+        if _is_count(version) and version > COMPACT:
+            raise ArtifactError(f"{path} has format {version}, newer than format {COMPACT} of this packnet; upgrade it")
+        if version not in (PLAIN, COMPACT) or type(version) is not int:
             raise ValueError(f"there is no format {version!r}")
-        return _header(fields)
+        return _header(fields, HEADER_RULES | ({"compact": _is_compact} if version == COMPACT else {}))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         damaged(f"its metadata cannot be read ({type(error).__name__}: {error})")
 
@@ -123,15 +146,19 @@ def _digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
-def _header(fields: dict[str, Any]) -> Header:
+def _header(fields: dict[str, Any], rules: "dict[str, Rule]") -> Header:
     """Raises ValueError if the fields break a rule."""
     del fields["seal"]
-    _check("the artifact", fields, HEADER_RULES)
+    _check("the artifact", fields, rules)
     for task in fields["tasks"]:
         _check("a task", task, TASK_RULES)
     tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in fields["tasks"])
     removed = {int(index): owned for index, owned in fields["removed"].items()}
-    header = Header(**{**fields, "head": tuple(fields["head"]), "tasks": tasks, "removed": removed})
+    compact = fields.get("compact")
+    if compact:
+        compact = Compact(**{**compact, "originals": {int(k): found for k, found in compact["originals"].items()}})
+    head = tuple(fields["head"])
+    header = Header(**{**fields, "head": head, "tasks": tasks, "removed": removed, "compact": compact})
     indices = [task.index for task in tasks]
     if sorted(indices) != indices or sorted([*indices, *removed]) != list(range(1, header.last_index + 1)):
         raise ValueError("its tasks are not numbered from 1")
@@ -148,7 +175,7 @@ Rule = Callable[[Any], bool]
 def _check(what: str, fields: Any, rules: dict[str, Rule]) -> None:
     """Raise ValueError unless there are exactly these fields, and each is as its rule says."""
     if not isinstance(fields, dict) or fields.keys() != rules.keys():
-        raise ValueError(f"the fields of {what} are not those of format {FORMAT}")
+        raise ValueError(f"the fields of {what} are not those of its format")
     for name, rule in rules.items():
         if not rule(fields[name]):
             raise ValueError(f"{what} has an impossible {name}")
@@ -201,6 +228,29 @@ def _is_preprocessing(value: Any) -> bool:
     return _list_of(_is_count)(size) and len(size) == 3 and min(size) > 0
 
 
+def _is_shape(value: Any) -> bool:
+    return _list_of(_is_count)(value) and len(value) <= 32 and math.prod(value) < 2**63  # what every numpy takes
+
+
+def _is_tree(value: Any) -> bool:
+    def is_branch(part: Any) -> bool:
+        if isinstance(part, list):
+            return len(part) == 2 and all(map(is_branch, part))
+        return _is_count(part) and part <= masks.MAX_TASKS
+
+    if not is_branch(value) or value == masks.FREE:
+        return False
+    indices = list(codec.leaves(value))
+    return len(set(indices)) == len(indices)
+
+
+def _is_compact(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    _check("its compact part", value, COMPACT_RULES)
+    return bool(value["shapes"].keys() == value["trees"].keys())
+
+
 # What timm.create_model takes beside the network's own arguments: none of it is for a file to say. With
 # checkpoint_path, for one, a file could have another one unpickled.
 NOT_FOR_FILES = {"pretrained", "checkpoint_path", "cache_dir", "num_classes", "scriptable", "exportable", "no_jit"}
@@ -211,6 +261,10 @@ def is_argument(name: str) -> bool:
     return name.isidentifier() and name not in NOT_FOR_FILES and not name.startswith("pretrained_cfg")
 
 
+def _is_index(value: Any) -> bool:
+    return re.fullmatch("[1-9][0-9]{0,2}", value) is not None
+
+
 HEADER_RULES: dict[str, Rule] = {
     "arch": lambda value: _is_text(value) and value.isidentifier(),  # and not the address of something to fetch
     "model_kwargs": _dict_of(_is_any, key=is_argument),
@@ -218,8 +272,15 @@ HEADER_RULES: dict[str, Rule] = {
     "source": _is_text,
     "data_config": _is_preprocessing,
     "tasks": _list_of(_dict_of(_is_any)),
-    "removed": _dict_of(_dict_of(_is_count), key=lambda index: re.fullmatch("[1-9][0-9]{0,2}", index) is not None),
+    "removed": _dict_of(_dict_of(_is_count), key=_is_index),
     "tensors": _dict_of(_is_digest),
+}
+
+COMPACT_RULES: dict[str, Rule] = {
+    "dtype": lambda value: value in codec.DTYPES,
+    "shapes": _dict_of(_is_shape),
+    "trees": _dict_of(_is_tree),
+    "originals": _dict_of(_is_digest, key=_is_index),
 }
 
 TASK_RULES: dict[str, Rule] = {

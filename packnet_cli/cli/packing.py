@@ -165,6 +165,7 @@ def add_task(
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         artifact = format.load(path)
+        artifact.header.check_changeable(path)
         wanted = {name or data.resolve().name: fraction}
         shares = plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
         report.plan(shares, as_json=json)
@@ -213,8 +214,9 @@ def prune(
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
     from packnet_cli.artifact import format
 
-    recorded = format.load_header(path).task(task).recipe
-    recipe = recipe_from(settings, Recipe.recorded(recorded))
+    header = format.load_header(path)
+    header.check_changeable(path)
+    recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
     from packnet_cli.engine import pack
 
     _tell_of_checkpoint(path, resume)
@@ -248,6 +250,7 @@ def plan(
     from packnet_cli.artifact.plan import equal_shares, share_out
 
     artifact = format.load(path)
+    artifact.header.check_changeable(path)
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
 
 

@@ -144,6 +144,31 @@ def info(
 
 
 @app.command()
+def compact(
+    path: Packed,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The compact file to write.")],
+    dtype: Annotated[str, Option(help="float32, exact; or rounded to bfloat16 or float16.")] = "float32",
+    check: Annotated[
+        bool, Option("--check", help="Also measure every task in both, on the images that it remembers.")
+    ] = False,
+    json: Json = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Write the smallest file that runs the tasks: for use, not for more tasks. eval, predict, extract, ... read it."""
+    from packnet_cli.artifact.edit import make_compact
+
+    before, after = make_compact(path, output, dtype=dtype)
+    accuracies = []
+    if check:
+        from packnet_cli.engine.unpack import compare
+
+        accuracies = list(compare(path, output, batch_size=batch_size, workers=workers, device=device))
+    report.compacted(output, before, after, accuracies, as_json=json)
+
+
+@app.command()
 def plot(
     path: Packed,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png or .svg file to write.")],

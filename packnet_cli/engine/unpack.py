@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -43,11 +44,37 @@ def evaluate_tasks(
 
     Raises TaskError, DataError, ArtifactError.
     """
-    torch_device = network.choose_device(device)
     artifact = format.load(path)
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "amp": amp}
+    yield from _evaluate(artifact, tasks, wanted, folder, **how)
+
+
+def compare(path: Path, other: Path, **how: Any) -> Iterator[tuple[Evaluation, Evaluation]]:
+    """Every task of an artifact beside the same one in a file made of it, on the data that the first remembers.
+
+    `how` and errors are those of `evaluate_tasks`.
+    """
+    before, after = format.load(path), format.load(other)
+    after = dataclasses.replace(after, header=before.header)
+    results = (_evaluate(artifact, before.header.tasks, "all", None, **how) for artifact in (before, after))
+    yield from zip(*results, strict=True)
+
+
+def _evaluate(
+    artifact: Artifact,
+    tasks: tuple[Task, ...],
+    wanted: str,
+    folder: Path | None,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    amp: bool = False,
+) -> Iterator[Evaluation]:
+    torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or task.data]
     held_outs = {task.index: _held_out(task, folder) for task in there}
     packed = Packed(artifact)
