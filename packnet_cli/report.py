@@ -179,6 +179,38 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     _tell(f"{file:,.1f} MB in this file{networks}{compact}")
 
 
+def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
+    """All that is known of one task."""
+    if as_json:
+        _print_json({"task": numbers.task_dict(task) | {"classes": list(task.classes)}})
+        return
+
+    def line(name: str, value: str) -> None:
+        _tell(f"{name:20}{value}")  # no table: a digest or a path stays in one piece
+
+    line("task", f"{task.index} ({task.name})")
+    line("classes", f"{len(task.classes):,}: {task.classes[0]} to {task.classes[-1]}")
+    for phase, top1 in task.accuracy.items():
+        line(f"top-1 {phase}", f"{top1:.2f} %")
+    for fraction, top1 in task.search.items():
+        line(f"top-1 if pruned by {fraction}", f"{top1:.2f} %, on images set aside")
+    if task.top5 is not None:
+        line("top-5", f"{task.top5:.2f} %")
+    line("held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+    if task.skipped:
+        line("unreadable images", f"{task.skipped:,}")
+    line("pruned by", f"{task.prune:g}")
+    line("weights owned", _share(sum(task.owned.values()), numbers.packed_weights))
+    line("data", task.data or "not on record")
+    line("digest", task.digest)
+    compact = numbers.header.compact
+    if compact and compact.originals.get(task.index, task.digest) != task.digest:
+        line("original digest", compact.originals[task.index])
+    _tell("recipe")
+    for name, value in task.recipe.items():
+        line(f"  {name}", json.dumps(value))
+
+
 def compacted(
     output: Path,
     before: "Sizes",

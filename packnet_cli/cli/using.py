@@ -135,11 +135,23 @@ def _form(output: str) -> str:
 def info(
     path: Packed,
     layers: Annotated[bool, Option("--layers", help="Show for each layer which task owns how much.")] = False,
+    task: Annotated[
+        str | None,
+        Option(
+            help="Show one task, by index or name: its recipe, accuracies, digest, ...", autocompletion=complete_task
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
     from packnet_cli.artifact.summary import summarize
 
+    if task is not None:
+        if layers:
+            raise UsageError("--layers shows all tasks; leave out --task")
+        numbers = summarize(path)
+        report.task(numbers, numbers.header.task(task), as_json=json)
+        return
     report.summary(summarize(path), layers=layers, as_json=json)
 
 
