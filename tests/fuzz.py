@@ -28,6 +28,7 @@ from rich.console import Console
 from packnet_cli import report
 from packnet_cli.artifact import edit, format, header, summary, verify
 from packnet_cli.errors import PackNetError
+from packnet_cli.report import console
 
 GOLDEN = Path(__file__).with_name("golden.st").read_bytes()
 
@@ -267,8 +268,8 @@ def run(count, seed=0):
     """Try `count` cases; each depends on its number and the seed alone."""
     tally = Tally()
     shown = io.StringIO()
-    before = report.out, report.err, sys.stdout
-    report.out = report.err = Console(file=shown, markup=False, highlight=False, soft_wrap=True)
+    before = console.out, console.err, sys.stdout
+    console.out = console.err = Console(file=shown, markup=False, highlight=False, soft_wrap=True)
     sys.stdout = shown
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +290,7 @@ def run(count, seed=0):
                 tally.slowest = max(tally.slowest, (time.process_time() - began, case))
                 tally.largest = max(tally.largest, (grown, case))
     finally:
-        report.out, report.err, sys.stdout = before
+        console.out, console.err, sys.stdout = before
     return tally
 
 

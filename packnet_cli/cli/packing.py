@@ -6,7 +6,20 @@ from typing import Annotated, Any
 from typer import Argument
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, CheckpointMinutes, Device, Json, Option, Packed, Resume, Workers, app
+from packnet_cli.cli import (
+    Amp,
+    CheckpointMinutes,
+    Device,
+    Form,
+    Json,
+    Log,
+    Option,
+    Packed,
+    Progress,
+    Resume,
+    Workers,
+    app,
+)
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -69,6 +82,8 @@ def init(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
     recipe = recipe_from(settings)
@@ -95,7 +110,7 @@ def init(
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
     _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         artifact = pack.init(
             path,
             arch,
@@ -114,7 +129,7 @@ def init(
             amp=amp,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
-            progress=progress,
+            progress=told,
             say=report.say,
             **how,
         )
@@ -155,6 +170,8 @@ def add_task(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe = recipe_from(settings)
@@ -173,7 +190,7 @@ def add_task(
     from packnet_cli.engine import pack
 
     _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.add_task(
             path,
             data,
@@ -188,7 +205,7 @@ def add_task(
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
-            progress=progress,
+            progress=told,
         )
     _report_newest(path, json)
 
@@ -210,6 +227,8 @@ def prune(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
     from packnet_cli.artifact import format
@@ -220,7 +239,7 @@ def prune(
     from packnet_cli.engine import pack
 
     _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.prune_task(
             path,
             task,
@@ -233,7 +252,7 @@ def prune(
             amp=amp,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
-            progress=progress,
+            progress=told,
         )
     _report_newest(path, json)
 
