@@ -22,6 +22,7 @@ from packnet_cli.cli import (
 )
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
+from packnet_cli.lists import task_name
 from packnet_cli.recipe import SETTINGS, Recipe
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -55,7 +56,7 @@ def init(
         Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
-        Path | None, Option(metavar="DIR", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+        Path | None, Option(metavar="DIR|CSV", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
     name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
@@ -146,10 +147,13 @@ def init(
 def add_task(
     path: Packed,
     data: Annotated[
-        Path, Option(metavar="DIR", help="Images: train/<class>/... and val/<class>/..., or just <class>/...")
+        Path,
+        Option(
+            metavar="DIR|CSV", help="Images: train/<class>/... and val/<class>/..., or just <class>/...; or a list."
+        ),
     ],
     settings: dict[str, Any],
-    name: Annotated[str | None, Option(help="Name of the task; default, the folder's.")] = None,
+    name: Annotated[str | None, Option(help="Name of the task; default, the folder's or list's.")] = None,
     prune: Annotated[
         str, Option(metavar="FRACTION|auto", help="Fraction of its weights to release to later tasks, 0 to 1.")
     ] = "0",
@@ -183,7 +187,7 @@ def add_task(
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         artifact = format.load(path)
         artifact.header.check_changeable(path)
-        wanted = {name or data.resolve().name: fraction}
+        wanted = {name or task_name(data): fraction}
         shares = plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
         report.plan(shares, as_json=json)
         return
@@ -218,7 +222,7 @@ def prune(
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
     data: Annotated[
-        Path | None, Option(metavar="DIR", help="Images to retrain on; default, those it was added with.")
+        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
     ] = None,
     distill: Distill = None,
     json: Json = False,

@@ -123,7 +123,7 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
-    if folder is None and not where.is_dir():
+    if folder is None and not where.exists():
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,
