@@ -79,6 +79,7 @@ def test_a_log_that_cannot_be_written(packed, tmp_path, folders, packnet, monkey
     before = packed.read_bytes()
     result = packnet(*add, "--log", tmp_path)
     assert result.exit_code == 3 and "cannot write the log" in result.stderr and result.stderr.count("\n") == 1
+    assert packnet(*add, "--log", packed).exit_code == 2
     assert packed.read_bytes() == before
     result = packnet("-q", *add, "--log", "/dev/full")
     assert result.exit_code == 0 and result.stderr.startswith("warning: cannot write the log /dev/full any more: No sp")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,9 +184,8 @@ def test_a_number_too_large_is_named(tmp_path):
     edit.make_compact(tmp_path / "a.st", tmp_path / "b.st", dtype="float16")
     own = (*artifact.own[:2], artifact.own[2] | {"bias": np.array([1e5], np.float32)})
     after = format.make(artifact.header, artifact.shared, artifact.mask, own)
-    tasks = tuple(type(task)(**{**task.__dict__, "digest": after.digest(task.index)}) for task in artifact.header.tasks)
-    header = type(artifact.header)(**{**after.header.__dict__, "tasks": tasks})
-    format.save(format.Artifact(header, after.shared, after.mask, own), tmp_path / "a.st")
+    tasks = tuple(replace(task, digest=after.digest(task.index)) for task in artifact.header.tasks)
+    format.save(replace(after, header=replace(after.header, tasks=tasks)), tmp_path / "a.st")
     with pytest.raises(UsageError, match="bfloat16 has the range"):
         edit.make_compact(tmp_path / "a.st", tmp_path / "c.st", dtype="float16")
     assert not (tmp_path / "c.st").exists()
@@ -224,9 +224,18 @@ def test_the_commands(full, tmp_path, folders, packnet):
         result = packnet(*command)
         assert result.exit_code == 3 and "is a compact file" in result.stderr, command
         assert result.stdout == "" and result.stderr.count("\n") == 1
-    for arguments, words in ((("-o", full), "itself"), (("-o", tmp_path / "y", "--dtype", "int8"), "--dtype")):
+    for arguments, words in ((("-o", full), "can take tasks"), (("-o", tmp_path / "y", "--dtype", "int8"), "--dtype")):
         result = packnet("compact", full, *arguments)
         assert result.exit_code == 2 and words in result.stderr
+
+
+def test_a_check_that_fails_writes_nothing(full, tmp_path, packnet):
+    """The images are gone."""
+    artifact = format.load(full)
+    tasks = tuple(replace(task, data=str(tmp_path / "gone")) for task in artifact.header.tasks)
+    format.save(replace(artifact, header=replace(artifact.header, tasks=tasks)), full)
+    result = packnet("compact", full, "-o", tmp_path / "ship.st", "--check")
+    assert result.exit_code == 6 and "no longer at" in result.stderr and not (tmp_path / "ship.st").exists()
 
 
 def test_the_indices_of_a_tree_are_those_of_the_mask():

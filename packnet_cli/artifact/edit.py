@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from packnet_cli.artifact import atomic, codec, compact, format, header, masks, verify
 from packnet_cli.artifact.format import Artifact, Header, State, Task
-from packnet_cli.errors import ForgettingError, TaskError, UsageError
+from packnet_cli.errors import ArtifactError, ForgettingError, TaskError, UsageError
 
 
 def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, masks.Mask], own: State) -> Artifact:
@@ -138,8 +139,11 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     if dtype not in codec.DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(codec.DTYPES)}, not {dtype!r}")
     atomic.check_writable(output)
-    if output.resolve() == path.resolve():
-        raise UsageError(f"{output} is the packed model itself; name another file to write")
+    with suppress(ArtifactError):  # it is nothing of the kind
+        if format.load_header(output).compact is None:
+            raise UsageError(
+                f"{output} is a packed model that can take tasks, as no compact file can; name another file"
+            )
     before = verify.load_verified(path)
     if not before.header.tasks:
         raise TaskError(f"{path} holds no task yet, and to a compact file none can be added")

@@ -110,7 +110,7 @@ def init(
     if dry_run:
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
-    _tell_of_checkpoint(path, resume)
+    _prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         artifact = pack.init(
             path,
@@ -193,7 +193,7 @@ def add_task(
         return
     from packnet_cli.engine import pack
 
-    _tell_of_checkpoint(path, resume)
+    _prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.add_task(
             path,
@@ -242,7 +242,7 @@ def prune(
     recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
     from packnet_cli.engine import pack
 
-    _tell_of_checkpoint(path, resume)
+    _prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.prune_task(
             path,
@@ -277,7 +277,9 @@ def plan(
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
 
 
-def _tell_of_checkpoint(path: Path, resume: bool) -> None:
+def _prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
+    if log is not None and log.resolve() == path.resolve():
+        raise UsageError(f"--log {log} is the packed model itself; name another file")
     folder = path.with_name(path.name + ".resume")
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")

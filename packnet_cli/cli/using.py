@@ -1,6 +1,7 @@
 """The commands that use an artifact and leave it as it is."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -171,13 +172,16 @@ def compact(
     """Write the smallest file that runs the tasks: for use, not for more tasks. eval, predict, extract, ... read it."""
     from packnet_cli.artifact.edit import make_compact
 
-    before, after = make_compact(path, output, dtype=dtype)
     accuracies = []
     if check:
-        from packnet_cli.engine.unpack import compare
+        from packnet_cli.engine.unpack import evaluate_tasks
 
-        accuracies = list(compare(path, output, batch_size=batch_size, workers=workers, device=device))
-    report.compacted(output, before, after, accuracies, as_json=json)
+        measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
+        accuracies.append(list(measure(path)))  # before anything is written: it may fail
+    sizes = make_compact(path, output, dtype=dtype)
+    if check:
+        accuracies.append(list(measure(output)))
+    report.compacted(output, *sizes, list(zip(*accuracies, strict=True)), as_json=json)
 
 
 @app.command()

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -35,6 +34,7 @@ def evaluate_tasks(
     wanted: str = "all",
     *,
     folder: Path | None = None,
+    as_in: Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     device: str = "auto",
@@ -42,38 +42,15 @@ def evaluate_tasks(
 ) -> Iterator[Evaluation]:
     """Evaluate one task (by index or name) or "all", on the data that it remembers or on `folder`.
 
+    A compact file remembers none: what the one that it was made of remembers is meant with `as_in`, the path of that.
     Raises TaskError, DataError, ArtifactError.
     """
     artifact = format.load(path)
+    if as_in is not None:
+        artifact = dataclasses.replace(artifact, header=format.load_header(as_in))
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
-    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "amp": amp}
-    yield from _evaluate(artifact, tasks, wanted, folder, **how)
-
-
-def compare(path: Path, other: Path, **how: Any) -> Iterator[tuple[Evaluation, Evaluation]]:
-    """Every task of an artifact beside the same one in a file made of it, on the data that the first remembers.
-
-    `how` and errors are those of `evaluate_tasks`.
-    """
-    before, after = format.load(path), format.load(other)
-    after = dataclasses.replace(after, header=before.header)
-    results = (_evaluate(artifact, before.header.tasks, "all", None, **how) for artifact in (before, after))
-    yield from zip(*results, strict=True)
-
-
-def _evaluate(
-    artifact: Artifact,
-    tasks: tuple[Task, ...],
-    wanted: str,
-    folder: Path | None,
-    *,
-    batch_size: int = 32,
-    workers: int | None = None,
-    device: str = "auto",
-    amp: bool = False,
-) -> Iterator[Evaluation]:
     torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or task.data]
     held_outs = {task.index: _held_out(task, folder) for task in there}
