@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from test_format import GOLDEN, small_artifact
 
-from packnet_cli.artifact import codec, edit, format, masks, verify
+from packnet_cli.artifact import codec, edit, format, header, masks, verify
 from packnet_cli.errors import ArtifactError, DamageError, UsageError
 
 
@@ -44,8 +47,6 @@ def test_what_most_weights_have_takes_the_fewest_bits():
 
 def test_bfloat16_is_rounded_as_torch_does():
     """Ties, infinities, NaN, zeros and subnormal numbers among them."""
-    import torch
-
     bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
     bits = np.concatenate([bits, bits & 0xFFFF0000 | 0x8000, [0, 1 << 31, 0x7F800000, 0x7FC00000, 1, 0x3F808000]])
     values = bits.astype(np.uint32).view(np.float32)
@@ -68,6 +69,44 @@ def test_every_task_is_the_same_to_the_bit(full, tmp_path):
         assert shipped.digest == task.digest == after.header.compact.originals[task.index]
         assert shipped.data == "" and task.data
     assert (tmp_path / "ship.st").stat().st_size < 0.9 * full.stat().st_size
+
+
+def read_as_specified(path, layer):
+    """One layer's weights and owners, bit by bit, by the specification alone."""
+    tensors = load_file(path)
+    with safe_open(path, framework="np") as file:
+        how = json.loads(file.metadata()["packnet"])["compact"]
+    places = [0] * int(np.prod(how["shapes"][layer]))
+    taken = 0
+
+    def go(tree, members):
+        nonlocal taken
+        if isinstance(tree, int):
+            for member in members:
+                places[member] = tree
+            return
+        part = tensors[f"bits.{layer}"][taken : taken + -(-len(members) // 8)]
+        taken += len(part)
+        bits = [int(part[i // 8]) >> i % 8 & 1 for i in range(len(members))]
+        for side in (0, 1):
+            go(tree[side], [member for member, bit in zip(members, bits, strict=True) if bit == side])
+
+    go(how["trees"][layer], range(len(places)))
+    values = iter(tensors[f"values.{layer}"])
+    weights = [next(values) if owner else 0 for owner in places]
+    return np.array(weights, np.float32), np.array(places, np.uint8)
+
+
+def test_a_reader_that_knows_only_the_specification(full, tmp_path):
+    """Finds the same weights and owners, free ones among them."""
+    edit.remove_task(full, "blue")
+    edit.make_compact(full, tmp_path / "ship.st")
+    before = format.load(full)
+    for layer in before.shared:
+        weights, owners = read_as_specified(tmp_path / "ship.st", layer)
+        np.testing.assert_array_equal(owners, before.mask[layer].reshape(-1))
+        visible = np.where(owners > 0, before.shared[layer].reshape(-1), np.float32(0))
+        assert weights.tobytes() == visible.tobytes()
 
 
 def test_with_free_and_removed_weights(full, tmp_path):
@@ -145,10 +184,6 @@ def test_every_flipped_bit_is_found(tmp_path, dtype):
 )
 def test_what_breaks_a_rule_is_refused(tmp_path, change, problem):
     """Well sealed, but not what a writer may write."""
-    from safetensors.numpy import load_file, save_file
-
-    from packnet_cli.artifact import header
-
     path = tmp_path / "ship.st"
     edit.make_compact(GOLDEN, path)
     tensors, fields = load_file(path), json.loads(header.write(format.load_header(path)))
