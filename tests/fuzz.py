@@ -28,8 +28,21 @@ from rich.console import Console
 from packnet_cli import report
 from packnet_cli.artifact import edit, format, header, summary, verify
 from packnet_cli.errors import PackNetError
+from packnet_cli.report import console
 
 GOLDEN = Path(__file__).with_name("golden.st").read_bytes()
+
+
+def compact(dtype):
+    """The golden file as a compact one."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder, "golden.st"), Path(folder, "compact.st")
+        source.write_bytes(GOLDEN)
+        edit.make_compact(source, output, dtype=dtype)
+        return output.read_bytes()
+
+
+FILES = [GOLDEN, compact("float32"), compact("bfloat16")]
 SECONDS, MEGABYTES = 60, 2048  # bounds of one case by the clock on the wall, and of the process
 DTYPES = [*"F64 F32 F16 BF16 I64 I32 U8 BOOL C64 F8_E5M2 F4 XX".split(), "", None, 3]
 NAMES = (
@@ -172,8 +185,10 @@ def spoil_numbers(rng, outer, data):
     for key, value in (
         ("mask.w", bytes([rng.choice([0, 1, 2, 3, 255])])),
         ("shared.w", struct.pack("<f", float("nan"))),
+        ("bits.w", bytes([rng.randrange(256)])),
+        ("values.w", struct.pack("<f", float("inf"))),
     ):
-        if rng.random() < 0.5:
+        if key in outer and rng.random() < 0.5:
             start = outer[key]["data_offsets"][0]
             data[start : start + len(value)] = value
 
@@ -182,7 +197,7 @@ def digests(outer, data):
     tensors = {}
     for key, entry in outer.items():
         if key != "__metadata__":
-            dtype = {"F32": "<f4", "U8": "u1", "I64": "<i8"}[entry["dtype"]]
+            dtype = {"F32": "<f4", "U16": "<u2", "U8": "u1", "I64": "<i8"}[entry["dtype"]]
             tensors[key] = np.frombuffer(data[slice(*entry["data_offsets"])], dtype).reshape(entry["shape"])
     return format.tensor_digests(tensors)
 
@@ -253,14 +268,14 @@ def run(count, seed=0):
     """Try `count` cases; each depends on its number and the seed alone."""
     tally = Tally()
     shown = io.StringIO()
-    before = report.out, report.err, sys.stdout
-    report.out = report.err = Console(file=shown, markup=False, highlight=False, soft_wrap=True)
+    before = console.out, console.err, sys.stdout
+    console.out = console.err = Console(file=shown, markup=False, highlight=False, soft_wrap=True)
     sys.stdout = shown
     try:
         with tempfile.TemporaryDirectory() as folder:
             for case in range(count):
                 rng = random.Random(f"{seed}/{case}")
-                file = rng.choice(MUTATIONS)(rng, GOLDEN)
+                file = rng.choice(MUTATIONS)(rng, rng.choice(FILES))
                 began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 try:
                     with within(SECONDS):
@@ -275,7 +290,7 @@ def run(count, seed=0):
                 tally.slowest = max(tally.slowest, (time.process_time() - began, case))
                 tally.largest = max(tally.largest, (grown, case))
     finally:
-        report.out, report.err, sys.stdout = before
+        console.out, console.err, sys.stdout = before
     return tally
 
 

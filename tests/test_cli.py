@@ -19,7 +19,7 @@ from packnet_cli.artifact import format
 from packnet_cli.engine import network, unpack
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
-COMMANDS += ["rename"]
+COMMANDS += ["rename", "compact"]
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import make_folder
 from PIL import Image
 
-from packnet_cli.engine import data
+from packnet_cli.engine import data, sources
 from packnet_cli.errors import DataError
 
 CONFIG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
@@ -175,7 +175,7 @@ def test_an_unreadable_folder_is_no_empty_one(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="cannot read .*class0: Permission denied"):
-        list(data._class_files(folder / "train"))
+        list(sources._class_files(folder / "train"))
 
 
 @pytest.mark.parametrize("kind", ["I;16 png", "I;16 tif", "I tif"])

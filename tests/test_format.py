@@ -83,8 +83,8 @@ def test_a_task_is_found_by_index_and_by_name():
 def rewrite(path, change):
     """The small artifact with its tensors or metadata changed and sealed, by an ordinary safetensors writer."""
     format.save(small_artifact(), path)
-    tensors, fields = load_file(path), json.loads(json.dumps(dataclasses.asdict(small_artifact().header)))
-    fields["format"] = 1
+    tensors, fields = load_file(path), json.loads(header.write(small_artifact().header))
+    del fields["seal"]
     change(tensors, fields)
     save_file(tensors, path, {"packnet": header.seal(fields)})
 
@@ -92,7 +92,8 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, f: f.update(format=2), "newer than format 1"),
+        (lambda t, f: f.update(format=3), "newer than format 2"),
+        (lambda t, f: f.update(format=2), "metadata cannot be read"),
         (lambda t, f: f.update(tasks=None), "metadata cannot be read"),
         (lambda t, f: f.update(surprise=1), "metadata cannot be read"),
         (lambda t, f: f.update(tasks=f["tasks"][::-1]), "not numbered from 1"),

@@ -33,6 +33,7 @@ def imported(*arguments):
         ["plot", "{full}", "-o", "{folder}/x.png"],
         ["plan", "{full}", "--tasks", "4"],
         ["verify", "{full}"],
+        ["compact", "{full}", "-o", "{folder}/ship.st", "--dtype", "bfloat16"],
         ["rename", "{full}", "--task", "1", "--name", "other"],
         ["remove-task", "{full}", "--task", "1", "--yes"],
         ["extract", "{full}", "--task", "1", "-o", "{folder}/x.safetensors"],

@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from packnet_cli import extras, report
+from packnet_cli import extras
 from packnet_cli.artifact import format, masks, summary
+from packnet_cli.report import contents
 
 
 def test_layers_are_those_of_the_masks(full, packnet):
@@ -35,9 +36,9 @@ def test_bars_fit_into_80_columns(full, packnet):
 
 def test_an_owner_is_a_character(packed, packnet):
     """In proportion, and what is free is a dot."""
-    assert report._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."
-    assert report._owners([]) == "." * 20
-    assert report._owners([1 / 12] * 12)[-1] == "c"  # the twelfth task
+    assert contents._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."
+    assert contents._owners([]) == "." * 20
+    assert contents._owners([1 / 12] * 12)[-1] == "c"  # the twelfth task
     assert "." * 20 in packnet("info", packed, "--layers").stdout
 
 

@@ -72,7 +72,7 @@ def test_what_cannot_be_verified(tmp_path):
     """No file, and a format that is not known here, are no findings."""
     with pytest.raises(ArtifactError, match="does not exist"):
         verify.verify(tmp_path / "none.st")
-    rewrite(tmp_path / "newer.st", lambda tensors, fields: fields.update(format=2))
+    rewrite(tmp_path / "newer.st", lambda tensors, fields: fields.update(format=3))
     with pytest.raises(ArtifactError, match="newer") as raised:
         verify.verify(tmp_path / "newer.st")
     assert not isinstance(raised.value, DamageError)

@@ -1,4 +1,4 @@
-"""The packed-model artifact, and its specification (format 1).
+"""The packed-model artifact, and its specification (formats 1 and 2, which is the compact one).
 
 The artifact is ONE safetensors file, readable by any safetensors reader. Its tensors:
 
@@ -24,7 +24,7 @@ equal content makes equal bytes; of at most 2**25 characters, 2**17 of them open
 
 * `seal`: the digest of the object's text without this member (a `{`, then what follows the seal's comma). A reader
   MUST refuse a file whose seal does not hold. So no bit of the metadata changes unseen.
-* `format`: 1; a reader MUST refuse a greater one.
+* `format`: 1, or 2 as described below; a reader MUST refuse a greater one.
 * `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
   `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
   interpolation.
@@ -36,6 +36,21 @@ equal content makes equal bytes; of at most 2**25 characters, 2**17 of them open
 
 The digest of a state dict is `sha256:` and the hexadecimal SHA-256 over its tensors, sorted by name, each as
 `<name> <dtype> <shape>\n` (numpy's dtype name, comma-separated shape) followed by its little-endian C-order bytes.
+
+Format 2 holds the tasks of a file of format 1 and nothing else: no task can be added. It differs in this:
+
+* In place of `shared.<param>` stands `values.<param>`, one-dimensional: the weights that are owned, in C order. All
+  others are 0. In place of `mask.<param>` stands `bits.<param>`, uint8, one-dimensional: the mask's bits, by a tree.
+* A tree is a task index (0 for free), which stands for weights that all have it and takes no bits; or a pair of trees:
+  for each weight, in C order, a bit tells in which of the two its index is found (0: the first), eight to a byte, the
+  least significant first, the last byte filled up with 0; then come the bits of the first tree for the weights that
+  went there, then those of the second. In a tree an index stands once, and 0 is no whole tree.
+* There is no `task.0.*`. Of `task.<k>.*` those tensors are left out that are, to the bit, the ones of the next lower
+  task that is not removed.
+* The metadata has a field more, `compact`: `dtype`, "float32", "bfloat16" or "float16"; `shapes` and `trees` by packed
+  parameter; `originals`, by index, the digests of the tasks in the file that this one was made of. They are the tasks'
+  own if the dtype is float32. If not, what was float32 is rounded: to float16, or to bfloat16 as uint16, the upper half
+  of the float32; a state dict holds it as float32 again, and so enters its digest.
 """
 
 import dataclasses
@@ -51,7 +66,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from packnet_cli.artifact import atomic, header, masks
+from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.errors import ArtifactError, DamageError
@@ -173,6 +188,12 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
         if not rule:
             raise DamageError(f"{path} is damaged: {problem}")
 
+    stored = tensors
+    if about.compact:
+        try:
+            tensors = compact.expand(about, about.compact, stored)
+        except ValueError as error:
+            require(False, str(error))
     shared: State = {}
     mask: dict[str, masks.Mask] = {}
     own: tuple[State, ...] = tuple({} for _ in range(about.last_index + 1))
@@ -191,7 +212,7 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
         fits = values.dtype == np.float32 and mask[name].dtype == np.uint8 and values.shape == mask[name].shape
         require(fits, f"shared.{name} or mask.{name} has a wrong type or shape")
         require(mask[name].max(initial=0) <= about.last_index, f"mask.{name} names a task that does not exist")
-    for key in tensors.keys() ^ about.tensors.keys():
+    for key in stored.keys() ^ about.tensors.keys():
         require(False, f"its metadata and its tensors disagree about {key!r}")
     return Artifact(about, shared, mask, own)
 
@@ -225,8 +246,10 @@ def _read_header(path: Path, file: Any) -> Header:
 def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None = None) -> None:
     """Write the artifact atomically.
 
-    Raises ConflictError, and leaves the file alone, if it is no longer the one that `unchanged_since` was taken of.
+    Raises ConflictError, and leaves the file alone, if it is no longer the one that `unchanged_since` was taken of;
+    ArtifactError for what was read from a compact file.
     """
+    artifact.header.check_changeable(path)
     metadata = {"packnet": header.write(artifact.header)}
     write_tensors(artifact.tensors(), metadata, path, unchanged_since=unchanged_since)
 

@@ -4,18 +4,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from packnet_cli.artifact import masks
+from packnet_cli.artifact import codec, rules
 from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
 
-FORMAT = 1
+PLAIN, COMPACT = 1, 2  # the formats
 # Bounds of the metadata, and so of the memory and time that a hostile file can ask for: what 255 tasks of a thousand
 # tensors take fits. An empty list takes fifty times as much memory as it takes text, hence the second.
 MAX_CHARACTERS, MAX_BRACKETS = 2**25, 2**17
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 SEALED = re.compile(r'\{"seal":"(sha256:[0-9a-f]{64})",')
 
 
@@ -40,6 +38,16 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compact:
+    """How a compact file holds what it holds."""
+
+    dtype: str  # of the numbers
+    shapes: dict[str, list[int]]  # of the packed parameters
+    trees: dict[str, codec.Tree]  # by packed parameter, that of its mask
+    originals: dict[int, str]  # index of a task -> its digest in the file that this one was made of
+
+
+@dataclasses.dataclass(frozen=True)
 class Header:
     """The metadata of an artifact: all that is known without reading a tensor."""
 
@@ -51,6 +59,7 @@ class Header:
     tasks: tuple[Task, ...] = ()  # in order of index
     removed: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)  # index of a task -> its `owned`
     tensors: dict[str, str] = dataclasses.field(default_factory=dict)  # key of a tensor -> its digest
+    compact: Compact | None = None  # of a compact file
 
     @property
     def last_index(self) -> int:
@@ -65,9 +74,17 @@ class Header:
         known = ", ".join(f"{task.index} ({task.name})" for task in self.tasks) or "none yet"
         raise TaskError(f"no task {str(wanted)!r} in this artifact; its tasks: {known}")
 
+    def check_changeable(self, path: Path) -> None:
+        """Raise ArtifactError if this is the header of a compact file, `path`."""
+        if self.compact:
+            raise ArtifactError(
+                f"{path} is a compact file, which is for use and holds nothing to go on from; "
+                "change the file that it was made of, and make another with `packnet compact`"
+            )
+
     def check_new_name(self, name: str) -> None:
         """Raise TaskError if no task of this artifact can be given this name."""
-        if not _is_name(name):
+        if not rules.is_name(name):
             raise TaskError(f"{name!r} cannot be a task's name (no number, 'all' or 'auto'); give another with --name")
         if name in (task.name for task in self.tasks):
             raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
@@ -78,7 +95,10 @@ class Header:
 
 def write(header: Header) -> str:
     """The metadata as text: equal content, equal text."""
-    return seal(dataclasses.asdict(header) | {"format": FORMAT})
+    fields = dataclasses.asdict(header)
+    if header.compact is None:
+        del fields["compact"]
+    return seal(fields | {"format": COMPACT if header.compact else PLAIN})
 
 
 def seal(fields: dict[str, Any]) -> str:
@@ -106,11 +126,11 @@ def parse(path: Path, text: str) -> Header:
     try:
         fields = json.loads(text, parse_constant=no_number)
         version = fields.pop("format")
-        if _is_count(version) and version > FORMAT:
-            raise ArtifactError(f"{path} has format {version}, newer than format {FORMAT} of this packnet; upgrade it")
-        if version != FORMAT or type(version) is not int:
+        if rules.is_count(version) and version > COMPACT:
+            raise ArtifactError(f"{path} has format {version}, newer than format {COMPACT} of this packnet; upgrade it")
+        if version not in (PLAIN, COMPACT) or type(version) is not int:
             raise ValueError(f"there is no format {version!r}")
-        return _header(fields)
+        return _header(fields, version)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         damaged(f"its metadata cannot be read ({type(error).__name__}: {error})")
 
@@ -123,118 +143,22 @@ def _digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
-def _header(fields: dict[str, Any]) -> Header:
+def _header(fields: dict[str, Any], version: int) -> Header:
     """Raises ValueError if the fields break a rule."""
     del fields["seal"]
-    _check("the artifact", fields, HEADER_RULES)
+    rules.check("the artifact", fields, rules.HEADER_RULES | (rules.OF_COMPACT if version == COMPACT else {}))
     for task in fields["tasks"]:
-        _check("a task", task, TASK_RULES)
+        rules.check("a task", task, rules.TASK_RULES)
     tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in fields["tasks"])
     removed = {int(index): owned for index, owned in fields["removed"].items()}
-    header = Header(**{**fields, "head": tuple(fields["head"]), "tasks": tasks, "removed": removed})
+    compact = fields.get("compact")
+    if compact:
+        compact = Compact(**{**compact, "originals": {int(k): found for k, found in compact["originals"].items()}})
+    head = tuple(fields["head"])
+    header = Header(**{**fields, "head": head, "tasks": tasks, "removed": removed, "compact": compact})
     indices = [task.index for task in tasks]
     if sorted(indices) != indices or sorted([*indices, *removed]) != list(range(1, header.last_index + 1)):
         raise ValueError("its tasks are not numbered from 1")
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError("two of its tasks have one name")
     return header
-
-
-# --- rules ----------------------------------------------------------------------------------------------------------
-
-Rule = Callable[[Any], bool]
-
-
-def _check(what: str, fields: Any, rules: dict[str, Rule]) -> None:
-    """Raise ValueError unless there are exactly these fields, and each is as its rule says."""
-    if not isinstance(fields, dict) or fields.keys() != rules.keys():
-        raise ValueError(f"the fields of {what} are not those of format {FORMAT}")
-    for name, rule in rules.items():
-        if not rule(fields[name]):
-            raise ValueError(f"{what} has an impossible {name}")
-
-
-def _is_any(value: Any) -> bool:
-    return True
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_name(value: Any) -> bool:
-    """Whether it can be told from an index, from "all" and "auto", and be shown."""
-    reserved = _is_text(value) and (value.isdecimal() or value in ("all", "auto"))
-    return _is_text(value) and value.isprintable() and bool(value.strip()) and not reserved
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
-def _is_percentage(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 100
-
-
-def _is_percentage_or_null(value: Any) -> bool:
-    return value is None or _is_percentage(value)
-
-
-def _list_of(rule: Rule, least: int = 0) -> Rule:
-    return lambda value: isinstance(value, list) and len(value) >= least and all(map(rule, value))
-
-
-def _dict_of(rule: Rule, key: Rule = _is_text) -> Rule:
-    return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(rule, value.values()))
-
-
-def _is_digest(value: Any) -> bool:
-    return _is_text(value) and DIGEST.fullmatch(value) is not None
-
-
-def _is_preprocessing(value: Any) -> bool:
-    size: Any = value.get("input_size") if isinstance(value, dict) else None
-    return _list_of(_is_count)(size) and len(size) == 3 and min(size) > 0
-
-
-# What timm.create_model takes beside the network's own arguments: none of it is for a file to say. With
-# checkpoint_path, for one, a file could have another one unpickled.
-NOT_FOR_FILES = {"pretrained", "checkpoint_path", "cache_dir", "num_classes", "scriptable", "exportable", "no_jit"}
-
-
-def is_argument(name: str) -> bool:
-    """Whether this argument of timm.create_model may stand in a file."""
-    return name.isidentifier() and name not in NOT_FOR_FILES and not name.startswith("pretrained_cfg")
-
-
-HEADER_RULES: dict[str, Rule] = {
-    "arch": lambda value: _is_text(value) and value.isidentifier(),  # and not the address of something to fetch
-    "model_kwargs": _dict_of(_is_any, key=is_argument),
-    "head": _list_of(_is_text),
-    "source": _is_text,
-    "data_config": _is_preprocessing,
-    "tasks": _list_of(_dict_of(_is_any)),
-    "removed": _dict_of(_dict_of(_is_count), key=lambda index: re.fullmatch("[1-9][0-9]{0,2}", index) is not None),
-    "tensors": _dict_of(_is_digest),
-}
-
-TASK_RULES: dict[str, Rule] = {
-    "index": lambda value: _is_count(value) and 1 <= value <= masks.MAX_TASKS,
-    "name": _is_name,
-    "classes": _list_of(_is_text, least=1),
-    "prune": lambda value: _is_number(value) and 0 <= value < 1,
-    "owned": _dict_of(_is_count),
-    "accuracy": _dict_of(_is_percentage),
-    "top1": _is_percentage_or_null,
-    "top5": _is_percentage_or_null,
-    "images": _is_count,
-    "data": _is_text,
-    "recipe": _dict_of(_is_any),
-    "search": _dict_of(_is_percentage),
-    "digest": _is_digest,
-    "skipped": _is_count,
-}

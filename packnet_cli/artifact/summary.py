@@ -64,6 +64,7 @@ class Summary:
             "free_fraction": self.free_fraction,
             "removed_fraction": self.removed_fraction,
             "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes},
+            "compact": self.header.compact and self.header.compact.dtype,
             "tasks": [self.task_dict(task) for task in self.header.tasks],
         }
 
@@ -83,23 +84,36 @@ class Summary:
             "data": task.data,
             "recipe": task.recipe,
             "digest": task.digest,
+            "original_digest": self.header.compact.originals.get(task.index) if self.header.compact else task.digest,
         }
 
 
 def summarize(path: Path) -> Summary:
     """Read an artifact's header. Raises ArtifactError."""
     header, tensors = format.load_header(path), format.load_shapes(path)
-    shared = {key: shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
-    layers = {key.removeprefix("shared."): math.prod(shared[key]) for key in sorted(shared, key=_natural)}
+    shared = {key.removeprefix("shared."): shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
+    if header.compact:
+        shared = header.compact.shapes
+    layers = {name: math.prod(shared[name]) for name in sorted(shared, key=_natural)}
     if not layers:
         raise DamageError(f"{path} is damaged: it holds no packed weights")
-    own = sum(
-        ITEM_BYTES.get(dtype, 0) * math.prod(shape)
-        for name, (dtype, shape) in tensors.items()
-        if name.startswith("task.") and not name.startswith("task.0.")
-    )
+    own = 0
+    of_task: dict[str, int] = {}
+    for task in header.tasks:
+        start = f"task.{task.index}."
+        sizes = {
+            key: _bytes(*kind, header.compact is not None) for key, kind in tensors.items() if key.startswith(start)
+        }
+        # In a compact file what is not there is as the task before has it.
+        of_task = (of_task if header.compact else {}) | {key.removeprefix(start): size for key, size in sizes.items()}
+        own += sum(of_task.values())
     packed = 4 * sum(layers.values())
     return Summary(header, layers, path.stat().st_size, own + packed * len(header.tasks))
+
+
+def _bytes(dtype: str, shape: list[int], compact: bool) -> int:
+    """The bytes of a tensor in a network of its own, where 16 bits of a compact file are 32."""
+    return (4 if compact and dtype in ("U16", "F16") else ITEM_BYTES.get(dtype, 0)) * math.prod(shape)
 
 
 def _natural(name: str) -> list[str | int]:

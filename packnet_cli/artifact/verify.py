@@ -28,7 +28,11 @@ def verify(path: Path) -> list[Finding]:
 
 
 def load_verified(path: Path) -> Artifact:
-    """Load an artifact to build upon: damage in it would get new digests, and be seen no more. Raises ArtifactError."""
+    """Load an artifact to build upon: damage in it would get new digests, and be seen no more.
+
+    Raises ArtifactError, also if it is a compact file, which is not to be built upon.
+    """
+    format.load_header(path).check_changeable(path)
     artifact, findings = _examine(path)
     if artifact is None:
         raise DamageError(findings[-1].problem)
@@ -84,5 +88,5 @@ def _wrong_counts(artifact: Artifact) -> list[Finding]:
             found = masks.count_owned(artifact.mask[name], index) if name in artifact.mask else 0
             if found != counts.get(name, 0):
                 problem = f"task {index} owns {found:,} weights of {name}, not the recorded {counts.get(name, 0):,}"
-                findings.append(Finding(problem, index, f"mask.{name}"))
+                findings.append(Finding(problem, index, f"{'bits' if header.compact else 'mask'}.{name}"))
     return findings

@@ -1,6 +1,7 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
 import sys
+from enum import Enum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 
 MACHINE = "Machine"
+METRICS = "Metrics"
 
 # Every option has its environment variable, PACKNET_<COMMAND>_<OPTION>: too many to name in each command's help.
 Option: Any = partial(typer.Option, show_envvar=False)
@@ -84,6 +86,26 @@ CheckpointMinutes = Annotated[
     Option(min=0, help="Keep what is needed to resume every so many minutes.", rich_help_panel=MACHINE),
 ]
 Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
+
+
+class Form(str, Enum):
+    """How progress is shown."""
+
+    BAR = "bar"
+    JSON = "json"
+
+
+Progress = Annotated[
+    Form, Option(help="Show progress as a bar, or as lines of JSON on stderr.", rich_help_panel=METRICS)
+]
+Log = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE.jsonl",
+        help="Add the metrics of each epoch and each measured accuracy to this file, as lines of JSON.",
+        rich_help_panel=METRICS,
+    ),
+]
 
 
 def _show_version(wanted: bool) -> None:

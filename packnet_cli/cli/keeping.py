@@ -49,6 +49,7 @@ def remove_task(
     atomic.check_writable(path)
     unchanged_since = atomic.stamp(path)
     header = format.load_header(path)
+    header.check_changeable(path)
     found = header.task(task)
     freed = edit.freed_by(header, found)
     if not yes:

@@ -6,9 +6,23 @@ from typing import Annotated, Any
 from typer import Argument
 
 from packnet_cli import report
-from packnet_cli.cli import Amp, CheckpointMinutes, Device, Json, Option, Packed, Resume, Workers, app
+from packnet_cli.cli import (
+    Amp,
+    CheckpointMinutes,
+    Device,
+    Form,
+    Json,
+    Log,
+    Option,
+    Packed,
+    Progress,
+    Resume,
+    Workers,
+    app,
+)
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
+from packnet_cli.lists import task_name
 from packnet_cli.recipe import SETTINGS, Recipe
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -42,7 +56,7 @@ def init(
         Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
-        Path | None, Option(metavar="DIR", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+        Path | None, Option(metavar="DIR|CSV", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
     name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
@@ -69,6 +83,8 @@ def init(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
     recipe = recipe_from(settings)
@@ -94,8 +110,8 @@ def init(
     if dry_run:
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
-    _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    _prepare_to_train(path, resume, log)
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         artifact = pack.init(
             path,
             arch,
@@ -114,7 +130,7 @@ def init(
             amp=amp,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
-            progress=progress,
+            progress=told,
             say=report.say,
             **how,
         )
@@ -131,10 +147,13 @@ def init(
 def add_task(
     path: Packed,
     data: Annotated[
-        Path, Option(metavar="DIR", help="Images: train/<class>/... and val/<class>/..., or just <class>/...")
+        Path,
+        Option(
+            metavar="DIR|CSV", help="Images: train/<class>/... and val/<class>/..., or just <class>/...; or a list."
+        ),
     ],
     settings: dict[str, Any],
-    name: Annotated[str | None, Option(help="Name of the task; default, the folder's.")] = None,
+    name: Annotated[str | None, Option(help="Name of the task; default, the folder's or list's.")] = None,
     prune: Annotated[
         str, Option(metavar="FRACTION|auto", help="Fraction of its weights to release to later tasks, 0 to 1.")
     ] = "0",
@@ -155,6 +174,8 @@ def add_task(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe = recipe_from(settings)
@@ -165,14 +186,15 @@ def add_task(
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         artifact = format.load(path)
-        wanted = {name or data.resolve().name: fraction}
+        artifact.header.check_changeable(path)
+        wanted = {name or task_name(data): fraction}
         shares = plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
         report.plan(shares, as_json=json)
         return
     from packnet_cli.engine import pack
 
-    _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    _prepare_to_train(path, resume, log)
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.add_task(
             path,
             data,
@@ -187,7 +209,7 @@ def add_task(
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
-            progress=progress,
+            progress=told,
         )
     _report_newest(path, json)
 
@@ -200,7 +222,7 @@ def prune(
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
     data: Annotated[
-        Path | None, Option(metavar="DIR", help="Images to retrain on; default, those it was added with.")
+        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
     ] = None,
     distill: Distill = None,
     json: Json = False,
@@ -209,16 +231,19 @@ def prune(
     amp: Amp = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
 ) -> None:
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
     from packnet_cli.artifact import format
 
-    recorded = format.load_header(path).task(task).recipe
-    recipe = recipe_from(settings, Recipe.recorded(recorded))
+    header = format.load_header(path)
+    header.check_changeable(path)
+    recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
     from packnet_cli.engine import pack
 
-    _tell_of_checkpoint(path, resume)
-    with report.training_bar() as progress:
+    _prepare_to_train(path, resume, log)
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.prune_task(
             path,
             task,
@@ -231,7 +256,7 @@ def prune(
             amp=amp,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
-            progress=progress,
+            progress=told,
         )
     _report_newest(path, json)
 
@@ -248,10 +273,13 @@ def plan(
     from packnet_cli.artifact.plan import equal_shares, share_out
 
     artifact = format.load(path)
+    artifact.header.check_changeable(path)
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
 
 
-def _tell_of_checkpoint(path: Path, resume: bool) -> None:
+def _prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
+    if log is not None and log.resolve() == path.resolve():
+        raise UsageError(f"--log {log} is the packed model itself; name another file")
     folder = path.with_name(path.name + ".resume")
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")

@@ -1,9 +1,12 @@
 """The settings of a recipe as command-line options, made from the fields of Recipe: one list, one set of defaults."""
 
 import dataclasses
+import difflib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 from packnet_cli.cli import Option
@@ -17,14 +20,19 @@ RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
 
 
 def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these settings, and --recipe.
+    """Give a command an option for each of these settings, --recipe and --config.
 
     In place of its parameter `settings` the command gets a dictionary of the settings that were given on the command
-    line, "recipe" among them if it was.
+    line, "recipe" and "config" among them if they were.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        options = {"recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}.")} | {
+        options = {
+            "recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}."),
+            "config": Option(
+                metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."
+            ),
+        } | {
             name: Option(
                 flag(name),
                 help=SETTINGS[name].metadata["help"],
@@ -34,7 +42,7 @@ def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable
         }
         for option in options.values():
             option.rich_help_panel = TRAINING
-        types: dict[str, Any] = {"recipe": str} | {name: SETTINGS[name].type for name in names}
+        types: dict[str, Any] = {"recipe": str, "config": Path} | {name: SETTINGS[name].type for name in names}
         added = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types[name] | None, option]
@@ -57,8 +65,38 @@ def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable
 
 
 def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe:
-    """The recipe that was asked for by name, else `start`, with the settings that were given. Raises UsageError."""
-    name = settings.pop("recipe", None)
+    """The recipe that was asked for by name, else `start`, with what --config says and the settings that were given.
+
+    Raises UsageError.
+    """
+    name, config = settings.pop("recipe", None), settings.pop("config", None)
     if name is not None and name not in RECIPES:
         raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, not {name!r}")
-    return dataclasses.replace(start if start and name is None else RECIPES[name or "default"], **settings)
+    configured = read_config(config) if config else {}
+    return dataclasses.replace(start if start and name is None else RECIPES[name or "default"], **configured | settings)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, by name. Raises UsageError for one that is unknown or of a wrong type."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    for name, value in found.items():
+        if name not in SETTINGS:
+            near = difflib.get_close_matches(name, SETTINGS, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(SETTINGS)}"
+            raise UsageError(f"{path}: no setting is called {name!r}; {hint}")
+        kind: Any = SETTINGS[name].type
+        if type(value) is int and kind is float:
+            found[name] = float(value)
+        elif type(value) is not kind:
+            what = {int: "a whole number", float: "a number", str: "a text in quotes"}[kind]
+            raise UsageError(f"{path}: {name} takes {what}, not {value!r}")
+    return found

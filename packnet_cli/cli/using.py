@@ -1,6 +1,7 @@
 """The commands that use an artifact and leave it as it is."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ def evaluate(
     path: Packed,
     task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
     data: Annotated[
-        Path | None, Option(metavar="DIR", help="Images to evaluate on; default, those it was added with.")
+        Path | None, Option(metavar="DIR|CSV", help="Images to evaluate on; default, those it was added with.")
     ] = None,
     json: Json = False,
     batch_size: BatchSize = 32,
@@ -135,12 +136,52 @@ def _form(output: str) -> str:
 def info(
     path: Packed,
     layers: Annotated[bool, Option("--layers", help="Show for each layer which task owns how much.")] = False,
+    task: Annotated[
+        str | None,
+        Option(
+            help="Show one task, by index or name: its recipe, accuracies, digest, ...", autocompletion=complete_task
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
     from packnet_cli.artifact.summary import summarize
 
+    if task is not None:
+        if layers:
+            raise UsageError("--layers shows all tasks; leave out --task")
+        numbers = summarize(path)
+        report.task(numbers, numbers.header.task(task), as_json=json)
+        return
     report.summary(summarize(path), layers=layers, as_json=json)
+
+
+@app.command()
+def compact(
+    path: Packed,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The compact file to write.")],
+    dtype: Annotated[str, Option(help="float32, exact; or rounded to bfloat16 or float16.")] = "float32",
+    check: Annotated[
+        bool, Option("--check", help="Also measure every task in both, on the images that it remembers.")
+    ] = False,
+    json: Json = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Write the smallest file that runs the tasks: for use, not for more tasks. eval, predict, extract, ... read it."""
+    from packnet_cli.artifact.edit import make_compact
+
+    accuracies = []
+    if check:
+        from packnet_cli.engine.unpack import evaluate_tasks
+
+        measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
+        accuracies.append(list(measure(path)))  # before anything is written: it may fail
+    sizes = make_compact(path, output, dtype=dtype)
+    if check:
+        accuracies.append(list(measure(output)))
+    report.compacted(output, *sizes, list(zip(*accuracies, strict=True)), as_json=json)
 
 
 @app.command()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from packnet_cli.engine import data
+from packnet_cli.engine import data, sources
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
+from packnet_cli.lists import task_name
 from packnet_cli.recipe import Recipe
 
 
@@ -27,7 +28,7 @@ def class_names(origin: Origin, listed: Path | None, folder: Path | None) -> tup
         wnids = ()
     if folder is None:
         return wnids or tuple(map(str, range(count)))
-    folders = data.class_folders(folder)
+    folders = sources.class_names(folder)
     if set(folders) <= set(wnids):
         return wnids
     if len(folders) == count:
@@ -52,7 +53,7 @@ def default_name(classes: tuple[str, ...], folder: Path | None) -> str:
     """What the task is called if nobody says: imagenet if its classes are wnids, else as the folder."""
     if all(name[:1] == "n" and name[1:].isdecimal() for name in classes):
         return "imagenet"
-    return folder.resolve().name if folder else "pretrained"
+    return task_name(folder) if folder else "pretrained"
 
 
 def open_images(

@@ -1,29 +1,26 @@
-"""Folders of images as batches: which files, which classes, and timm's transforms for the network."""
+"""Images as batches: which are trained on, which held out, and timm's transforms for the network."""
 
 import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from packnet_cli.engine import sources
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError
+from packnet_cli.lists import ClassFiles
 
 CACHE_BYTES = 2 << 30  # of decoded images that one split keeps in memory, in each process that decodes
-HELD_OUT_FOLDERS = ("val", "validation", "test")
-
-ClassFiles = dict[str, list[Path]]  # class name -> its image files
 
 
 @dataclass(frozen=True)
@@ -59,30 +56,32 @@ class TrainingImages:
 def open_training(
     folder: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None
 ) -> TrainingImages:
-    """The classes, training images and held-out images in a folder.
+    """The classes, training images and held-out images in a folder, or in a list (see `lists.py`).
 
-    `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone;
-    then of each class the fraction `val_split` is held out: under one seed always the same files. A network that knows
-    its `classes` already has its labels by them, and need not find all of them here.
+    `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone.
+    If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
+    always the same files. A network that knows its `classes` already has its labels by them, and need not find all of
+    them here.
     Raises DataError.
     """
-    files = _class_files(_training_folder(folder))
+    files = sources.training_files(folder)
     if classes is not None:
         _check_known(folder, files, classes)
     classes = classes or tuple(files)
     if len(classes) < 2:
-        raise DataError(f"{folder} has only the class {classes[0]!r}; a classifier needs at least two class folders")
+        raise DataError(f"{folder} has only the class {classes[0]!r}; a classifier needs at least two")
     for name, paths in files.items():
         if not paths:
             raise DataError(f"{folder}: the class folder {name!r} holds no images; fill it or remove it")
-    if _held_out_folder(folder) is None:
+    source = sources.held_out_files(folder)
+    if source is None:
         files, _ = _hold_out(files, val_split, seed)
     held_out = open_held_out(folder, classes, val_split=val_split, seed=seed)
     empty = [name for name in held_out.missing if name in files]
-    if empty and (source := _held_out_folder(folder)) is not None:
+    if empty and source is not None:
         raise DataError(
-            f"{source} has no images of {len(empty)} class(es): {_few(empty, limit=20)}; "
-            f"add some, or take {source.name}/ away to have a part of train/ held out"
+            f"{source.name} has no images of {len(empty)} class(es): {_few(empty, limit=20)}; "
+            "add some, or take it away to have a part of the training images held out"
         )
     return TrainingImages(classes, _split(files, classes), held_out)
 
@@ -95,34 +94,22 @@ def open_held_out(
     These are the held-out folder's; without one, the part that `open_training` held out if the task was
     `trained_on` this folder, else every image in it. Raises DataError, also for a class that the task does not know.
     """
-    source = _held_out_folder(folder)
-    files = _class_files(source or _training_folder(folder))
+    source = sources.held_out_files(folder)
+    files = source.files if source else sources.training_files(folder)
+    name = source.name if source else str(folder)
     if source is None and trained_on:
         _, files = _hold_out(files, val_split, seed)
-    _check_known(source or folder, files, classes)
+    _check_known(name, files, classes)
     split = _split(files, classes)
     if not split.paths:
-        raise DataError(f"{source or folder} holds no images to evaluate on")
+        raise DataError(f"{name} holds no images to evaluate on")
     return HeldOut(split, tuple(name for name in classes if not files.get(name)))
 
 
 def open_unlabelled(folder: Path) -> Split:
     """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} does not exist")
-    try:
-        paths = sorted(path for path in _walk(folder) if _is_image_name(path))
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-    if not paths:
-        raise DataError(f"{folder} holds no images")
+    paths = sources.images_below(folder)
     return Split(paths, [0] * len(paths))
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders, sorted: the training images', else the held-out ones'. Raises DataError."""
-    held_out = None if (folder / "train").is_dir() else _held_out_folder(folder)
-    return tuple(_class_files(held_out or _training_folder(folder)))
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -245,49 +232,7 @@ class ImageFiles(Dataset[Any]):
         return image
 
 
-# --- finding files --------------------------------------------------------------------------------------------------
-
-
-def _training_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist")
-    if (folder / "train").is_dir():
-        return folder / "train"
-    if _held_out_folder(folder) is not None:
-        raise DataError(f"{folder} has held-out images ({_held_out_folder(folder)}) but no train/ folder beside them")
-    return folder
-
-
-def _held_out_folder(folder: Path) -> Path | None:
-    if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist")
-    return next((folder / name for name in HELD_OUT_FOLDERS if (folder / name).is_dir()), None)
-
-
-def _class_files(folder: Path) -> ClassFiles:
-    """The image files of each class folder, both in order of name."""
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files = {name: sorted(path for path in _walk(folder / name) if _is_image_name(path)) for name in names}
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-    if not any(files.values()):
-        raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
-    return files
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, through no link to another. Raises OSError for one that cannot be read."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise error
-
-    for where, _, names in os.walk(folder, onerror=fail):
-        yield from (Path(where, name) for name in names)
-
-
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
@@ -300,11 +245,11 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
     return kept, held_out
 
 
-def _check_known(folder: Path, files: ClassFiles, classes: tuple[str, ...]) -> None:
+def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...]) -> None:
     known = set(classes)
     unknown = [name for name in files if name not in known]
     if unknown:
-        raise DataError(f"{folder} has {len(unknown)} class folder(s) unknown to the task: {_few(unknown)}")
+        raise DataError(f"{where} has {len(unknown)} class(es) unknown to the task: {_few(unknown)}")
 
 
 def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:

@@ -22,10 +22,12 @@ from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
 
-Progress = Callable[[str, Step], None]  # called after each step with the phase ("train", "retrain") and the step
+# Called after each step with the phase ("train", "retrain") and the step, and after each measurement on the held-out
+# images with what was measured ("dense", "pruned", "retrained") and the accuracy.
+Progress = Callable[[str, Step | Accuracy], None]
 
 
-def silent(phase: str, step: Step) -> None:
+def silent(phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
 
 
@@ -183,6 +185,7 @@ class NewTask:
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
             self.final = evaluate(self.model, self.val_batches, amp=self.amp)
             self.accuracy[phase] = self.final.top1
+            self.progress(phase, self.final)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`."""

@@ -23,6 +23,7 @@ from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
+from packnet_cli.lists import task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def add_task(
     unchanged_since = atomic.stamp(path)
     artifact = _load_whole(path)
     _check_capacity(path, artifact, head_only)
-    name = name or folder.resolve().name
+    name = name or task_name(folder)
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     images = data.usable(images, skip_bad=skip_bad_images)

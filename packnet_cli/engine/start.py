@@ -16,7 +16,7 @@ from timm.models import load_model_config_from_hf
 from torch import nn
 
 from packnet_cli.artifact.format import Header
-from packnet_cli.artifact.header import is_argument
+from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine.network import CHANNELS, create, reason
 from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError

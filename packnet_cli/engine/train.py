@@ -34,6 +34,7 @@ class Step:
     loss: float
     accuracy: float
     images_per_second: float
+    lr: float  # that of the step; the head's may be another
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ def train(
             loss.backward()
             optimizer.step()
             freezer.write_back()
+            rate = optimizer.param_groups[0]["lr"]
             if scheduler is not None:
                 scheduler.step_update(epoch * len(batches) + step + 1)
 
@@ -205,7 +207,8 @@ def train(
             loss_sum += loss.item() * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
             speed = seen / (time.perf_counter() - began)
-            progress(Step(epoch + 1, epochs, step + 1, len(batches), loss_sum / seen, 100 * correct / seen, speed))
+            means = loss_sum / seen, 100 * correct / seen
+            progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, speed, rate))
             after_step(Place(epoch, step + 1), optimizer)
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():

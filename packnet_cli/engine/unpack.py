@@ -34,6 +34,7 @@ def evaluate_tasks(
     wanted: str = "all",
     *,
     folder: Path | None = None,
+    as_in: Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     device: str = "auto",
@@ -41,13 +42,16 @@ def evaluate_tasks(
 ) -> Iterator[Evaluation]:
     """Evaluate one task (by index or name) or "all", on the data that it remembers or on `folder`.
 
+    A compact file remembers none: what the one that it was made of remembers is meant with `as_in`, the path of that.
     Raises TaskError, DataError, ArtifactError.
     """
-    torch_device = network.choose_device(device)
     artifact = format.load(path)
+    if as_in is not None:
+        artifact = dataclasses.replace(artifact, header=format.load_header(as_in))
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or task.data]
     held_outs = {task.index: _held_out(task, folder) for task in there}
     packed = Packed(artifact)
@@ -96,7 +100,7 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
-    if folder is None and not where.is_dir():
+    if folder is None and not where.exists():
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,

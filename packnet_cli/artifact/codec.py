@@ -1,0 +1,109 @@
+"""How a compact file holds masks and numbers: pure functions on arrays. The specification stands in `format.py`."""
+
+import heapq
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packnet_cli.artifact import masks
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+Tree = int | list[Any]  # a task index, or two trees
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def leaves(tree: Tree) -> Iterator[int]:
+    """The task indices in a tree."""
+    if isinstance(tree, int):
+        yield tree
+    else:
+        for branch in tree:
+            yield from leaves(branch)
+
+
+def shortest_tree(mask: masks.Mask) -> Tree:
+    """The tree that takes the fewest bits (Huffman's): the more weights an index has, the nearer to the root."""
+    counts = np.bincount(mask.reshape(-1), minlength=256)
+    heap: list[tuple[int, int, Tree]] = [(int(counts[k]), int(k), int(k)) for k in np.flatnonzero(counts)]
+    if {index for _, index, _ in heap} <= {masks.FREE}:  # else its size would be backed by no byte of the file
+        heap = [(0, 1, 1), (mask.size, masks.FREE, masks.FREE)]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        less, more = heapq.heappop(heap), heapq.heappop(heap)
+        heapq.heappush(heap, (less[0] + more[0], min(less[1], more[1]), [more[2], less[2]]))
+    return heap[0][2]
+
+
+def write_mask(mask: masks.Mask, tree: Tree) -> Bytes:
+    """The bits of a task-index mask of any shape, as bytes."""
+    parts: list[Bytes] = []
+
+    def write(indices: masks.Mask, tree: Tree) -> None:
+        if isinstance(tree, int):
+            return
+        second = np.zeros(256, np.bool_)
+        second[list(leaves(tree[1]))] = True
+        bits = second[indices]
+        parts.append(np.packbits(bits, bitorder="little"))
+        write(indices[~bits], tree[0])
+        write(indices[bits], tree[1])
+
+    write(mask.reshape(-1), tree)
+    return np.concatenate([np.zeros(0, np.uint8), *parts])
+
+
+def read_mask(packed: Bytes, tree: Tree, size: int) -> masks.Mask:
+    """The indices (size,) that `write_mask` made these bytes of. Raises ValueError if it did not."""
+    start = 0
+
+    def read(tree: Tree, size: int) -> masks.Mask:
+        nonlocal start
+        if isinstance(tree, int):
+            return np.full(size, tree, np.uint8)
+        part = packed[start : start + math.ceil(size / 8)]
+        start += math.ceil(size / 8)
+        if start > packed.size:
+            raise ValueError("has too few bits")
+        bits = np.unpackbits(part, count=size, bitorder="little").view(np.bool_)
+        ones = int(np.count_nonzero(bits))
+        indices = np.empty(size, np.uint8)
+        indices[~bits] = read(tree[0], size - ones)
+        indices[bits] = read(tree[1], ones)
+        return indices
+
+    indices = read(tree, size)
+    if start != packed.size:
+        raise ValueError("has too many bits")
+    return indices
+
+
+def narrow(values: Array, dtype: str) -> Array:
+    """float32 numbers as `dtype`, rounded to the nearest, a tie to even; any others as they are.
+
+    numpy knows no bfloat16: such a number is the upper half of a float32, and stands as a uint16.
+    Raises OverflowError if a number is beyond the range of `dtype`.
+    """
+    if dtype == "float32" or values.dtype != np.float32:
+        return values
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            narrowed: Array = values.astype(np.float16)
+    else:
+        bits = values.view(np.uint32)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+        narrowed = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    if not np.array_equal(np.isfinite(widen(narrowed)), np.isfinite(values)):
+        raise OverflowError(f"a number is too large for {dtype}")
+    return narrowed
+
+
+def widen(values: Array) -> Array:
+    """What `narrow` made, as float32."""
+    if values.dtype == np.uint16:
+        return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+    return values.astype(np.float32) if values.dtype == np.float16 else values

@@ -1,0 +1,77 @@
+"""The tensors of a compact file, made of an artifact's and turned back. The specification stands in `format.py`."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packnet_cli.artifact import codec, masks
+from packnet_cli.artifact.header import Compact, Header
+
+State = dict[str, NDArray[Any]]
+
+
+def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
+    """What a compact file holds of the tensors of an artifact, and how. Raises OverflowError, see `codec.narrow`."""
+    stored, shapes, trees = {}, {}, {}
+    for key, mask in tensors.items():
+        room, _, name = key.partition(".")
+        if room != "mask":
+            continue
+        shapes[name], trees[name] = list(mask.shape), codec.shortest_tree(mask)
+        stored[f"bits.{name}"] = codec.write_mask(mask, trees[name])
+        stored[f"values.{name}"] = codec.narrow(tensors[f"shared.{name}"][mask != masks.FREE], dtype)
+    before: State = {}
+    for task in header.tasks:
+        own = {key.split(".", 2)[2]: array for key, array in tensors.items() if key.startswith(f"task.{task.index}.")}
+        own = {name: codec.narrow(array, dtype) for name, array in own.items()}
+        stored |= {f"task.{task.index}.{name}": a for name, a in own.items() if not _same(a, before.get(name))}
+        before = own
+    return Compact(dtype, shapes, trees, {task.index: task.digest for task in header.tasks}), stored
+
+
+def _same(one: NDArray[Any], other: NDArray[Any] | None) -> bool:
+    """Whether two arrays are equal to the bit."""
+    if other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.tobytes() == other.tobytes()
+
+
+def expand(header: Header, how: Compact, stored: State) -> State:
+    """The tensors of a compact file as those of format 1. Raises ValueError if they break a rule."""
+    tensors = {key: codec.widen(array) for key, array in stored.items() if key.startswith("task.")}
+    rest = stored.keys() - tensors.keys() - {f"{room}.{name}" for name in how.shapes for room in ("values", "bits")}
+    if rest:
+        raise ValueError(f"unexpected tensor {min(rest)!r}")
+    for earlier, later in zip(header.tasks, header.tasks[1:], strict=False):
+        old, new = f"task.{earlier.index}.", f"task.{later.index}."
+        same = {new + key.removeprefix(old): array for key, array in tensors.items() if key.startswith(old)}
+        tensors = same | tensors
+    for name, shape in how.shapes.items():
+        if not {f"values.{name}", f"bits.{name}"} <= stored.keys():
+            raise ValueError(f"values.{name} or bits.{name} is missing")
+        values, bits = codec.widen(stored[f"values.{name}"]), stored[f"bits.{name}"]
+        if values.dtype != np.float32 or bits.dtype != np.uint8 or not values.ndim == bits.ndim == 1:
+            raise ValueError(f"values.{name} or bits.{name} has a wrong type or shape")
+        try:
+            shared, mask = _expand_layer(values, bits, how.trees[name], math.prod(shape))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        tensors[f"shared.{name}"], tensors[f"mask.{name}"] = shared.reshape(shape), mask.reshape(shape)
+    return tensors
+
+
+def _expand_layer(
+    values: masks.Floats, bits: codec.Bytes, tree: codec.Tree, size: int
+) -> tuple[masks.Floats, masks.Mask]:
+    """The weights and the task-index mask of one layer, both (size,), free weights being 0. Raises ValueError."""
+    if not values.size <= size <= values.size + 8 * bits.size:  # so that no small file asks for much memory
+        raise ValueError("is larger than what the file holds of it")
+    mask = codec.read_mask(bits, tree, size)
+    owned = mask != masks.FREE
+    if np.count_nonzero(owned) != values.size:
+        raise ValueError("has not as many values as owned weights")
+    shared = np.zeros(size, np.float32)
+    shared[owned] = values
+    return shared, mask

@@ -1,0 +1,142 @@
+"""What the metadata of an artifact may say: a rule for each field, as files come from anywhere."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from packnet_cli.artifact import codec, masks
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+Rule = Callable[[Any], bool]
+
+
+def check(what: str, fields: Any, rules: dict[str, Rule]) -> None:
+    """Raise ValueError unless there are exactly these fields, and each is as its rule says."""
+    if not isinstance(fields, dict) or fields.keys() != rules.keys():
+        raise ValueError(f"the fields of {what} are not those of its format")
+    for name, rule in rules.items():
+        if not rule(fields[name]):
+            raise ValueError(f"{what} has an impossible {name}")
+
+
+def _is_any(value: Any) -> bool:
+    return True
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_name(value: Any) -> bool:
+    """Whether it can be told from an index, from "all" and "auto", and be shown."""
+    reserved = _is_text(value) and (value.isdecimal() or value in ("all", "auto"))
+    return _is_text(value) and value.isprintable() and bool(value.strip()) and not reserved
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_percentage(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 100
+
+
+def _is_percentage_or_null(value: Any) -> bool:
+    return value is None or _is_percentage(value)
+
+
+def _list_of(rule: Rule, least: int = 0) -> Rule:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(rule, value))
+
+
+def _dict_of(rule: Rule, key: Rule = _is_text) -> Rule:
+    return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(rule, value.values()))
+
+
+def _is_digest(value: Any) -> bool:
+    return _is_text(value) and DIGEST.fullmatch(value) is not None
+
+
+def _is_preprocessing(value: Any) -> bool:
+    size: Any = value.get("input_size") if isinstance(value, dict) else None
+    return _list_of(is_count)(size) and len(size) == 3 and min(size) > 0
+
+
+def _is_shape(value: Any) -> bool:
+    return _list_of(is_count)(value) and len(value) <= 32 and math.prod(value) < 2**63  # what every numpy takes
+
+
+def _is_tree(value: Any) -> bool:
+    def is_branch(part: Any) -> bool:
+        if isinstance(part, list):
+            return len(part) == 2 and all(map(is_branch, part))
+        return is_count(part) and part <= masks.MAX_TASKS
+
+    if not is_branch(value) or value == masks.FREE:
+        return False
+    indices = list(codec.leaves(value))
+    return len(set(indices)) == len(indices)
+
+
+def _is_compact(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    check("its compact part", value, COMPACT_RULES)
+    return bool(value["shapes"].keys() == value["trees"].keys())
+
+
+# What timm.create_model takes beside the network's own arguments: none of it is for a file to say. With
+# checkpoint_path, for one, a file could have another one unpickled.
+NOT_FOR_FILES = {"pretrained", "checkpoint_path", "cache_dir", "num_classes", "scriptable", "exportable", "no_jit"}
+
+
+def is_argument(name: str) -> bool:
+    """Whether this argument of timm.create_model may stand in a file."""
+    return name.isidentifier() and name not in NOT_FOR_FILES and not name.startswith("pretrained_cfg")
+
+
+def _is_index(value: Any) -> bool:
+    return re.fullmatch("[1-9][0-9]{0,2}", value) is not None
+
+
+HEADER_RULES: dict[str, Rule] = {
+    "arch": lambda value: _is_text(value) and value.isidentifier(),  # and not the address of something to fetch
+    "model_kwargs": _dict_of(_is_any, key=is_argument),
+    "head": _list_of(_is_text),
+    "source": _is_text,
+    "data_config": _is_preprocessing,
+    "tasks": _list_of(_dict_of(_is_any)),
+    "removed": _dict_of(_dict_of(is_count), key=_is_index),
+    "tensors": _dict_of(_is_digest),
+}
+
+COMPACT_RULES: dict[str, Rule] = {
+    "dtype": lambda value: value in codec.DTYPES,
+    "shapes": _dict_of(_is_shape),
+    "trees": _dict_of(_is_tree),
+    "originals": _dict_of(_is_digest, key=_is_index),
+}
+
+OF_COMPACT: dict[str, Rule] = {"compact": _is_compact}  # what the artifact has beside, in format 2
+
+TASK_RULES: dict[str, Rule] = {
+    "index": lambda value: is_count(value) and 1 <= value <= masks.MAX_TASKS,
+    "name": is_name,
+    "classes": _list_of(_is_text, least=1),
+    "prune": lambda value: _is_number(value) and 0 <= value < 1,
+    "owned": _dict_of(is_count),
+    "accuracy": _dict_of(_is_percentage),
+    "top1": _is_percentage_or_null,
+    "top5": _is_percentage_or_null,
+    "images": is_count,
+    "data": _is_text,
+    "recipe": _dict_of(_is_any),
+    "search": _dict_of(_is_percentage),
+    "digest": _is_digest,
+    "skipped": is_count,
+}

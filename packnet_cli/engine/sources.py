@@ -1,0 +1,100 @@
+"""Where images come from: folders with a folder for each class, or lists. Finds files, and opens none of them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from packnet_cli.errors import DataError
+from packnet_cli.lists import HELD_OUT, TRAIN, ClassFiles, is_list, read_list
+
+
+class HeldOutFiles(NamedTuple):
+    """Images that are held out, and what to call where they are."""
+
+    name: str
+    files: ClassFiles
+
+
+def training_files(data: Path) -> ClassFiles:
+    """The training images of a folder or list. Raises DataError."""
+    if not is_list(data):
+        return _class_files(_training_folder(data))
+    files = read_list(data).get(TRAIN)
+    if files is None:
+        raise DataError(f"{data} lists held-out images only, and none of the split {TRAIN!r}")
+    return files
+
+
+def held_out_files(data: Path) -> HeldOutFiles | None:
+    """The held-out images of a folder or list, if it has any of its own. Raises DataError."""
+    if is_list(data):
+        splits = read_list(data)
+        split = next((name for name in HELD_OUT if name in splits), None)
+        return split and HeldOutFiles(f"the split {split!r} of {data}", splits[split]) or None
+    folder = _held_out_folder(data)
+    return HeldOutFiles(str(folder), _class_files(folder)) if folder else None
+
+
+def class_names(data: Path) -> tuple[str, ...]:
+    """The names of the classes, sorted: the training images', else the held-out ones'. Raises DataError."""
+    trains = TRAIN in read_list(data) if is_list(data) else (data / TRAIN).is_dir()
+    held_out = None if trains else held_out_files(data)
+    return tuple(held_out.files if held_out else training_files(data))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Every image below a folder, in order of name. Raises DataError, also if there is none."""
+    if not folder.is_dir():
+        raise DataError(f"the folder {folder} does not exist")
+    try:
+        paths = sorted(path for path in _walk(folder) if _is_image_name(path))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    if not paths:
+        raise DataError(f"{folder} holds no images")
+    return paths
+
+
+def _training_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"the data folder {folder} does not exist")
+    if (folder / "train").is_dir():
+        return folder / "train"
+    if _held_out_folder(folder) is not None:
+        raise DataError(f"{folder} has held-out images ({_held_out_folder(folder)}) but no train/ folder beside them")
+    return folder
+
+
+def _held_out_folder(folder: Path) -> Path | None:
+    if not folder.is_dir():
+        raise DataError(f"the data folder {folder} does not exist")
+    return next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
+
+
+def _class_files(folder: Path) -> ClassFiles:
+    """The image files of each class folder, both in order of name."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        files = {name: sorted(path for path in _walk(folder / name) if _is_image_name(path)) for name in names}
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    if not any(files.values()):
+        raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, through no link to another. Raises OSError for one that cannot be read."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for where, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(where, name) for name in names)
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")

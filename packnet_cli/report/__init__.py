@@ -1,0 +1,31 @@
+"""What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
+
+from packnet_cli.report.answers import evaluated, predictions
+from packnet_cli.report.console import confirm, error, say, talk, visible, warning
+from packnet_cli.report.contents import added, plan, plotted, started, summary, task
+from packnet_cli.report.deeds import compacted, explain_removal, extracted, removed, renamed, verified
+from packnet_cli.report.training import training
+
+__all__ = [
+    "added",
+    "compacted",
+    "confirm",
+    "error",
+    "evaluated",
+    "explain_removal",
+    "extracted",
+    "plan",
+    "plotted",
+    "predictions",
+    "removed",
+    "renamed",
+    "say",
+    "started",
+    "summary",
+    "talk",
+    "task",
+    "training",
+    "verified",
+    "visible",
+    "warning",
+]

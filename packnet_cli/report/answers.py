@@ -1,0 +1,81 @@
+"""What the tasks make of images: accuracies and predictions."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from packnet_cli.report import console
+
+if TYPE_CHECKING:
+    from packnet_cli.engine.predict import Answer
+    from packnet_cli.engine.unpack import Evaluation
+
+
+def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
+    for result in results:
+        if result.missing:
+            console.warning(
+                f"task {result.task.index} ({result.task.name}): {len(result.missing)} of {len(result.task.classes)} "
+                f"classes have no images here, {result.missing[0]!r} among them"
+            )
+    if as_json:
+        console.print_json({"tasks": [evaluation_dict(result) for result in results]})
+        return
+    table = console.new_table(None, "task", "name", "top-1 %", "top-5 %", "images")
+    for result in results:
+        task, accuracy = result.task, result.accuracy
+        numbers = (
+            (f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.images:,}")
+            if accuracy
+            else ("unmeasured", "", "0")
+        )
+        console.add_row(table, str(task.index), task.name, *numbers)
+    console.out.print(table)
+
+
+def evaluation_dict(result: "Evaluation") -> dict[str, Any]:
+    return {
+        "index": result.task.index,
+        "name": result.task.name,
+        "top1": result.accuracy and result.accuracy.top1,
+        "top5": result.accuracy and result.accuracy.top5,
+        "images": result.accuracy.images if result.accuracy else 0,
+        "missing_classes": list(result.missing),
+    }
+
+
+def predictions(form: str, top: int) -> "Callable[[Answer], None]":
+    """What shows an answer at once, its `top` likeliest classes, in this form: "table", "json" or "csv"."""
+    if form == "csv":
+        console.print_csv("image", "task", "rank", "class", "probability")
+    return lambda answer: {"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form](answer, top)
+
+
+def _answer_table(answer: "Answer", top: int) -> None:
+    table = Table.grid(padding=(0, 2))
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top)):
+            console.add_row(table, "", "" if rank else prediction.task.name, f"{100 * probability:6.2f} %", name)
+    console.out.print(Text(console.visible(str(answer.path)), style="bold"))
+    console.out.print(table)
+
+
+def _answer_json(answer: "Answer", top: int) -> None:
+    tasks = [
+        {
+            "index": prediction.task.index,
+            "name": prediction.task.name,
+            "entropy": prediction.entropy,
+            "top": [{"class": name, "probability": probability} for name, probability in prediction.top(top)],
+        }
+        for prediction in answer.predictions
+    ]
+    console.print_json({"image": str(answer.path), "tasks": tasks})
+
+
+def _answer_csv(answer: "Answer", top: int) -> None:
+    for prediction in answer.predictions:
+        for rank, (name, probability) in enumerate(prediction.top(top), start=1):
+            console.print_csv(answer.path, prediction.task.name, rank, name, probability)

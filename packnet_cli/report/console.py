@@ -1,0 +1,82 @@
+"""The terminal: where lines, tables and documents go, and what of a text may reach it."""
+
+import csv
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
+out = Console(markup=False, highlight=False, soft_wrap=True)
+err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+talk = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)  # what --quiet does without
+
+
+def error(message: str) -> None:
+    err.print(Text("error: ", style="bold red") + Text(visible(message)))
+
+
+def say(message: str) -> None:
+    """Talk about what is going on, which is no result."""
+    talk.print(visible(message))
+
+
+def warning(message: str) -> None:
+    err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
+
+
+def confirm(question: str) -> bool:
+    """Ask at the terminal; anything but yes is no."""
+    try:
+        return err.input(f"{question} [y/N] ", markup=False, emoji=False).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def tell(text: str) -> None:
+    out.print(visible(text))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    text = json.dumps(document, ensure_ascii=False)
+    print(visible(text), flush=True)  # which escapes as JSON does, and inside strings only
+
+
+def print_json_on_stderr(document: dict[str, Any]) -> None:
+    print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
+
+
+def print_csv(*cells: object) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
+    sys.stdout.flush()
+
+
+def new_table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(columns), safe_box=True)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if column in ("", "name") and number < 2 else "right")
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(visible, cells))
+
+
+def visible(text: str) -> str:
+    """Text with every character that a terminal would act on, or hide, as its escape: names may come from anywhere."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def percent(value: float | None) -> str:
+    return "unmeasured" if value is None else f"{value:.2f}"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{count(part)} ({100 * part / whole:.2f} %)"
+
+
+def count(number: int) -> str:
+    return f"{number / 1e6:,.2f} M" if number >= 1e5 else f"{number:,}"

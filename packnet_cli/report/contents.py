@@ -1,0 +1,182 @@
+"""What is in a packed model: its tasks, who owns how much, what is free."""
+
+import json
+import string
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.bar import Bar
+from rich.table import Table
+
+from packnet_cli.report import console
+
+if TYPE_CHECKING:
+    from packnet_cli.artifact.format import Artifact, Task
+    from packnet_cli.artifact.plan import Plan
+    from packnet_cli.artifact.summary import Summary
+
+BAR = 14  # columns of a terminal
+DIGITS = string.digits + string.ascii_lowercase
+
+
+def started(path: Path, artifact: "Artifact") -> None:
+    weights = sum(array.size for array in artifact.shared.values())
+    free = artifact.free_count()
+    channels, height, width = artifact.header.data_config["input_size"]
+    left = console.count(free) if free < weights else "all"
+    console.tell(
+        f"{path}: {artifact.header.arch}, {console.count(weights)} weights, {left} free; "
+        f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
+    )
+
+
+def added(numbers: "Summary", *, as_json: bool) -> None:
+    task = numbers.header.tasks[-1]
+    if as_json:
+        console.print_json({"task": numbers.task_dict(task), "free_fraction": numbers.free_fraction})
+        return
+    table = console.new_table(f"task {task.index}: {task.name}", "", "")
+    for phase, top1 in task.accuracy.items():
+        console.add_row(table, f"top-1 {phase}", f"{top1:.2f} %")
+    for fraction, top1 in task.search.items():
+        console.add_row(table, f"top-1 if pruned by {fraction}*", f"{top1:.2f} %")
+    console.add_row(table, "held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+    if task.skipped:
+        console.add_row(table, "unreadable images", f"{task.skipped:,}")
+    if task.prune:
+        console.add_row(table, "pruned by", f"{task.prune:g}")
+    console.add_row(table, "weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
+    free = round(numbers.free_fraction * numbers.packed_weights)
+    console.add_row(table, "weights free", console.share(free, numbers.packed_weights))
+    console.out.print(table)
+    if task.search:
+        console.out.print("* on images set aside from the training ones")
+
+
+def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
+    if as_json:
+        console.print_json(shares.as_dict())
+        return
+    table = console.new_table(None, "task", "name", "prune", "weights", "of all")
+    for seat in shares.seats:
+        console.add_row(
+            table,
+            str(seat.index),
+            seat.name,
+            f"{seat.prune:.4g}",
+            console.count(seat.total),
+            f"{100 * seat.total / shares.packed_weights:.2f} %",
+        )
+    free = sum(shares.free.values())
+    console.add_row(table, "", "free", "", console.count(free), f"{100 * free / shares.packed_weights:.2f} %")
+    console.out.print(table)
+    if layers:
+        by_layer = console.new_table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")
+        for layer, left in shares.free.items():
+            console.add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
+        console.out.print(by_layer)
+    console.tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
+    for seat in shares.planned:
+        if seat.dry:
+            console.warning(
+                f"task {seat.index} owns nothing in {len(seat.dry)} of {len(seat.owned)} layers, {seat.dry[0]} first"
+            )
+        elif shares.is_thin(seat):
+            console.warning(
+                f"task {seat.index} owns little: {100 * seat.total / shares.packed_weights:.2f} % of the weights"
+            )
+
+
+def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
+    if as_json:
+        console.print_json(numbers.as_dict() | ({"layers": numbers.layer_dicts()} if layers else {}))
+        return
+    header = numbers.header
+    console.tell(
+        f"{header.arch}, {console.count(numbers.packed_weights)} packed weights; started from: {header.source}"
+    )
+    console.out.print(_tasks_table(numbers))
+    if layers:
+        console.out.print(_layers_table(numbers))
+    file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
+    networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
+    compact = f" (compact, {header.compact.dtype}: no task can be added)" if header.compact else ""
+    console.tell(f"{file:,.1f} MB in this file{networks}{compact}")
+
+
+def _tasks_table(numbers: "Summary") -> Table:
+    """The tasks, and as bars, one below the other, how they share the weights."""
+    bars = not console.out.options.ascii_only
+    table = console.new_table(None, "task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
+    taken = 0.0
+    for task in numbers.header.tasks:
+        share = numbers.owned_fraction(task)
+        bar = (Bar(1, taken, taken + share, width=BAR),) * bars
+        cells = (str(task.index), console.visible(task.name), f"{len(task.classes):,}", console.percent(task.top1))
+        table.add_row(*cells, f"{100 * share:.2f} %", *bar)
+        taken += share
+    if numbers.header.removed:
+        share = numbers.removed_fraction
+        bar = (Bar(1, taken, taken + share, width=BAR),) * bars
+        table.add_row("", "(removed)", "", "", f"{100 * share:.2f} %", *bar)
+        taken += share
+    table.add_row("", "free", "", "", f"{100 * numbers.free_fraction:.2f} %", *(Bar(1, taken, 1, width=BAR),) * bars)
+    return table
+
+
+def _layers_table(numbers: "Summary") -> Table:
+    """Who owns how much of each layer: a row of characters, each an equal part of it."""
+    table = Table(safe_box=True)
+    table.add_column("layer", overflow="fold")
+    table.add_column("weights", justify="right")
+    table.add_column("free", justify="right")
+    table.add_column("owned by task", no_wrap=True)
+    for layer, weights in numbers.layers.items():
+        shares = numbers.shares(layer)
+        console.add_row(table, layer, console.count(weights), f"{100 * abs(1 - sum(shares)):.1f} %", _owners(shares))
+    return table
+
+
+def _owners(shares: list[float], width: int = 20) -> str:
+    """`11112233....`: what tasks 1, 2, ... have of a whole, by a digit or letter each, and . for what is free."""
+    ends = list(accumulate(shares))
+    owners = (bisect_right(ends, (place + 0.5) / width) for place in range(width))
+    return "".join(DIGITS[(owner + 1) % len(DIGITS)] if owner < len(shares) else "." for owner in owners)
+
+
+def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
+    """All that is known of one task."""
+    if as_json:
+        console.print_json({"task": numbers.task_dict(task) | {"classes": list(task.classes)}})
+        return
+
+    def line(name: str, value: str) -> None:
+        console.tell(f"{name:20}{value}")  # no table: a digest or a path stays in one piece
+
+    line("task", f"{task.index} ({task.name})")
+    line("classes", f"{len(task.classes):,}: {task.classes[0]} to {task.classes[-1]}")
+    for phase, top1 in task.accuracy.items():
+        line(f"top-1 {phase}", f"{top1:.2f} %")
+    for fraction, top1 in task.search.items():
+        line(f"top-1 if pruned by {fraction}", f"{top1:.2f} %, on images set aside")
+    if task.top5 is not None:
+        line("top-5", f"{task.top5:.2f} %")
+    line("held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
+    if task.skipped:
+        line("unreadable images", f"{task.skipped:,}")
+    line("pruned by", f"{task.prune:g}")
+    line("weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
+    line("data", task.data or "not on record")
+    line("digest", task.digest)
+    compact = numbers.header.compact
+    if compact and compact.originals.get(task.index, task.digest) != task.digest:
+        line("original digest", compact.originals[task.index])
+    console.tell("recipe")
+    for name, value in task.recipe.items():
+        line(f"  {name}", json.dumps(value))
+
+
+def plotted(output: Path, numbers: "Summary") -> None:
+    console.tell(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")

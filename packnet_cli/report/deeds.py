@@ -1,0 +1,102 @@
+"""What was done to a packed model or with it, and what was written."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packnet_cli.report import console
+from packnet_cli.report.answers import evaluation_dict
+
+if TYPE_CHECKING:
+    from packnet_cli.artifact.edit import Sizes
+    from packnet_cli.artifact.format import Header, Task
+    from packnet_cli.artifact.verify import Finding
+    from packnet_cli.engine.unpack import Evaluation
+
+
+def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
+    """What was written, `form` being its suffix or empty for a folder, and how to open it."""
+    arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
+    arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
+    plain = f"timm.create_model({', '.join(arguments)})"
+    opened = {
+        "": f"timm.create_model({f'local-dir:{output}'!r}, pretrained=True)",
+        ".onnx": f"onnxruntime.InferenceSession({str(output)!r}).run(None, {{'images': images}})",
+        ".pt2": f"torch.export.load({str(output)!r}).module()",
+    }
+    console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
+    console.tell(f"  {opened.get(form, plain)}")
+
+
+def compacted(
+    output: Path,
+    before: "Sizes",
+    after: "Sizes",
+    accuracies: "list[tuple[Evaluation, Evaluation]]",
+    *,
+    as_json: bool,
+) -> None:
+    """The bytes of both files by part, and each task's accuracy in both, as far as measured."""
+    if as_json:
+        tasks = [{"before": evaluation_dict(one), "after": evaluation_dict(other)} for one, other in accuracies]
+        sizes = {"before": {**asdict(before), "total": before.total}, "after": {**asdict(after), "total": after.total}}
+        console.print_json({"bytes": sizes, **({"tasks": tasks} if accuracies else {})})
+        return
+    table = console.new_table(None, "", "before, MB", "after, MB")
+    names = {
+        "weights": "weights (after: those that are owned)",
+        "owners": "task-index masks",
+        "tasks": "the tasks' own tensors",
+        "start": "for a first task to start from",
+        "metadata": "metadata",
+        "total": "in all",
+    }
+    for part, name in names.items():
+        console.add_row(table, name, f"{getattr(before, part) / 1e6:,.3f}", f"{getattr(after, part) / 1e6:,.3f}")
+    console.out.print(table)
+    if accuracies:
+        table = console.new_table(None, "task", "name", "top-1 % before", "top-1 % after", "images")
+        for one, other in accuracies:
+            images = f"{one.accuracy.images:,}" if one.accuracy else "0"
+            top1 = [console.percent(result.accuracy.top1 if result.accuracy else None) for result in (one, other)]
+            console.add_row(table, str(one.task.index), one.task.name, *top1, images)
+        console.out.print(table)
+    console.tell(f"{output}: compact, for use; keep the file that it was made of to add tasks to")
+
+
+def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:
+    if as_json:
+        console.print_json({"whole": not findings, "findings": [asdict(finding) for finding in findings]})
+        return
+    for finding in findings:
+        console.tell(finding.problem)
+    if not findings:
+        console.tell(f"{path} is whole, and every task in it to the bit what was added")
+
+
+def explain_removal(header: "Header", task: "Task", freed: int) -> None:
+    """What removing a task would do, on stderr, before it is asked for."""
+    later = ", ".join(f"{other.index} ({other.name})" for other in header.tasks if other.index > task.index)
+    console.say(f"task {task.index} ({task.name}): its name, its head and its own tensors go for good.")
+    if later:
+        owned = console.count(sum(task.owned.values()))
+        console.say(f"Its {owned} weights do not become free: later tasks run on them: {later}.")
+    else:
+        console.say(
+            f"{console.count(freed)} weights become free, and keep what it left there, from which the next task starts."
+        )
+
+
+def removed(path: Path, task: "Task", freed: int, *, as_json: bool) -> None:
+    if as_json:
+        console.print_json({"removed": {"index": task.index, "name": task.name}, "freed_weights": freed})
+        return
+    weights = f"{console.count(freed)} weights are free again" if freed else "later tasks keep running on its weights"
+    console.tell(f"{path}: task {task.index} ({task.name}) removed; {weights}")
+
+
+def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
+    if as_json:
+        console.print_json({"task": {"index": task.index, "name": task.name}})
+        return
+    console.tell(f"{path}: task {task.index} is now {task.name}")

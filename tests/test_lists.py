@@ -1,0 +1,102 @@
+"""Lists of images as --data: the same images as in folders are the same task; and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from packnet_cli.artifact import format
+from packnet_cli.engine import data
+from packnet_cli.errors import DataError
+from packnet_cli.lists import is_list, read_list, task_name
+
+QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
+
+
+def write(path: Path, *rows, columns=("path", "label", "split")) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def listed(folder: Path, path: Path, parts=("train", "val")) -> Path:
+    """A list of all images in train/ and val/."""
+    images = [image for part in parts for image in sorted((folder / part).rglob("*.png"))]
+    return write(path, *((image, image.parent.name, image.parts[-3]) for image in images))
+
+
+def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet):
+    """To the bit, whether they are listed or lie in folders; eval and prune then go on from the list."""
+    where, bits = listed(folders[0], tmp_path / "red.csv"), packed.read_bytes()
+    states = []
+    for source in (folders[0], where):
+        packed.write_bytes(bits)
+        assert packnet("add-task", packed, "--data", source, *QUICK).exit_code == 0
+        artifact = format.load(packed)
+        states.append(artifact.header.tasks[0])
+    one, other = states
+    assert (one.name, one.digest, one.classes, one.top1) == (other.name, other.digest, other.classes, other.top1)
+    assert other.data == str(where)
+    here = ("--json", "--workers", 0, "--device", "cpu")
+    result = json.loads(packnet("eval", packed, *here).stdout)
+    assert result == json.loads(packnet("eval", packed, "--data", folders[0], *here).stdout)
+    assert result["tasks"][0]["top1"] == one.top1
+    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *QUICK[2:]).exit_code == 0
+    assert packnet("add-task", packed, "--data", where, "--dry-run", "--name", "x").exit_code == 0
+    where.unlink()
+    result = packnet("eval", packed)
+    assert result.exit_code == 6 and "is no longer at" in result.stderr
+
+
+def test_without_splits_a_part_is_held_out(tmp_path, folders):
+    """Of each class, as of folders; paths are relative to the list, and columns that nobody knows are passed over."""
+    images = sorted((folders[0] / "train").rglob("*.png"))
+    where = folders[0].parent / "all.csv"
+    rows = [(str(image.relative_to(where.parent)), image.parent.name, 7) for image in images]
+    write(where, *rows, columns=("path", "label", "width"))
+    found = data.open_training(where, val_split=0.3, seed=0)
+    wanted = data.open_training(folders[0], val_split=0.3, seed=0)
+    assert found.classes == wanted.classes and len(found.held_out.split.paths) == 6
+    assert sorted(found.train.paths + found.held_out.split.paths) == images
+    alone = write(tmp_path / "val.csv", *((image, image.parent.name, "val") for image in images))
+    assert len(data.open_held_out(alone, found.classes, val_split=0.3, seed=0).split.paths) == len(images)
+    with pytest.raises(DataError, match="held-out images only"):
+        data.open_training(alone, val_split=0.3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\na.png,x\n", "no column 'label'"),
+        ("", "no column 'path'"),
+        ("path,label\n", "lists no images"),
+        ("path,label\na.png,\n", "line 2: needs"),
+        ("path,label\na.png\n", "line 2: needs"),
+        ("path,label,split\na.png,x,train\nb.png,x,trian\n", "line 3: needs .* train, val, validation, test"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: a.png is listed twice"),
+        ("path,label\na.png,x\n", "has only the class 'x'"),
+        ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "4 of 4 files are not readable"),
+        (b"path,label\n\xff\xfe,x\n", "no CSV file in UTF-8"),
+        ("path,label,split\na,x,train\nb,y,train\nc,x,val\n", "has no images of 1 class"),
+        ("path,label,split\na,x,train\nb,y,train\nc,z,val\n", "unknown to the task: z"),
+    ],
+)
+def test_a_list_that_cannot_be_used(packed, tmp_path, packnet, text, message):
+    """Is one clear error, and nothing is written."""
+    where, before = tmp_path / "list.csv", packed.read_bytes()
+    where.write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = packnet("add-task", packed, "--data", where)
+    assert result.exit_code == 6 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    with pytest.raises(DataError, match=message):
+        data.usable(data.open_training(where, val_split=0.3, seed=0))
+    assert packed.read_bytes() == before
+
+
+def test_a_missing_list_and_a_folder_of_that_name(tmp_path):
+    """The one is named, the other is a folder as any."""
+    with pytest.raises(DataError, match="cannot read the list .*none.csv: No such file"):
+        read_list(tmp_path / "none.csv")
+    (tmp_path / "folder.csv").mkdir()
+    assert not is_list(tmp_path / "folder.csv") and task_name(tmp_path / "folder.csv") == "folder.csv"
+    assert task_name(tmp_path / "v1.0") == "v1.0" and task_name(tmp_path / "birds.csv") == "birds"

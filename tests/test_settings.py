@@ -1,0 +1,72 @@
+"""Recipes from flags, from a file, and by name: who wins, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from packnet_cli.cli.settings import read_config, recipe_from
+from packnet_cli.errors import UsageError
+from packnet_cli.recipe import RECIPES, SETTINGS, Recipe
+
+QUICK = ["--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    """What none of them says is the default, or for `prune` what the task was trained by."""
+    config = write(tmp_path, 'lr = 1\nrank = "global"\nepochs = 3\n')
+    recipe = recipe_from({"recipe": "paper", "config": config, "epochs": 7})
+    assert recipe == dataclasses.replace(RECIPES["paper"], rank="global", lr=1.0, epochs=7)
+    assert type(recipe.lr) is float
+    assert recipe_from({"config": config}, Recipe(seed=5)) == Recipe(seed=5, lr=1.0, rank="global", epochs=3)
+
+
+def test_every_setting_may_stand_there(tmp_path):
+    """Under its own name."""
+    lines = "".join(f"{name} = {json.dumps(setting.default)}\n" for name, setting in SETTINGS.items())
+    assert Recipe(**read_config(write(tmp_path, lines))) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("retrain_epoch = 3", "no setting is called 'retrain_epoch'; did you mean retrain_epochs"),
+        ("xyz = 3", "there are epochs, retrain_epochs, lr"),
+        ("lr = 'fast'", "lr takes a number, not 'fast'"),
+        ("epochs = 1.5", "epochs takes a whole number"),
+        ("epochs = true", "epochs takes a whole number"),
+        ("opt = 1", "opt takes a text"),
+        ("[epochs]\nx = 1", "epochs takes a whole number"),
+        ("epochs 3", "is not TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, text, message):
+    """Each is one clear error."""
+    with pytest.raises(UsageError, match=message):
+        read_config(write(tmp_path, text))
+
+
+def test_the_commands(tmp_path, packed, folders, packnet):
+    """The recipe in effect is in the artifact, and info --task shows it."""
+    config = write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")
+    add = ("add-task", packed, "--data", folders[0], *QUICK)
+    for wrong in (tmp_path / "none.toml", tmp_path, write(tmp_path, "epochs = 0")):
+        result = packnet(*add, "--config", wrong)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stdout == ""
+    write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")
+    assert packnet(*add, "--config", config, "--lr", 0.02).exit_code == 0
+    told = json.loads(packnet("info", packed, "--task", "red", "--json").stdout)["task"]
+    assert (told["recipe"]["lr"], told["recipe"]["seed"], told["recipe"]["epochs"]) == (0.02, 3, 1)
+    assert told["classes"] == ["class0", "class1", "class2"] and told["data"] == str(folders[0])
+    shown = packnet("info", packed, "--task", 1).stdout
+    for words in ("red", "class0 to class2", "top-1 dense", told["digest"], str(folders[0]), "retrain_epochs"):
+        assert words in shown
+    assert packnet("info", packed, "--task", "blue").exit_code == 4
+    assert packnet("info", packed, "--task", "red", "--layers").exit_code == 2
