@@ -114,3 +114,11 @@ def test_free_unseen_frees_what_comes_later():
     mask = np.array([0, 1, 2, 255], np.uint8)
     assert masks.free_unseen(mask, 1).tolist() == [0, 1, 0, 0]
     assert masks.free_unseen(mask, 0).tolist() == [0, 0, 0, 0]
+
+
+def test_release_in_any_memory_layout():
+    """Ties go by position, also where an array is not laid out row by row."""
+    mask, values = np.ones((3, 4), np.uint8), np.ones((3, 4), np.float32)
+    rows = masks.release_smallest(mask, values, 1, 5)
+    columns = masks.release_smallest(np.asfortranarray(mask), np.asfortranarray(values), 1, 5)
+    assert rows.tolist() == columns.tolist() == [[0, 0, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]]

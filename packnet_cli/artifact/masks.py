@@ -47,18 +47,17 @@ def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     Raises ValueError if `task` owns fewer than `count` weights.
     """
     own = mask == task
-    magnitudes = np.abs(values[own])
-    if not 0 <= count <= magnitudes.size:
-        raise ValueError(f"cannot release {count} of {magnitudes.size} weights")
+    if not 0 <= count <= np.count_nonzero(own):
+        raise ValueError(f"cannot release {count} of {np.count_nonzero(own)} weights")
     if count == 0:
         return mask.copy()
-    cutoff = np.partition(magnitudes, count - 1)[count - 1]
+    # Whole arrays, in which others' weights are out of reach: to pick the task's own out and put them back costs more.
+    magnitudes = np.where(own, np.abs(values), np.float32(np.inf))
+    cutoff = np.partition(magnitudes, count - 1, axis=None)[count - 1]
     released = magnitudes < cutoff
-    ties = np.flatnonzero(magnitudes == cutoff)
-    released[ties[: count - np.count_nonzero(released)]] = True
-    pruned = mask.copy()
-    pruned[own] = np.where(released, np.uint8(FREE), np.uint8(task))
-    return pruned
+    ties = np.flatnonzero((magnitudes == cutoff) & own)
+    released.flat[ties[: count - np.count_nonzero(released)]] = True
+    return np.where(released, np.uint8(FREE), mask)
 
 
 def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:
