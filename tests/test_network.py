@@ -3,12 +3,13 @@
 import pytest
 import timm
 import torch
+from conftest import QUICK
 from torch import nn
 
 from packnet_cli.artifact.format import Header
-from packnet_cli.engine import network, start
+from packnet_cli.engine import network, pack, start, train
 from packnet_cli.engine.network import Kind, classify
-from packnet_cli.errors import NetworkError
+from packnet_cli.errors import NetworkError, UsageError
 
 
 def names(kinds, kind):
@@ -83,3 +84,20 @@ def test_a_new_head_starts_small(arch):
     weight = model.get_submodule(head[0]).weight
     assert weight.shape[0] == 30 and weight.abs().max() <= weight[0].numel() ** -0.5
     assert weight.std() > 0.1 * weight[0].numel() ** -0.5
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB.", "can't allocate memory: you tried"])
+def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, text):
+    """In one line, with what to try; and nothing is written. Any other error stays what it is."""
+    before = packed.read_bytes()
+
+    def fail(*arguments, **more):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(train.F, "cross_entropy", fail)
+    with pytest.raises(UsageError, match="not enough for batches of 8 .*try --batch-size 4"):
+        pack.add_task(packed, folders[0], recipe=QUICK, workers=0, device="cpu")
+    assert packed.read_bytes() == before
+    text = "another"
+    with pytest.raises(RuntimeError, match="another"):
+        pack.add_task(packed, folders[0], recipe=QUICK, workers=0, device="cpu")

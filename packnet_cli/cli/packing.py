@@ -265,7 +265,7 @@ def prune(
 def plan(
     path: Packed,
     tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],
-    layers: Annotated[bool, Option("--layers", help="Show the shares in each layer.")] = False,
+    layers: Annotated[bool, Option("--layers", help="Show each layer, as --rank layer would share it.")] = False,
     json: Json = False,
 ) -> None:
     """Show what equal shares of the free weights come to, and the prune fractions that give them."""

@@ -10,6 +10,8 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,20 @@ def choose_device(wanted: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
     return device
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Make of a device that has no memory left a UsageError that says what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:  # which torch.OutOfMemoryError is too; of the CPU there is only the text
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
+        raise UsageError(
+            f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
+        ) from None
 
 
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:

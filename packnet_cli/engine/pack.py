@@ -92,7 +92,7 @@ def init(
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-        with keeper.listening():
+        with keeper.listening(), network.enough_memory(recipe.batch_size):
             task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
@@ -176,7 +176,7 @@ def add_task(
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
-    with keeper.listening():
+    with keeper.listening(), network.enough_memory(recipe.batch_size):
         images = dataclasses.replace(images, train=kept)
         task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
         if resume:
@@ -235,7 +235,7 @@ def prune_task(
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
     claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-    with keeper.listening():
+    with keeper.listening(), network.enough_memory(recipe.batch_size):
         task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:

@@ -70,7 +70,9 @@ def evaluate_tasks(
             workers=workers,
             device=torch_device,
         )
-        yield Evaluation(task, evaluate(model, batches, amp=amp), held_out.missing)
+        with network.enough_memory(batch_size):
+            accuracy = evaluate(model, batches, amp=amp)
+        yield Evaluation(task, accuracy, held_out.missing)
 
 
 def check_accuracies(
