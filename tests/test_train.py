@@ -147,3 +147,19 @@ def test_unknown_optimizer():
     check_optimizer("adamw")
     with pytest.raises(UsageError, match="did you mean .*radam"):
         check_optimizer("adamv")
+
+
+def test_write_back_is_exact_whatever_stands_there():
+    """Frozen -0, NaN's neighbours and tiny numbers come back by their bits; trainable ones keep theirs, NaN too."""
+    model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    frozen = np.random.default_rng(0).standard_normal(model.weight.shape).astype(np.float32)
+    frozen.reshape(-1)[:4] = -0.0, 1e-42, -1e38, 0.0
+    trainable = np.zeros(frozen.shape, bool)
+    trainable[:, 2] = True
+    freezer = Freezer(model)
+    freezer.hold({"weight": frozen}, {"weight": trainable})
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([float("nan"), float("inf"), -0.0, 3.0]).view(1, 4, 1, 1))
+    freezer.write_back()
+    expected = np.where(trainable, np.float32(-0.0), frozen)
+    assert model.weight.detach().numpy().tobytes() == expected.tobytes()
