@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from packnet_cli.cli import app, keeping, packing, using  # noqa: F401  (importing the commands adds them)
+from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing the commands adds them)
 from packnet_cli.engine import pack
 from packnet_cli.recipe import Recipe
 

@@ -149,6 +149,17 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
     assert path.read_bytes() == whole["momentum"][1] and not seen
 
 
+def test_a_stopped_search_starts_again_after_training(tmp_path, folders):
+    """From the network before pruning, which is kept however short the training was."""
+    path = tmp_path / "packed.st"
+    init(path)
+    with pytest.raises(InterruptedRun, match="go on with --resume"):
+        add(path, folders[0], prune=0.0, max_drop=99.0, progress=stop_at("retrain at 0.5", 1, 1))
+    phases = set()
+    add(path, folders[0], prune=0.0, max_drop=99.0, resume=True, progress=lambda phase, at: phases.add(phase))
+    assert "retrain at 0.5" in phases and "train" not in phases
+
+
 def raiser(error):
     """A function that raises this."""
 

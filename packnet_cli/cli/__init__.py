@@ -129,7 +129,7 @@ def packnet(
 
 def main() -> None:
     """The `packnet` program."""
-    from packnet_cli.cli import keeping, packing, using  # noqa: F401  (importing them adds their commands)
+    from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
         if isinstance(stream, TextIOWrapper):

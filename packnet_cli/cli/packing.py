@@ -1,4 +1,4 @@
-"""The commands that make an artifact, put tasks into it and make room in it."""
+"""The commands that make an artifact and put tasks into it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from packnet_cli.cli import (
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.lists import task_name
-from packnet_cli.recipe import SETTINGS, Recipe
+from packnet_cli.recipe import SETTINGS
 
 PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
@@ -110,7 +110,7 @@ def init(
     if dry_run:
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
-    _prepare_to_train(path, resume, log)
+    prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         artifact = pack.init(
             path,
@@ -193,7 +193,7 @@ def add_task(
         return
     from packnet_cli.engine import pack
 
-    _prepare_to_train(path, resume, log)
+    prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         pack.add_task(
             path,
@@ -211,73 +211,10 @@ def add_task(
             skip_bad_images=skip_bad_images,
             progress=told,
         )
-    _report_newest(path, json)
+    report_newest(path, json)
 
 
-@app.command()
-@with_settings(*RETRAINING, show_defaults=False)
-def prune(
-    path: Packed,
-    task: Annotated[str, Option(help="Index or name of the newest task; no other can be pruned.")],
-    prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
-    settings: dict[str, Any],
-    data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
-    ] = None,
-    distill: Distill = None,
-    json: Json = False,
-    device: Device = "auto",
-    workers: Workers = None,
-    amp: Amp = False,
-    resume: Resume = False,
-    checkpoint_minutes: CheckpointMinutes = 5,
-    log: Log = None,
-    progress: Progress = Form.BAR,
-) -> None:
-    """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
-    from packnet_cli.artifact import format
-
-    header = format.load_header(path)
-    header.check_changeable(path)
-    recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
-    from packnet_cli.engine import pack
-
-    _prepare_to_train(path, resume, log)
-    with report.training(log=log, as_json=progress is Form.JSON) as told:
-        pack.prune_task(
-            path,
-            task,
-            prune=prune,
-            folder=data,
-            distill=distill,
-            recipe=recipe,
-            device=device,
-            workers=workers,
-            amp=amp,
-            resume=resume,
-            checkpoint_minutes=checkpoint_minutes,
-            progress=told,
-        )
-    _report_newest(path, json)
-
-
-@app.command()
-def plan(
-    path: Packed,
-    tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],
-    layers: Annotated[bool, Option("--layers", help="Show each layer, as --rank layer would share it.")] = False,
-    json: Json = False,
-) -> None:
-    """Show what equal shares of the free weights come to, and the prune fractions that give them."""
-    from packnet_cli.artifact import format
-    from packnet_cli.artifact.plan import equal_shares, share_out
-
-    artifact = format.load(path)
-    artifact.header.check_changeable(path)
-    report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
-
-
-def _prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
+def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
     if log is not None and log.resolve() == path.resolve():
         raise UsageError(f"--log {log} is the packed model itself; name another file")
     folder = path.with_name(path.name + ".resume")
@@ -287,7 +224,7 @@ def _prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
         report.say(f"{folder} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
-def _report_newest(path: Path, json: bool) -> None:
+def report_newest(path: Path, json: bool) -> None:
     from packnet_cli.artifact.summary import summarize
 
     report.added(summarize(path), as_json=json)

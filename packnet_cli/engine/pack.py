@@ -184,6 +184,7 @@ def add_task(
         task.train()
         search: dict[str, float] = {}
         if max_drop is not None and aside is not None:
+            task.keep_result()  # so that a search that is stopped need not train again
             prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
         elif prune:
             task.prune_and_retrain(prune)

@@ -1,0 +1,86 @@
+"""The commands about capacity: how tasks can share the weights, and how to make room for one more."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from packnet_cli import report
+from packnet_cli.cli import (
+    Amp,
+    CheckpointMinutes,
+    Device,
+    Form,
+    Json,
+    Log,
+    Option,
+    Packed,
+    Progress,
+    Resume,
+    Workers,
+    app,
+)
+from packnet_cli.cli.packing import Distill, prepare_to_train, report_newest
+from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
+from packnet_cli.recipe import Recipe
+
+
+@app.command()
+@with_settings(*RETRAINING, show_defaults=False)
+def prune(
+    path: Packed,
+    task: Annotated[str, Option(help="Index or name of the newest task; no other can be pruned.")],
+    prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
+    settings: dict[str, Any],
+    data: Annotated[
+        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
+    ] = None,
+    distill: Distill = None,
+    json: Json = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    amp: Amp = False,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 5,
+    log: Log = None,
+    progress: Progress = Form.BAR,
+) -> None:
+    """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
+    from packnet_cli.artifact import format
+
+    header = format.load_header(path)
+    header.check_changeable(path)
+    recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
+    from packnet_cli.engine import pack
+
+    prepare_to_train(path, resume, log)
+    with report.training(log=log, as_json=progress is Form.JSON) as told:
+        pack.prune_task(
+            path,
+            task,
+            prune=prune,
+            folder=data,
+            distill=distill,
+            recipe=recipe,
+            device=device,
+            workers=workers,
+            amp=amp,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
+            progress=told,
+        )
+    report_newest(path, json)
+
+
+@app.command()
+def plan(
+    path: Packed,
+    tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],
+    layers: Annotated[bool, Option("--layers", help="Show each layer, as --rank layer would share it.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what equal shares of the free weights come to, and the prune fractions that give them."""
+    from packnet_cli.artifact import format
+    from packnet_cli.artifact.plan import equal_shares, share_out
+
+    artifact = format.load(path)
+    artifact.header.check_changeable(path)
+    report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
