@@ -210,6 +210,7 @@ def add_task(
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
             progress=told,
+            say=report.say,
         )
     report_newest(path, json)
 

@@ -112,6 +112,15 @@ class NewTask:
             pass
         self.measure("dense")
 
+    def rehearse(self, *, retrain: bool) -> None:
+        """Take all the memory that training will: from the second step on there are the optimizer's moments, and in
+        the retraining, if one comes, a teacher."""
+        recipe = self.recipe
+        taught = retrain and recipe.retrain_epochs and recipe.distill_weight
+        teacher = Teacher(self.model, recipe.distill_weight) if taught else None
+        for _ in self._epochs(TRAIN, 2, recipe.lr, teacher):
+            pass
+
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain.
 
@@ -188,8 +197,8 @@ class NewTask:
             self.progress(phase, self.final)
 
     def stage(self) -> Stage:
-        """A copy of where the task stands, for `go_back_to`."""
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""
+        state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         return Stage(state, dict(self.mask), dict(self.accuracy), self.final)
 
     def go_back_to(self, stage: Stage) -> None:

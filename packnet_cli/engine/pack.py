@@ -5,7 +5,6 @@ frozen ones of earlier tasks, releases the smallest of its own in each layer, re
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
+from packnet_cli.engine.fit import Say, fit_batch_size, unsaid
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
@@ -52,7 +52,7 @@ def init(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = unsaid,
 ) -> Artifact:
     """Make an artifact of a timm classifier's weights, write it to `path` and return it.
 
@@ -91,9 +91,11 @@ def init(
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
+        machine = Machine(device, workers, amp)
+        recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         with keeper.listening(), network.enough_memory(recipe.batch_size):
-            task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+            task = NewTask(claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -151,6 +153,7 @@ def add_task(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
+    say: Say = unsaid,
 ) -> Artifact:
     """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
 
@@ -173,12 +176,14 @@ def add_task(
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
+    machine, retrain = Machine(device, workers, amp), bool(prune) or max_drop is not None
+    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(claim, images, recipe, machine, progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -211,6 +216,7 @@ def prune_task(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
+    say: Say = unsaid,
 ) -> Artifact:
     """Release the fraction `prune` of what the newest task owns in each layer and retrain it, on its own images.
 
@@ -234,10 +240,11 @@ def prune_task(
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim = claim_again(artifact)
+    claim, machine = claim_again(artifact), Machine(device, workers, amp)
+    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())

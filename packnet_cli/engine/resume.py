@@ -42,6 +42,19 @@ class Checkpoint:
         return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
 
 
+def interrupted_run(artifact: Path) -> dict[str, Any]:
+    """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
+    try:
+        with safe_open(_folder(artifact) / FILE, framework="pt") as file:
+            return dict(json.loads(file.metadata()["packnet_resume"])["run"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _folder(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".resume")
+
+
 class Keeper:
     """Writes a run's checkpoints: every so many seconds, and when the user or the system asks the run to stop.
 
@@ -49,7 +62,7 @@ class Keeper:
     """
 
     def __init__(self, artifact: Path, run: dict[str, Any], every: float) -> None:
-        self.folder = artifact.with_name(artifact.name + ".resume")
+        self.folder = _folder(artifact)
         self.run, self.every = json.loads(json.dumps(run)), every
         self.written = time.monotonic()
         self.stopping = False
