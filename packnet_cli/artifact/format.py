@@ -259,7 +259,4 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file atomically."""
     with atomic.replacing(path, unchanged_since=unchanged_since) as temporary:
-        try:
-            save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # the way in which it reports a full disk
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)

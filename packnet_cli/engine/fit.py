@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,15 +10,9 @@ from timm.utils import decay_batch_step
 from packnet_cli.engine import data, network
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.newtask import Machine, NewTask, silent
-from packnet_cli.engine.resume import interrupted_run
+from packnet_cli.engine.resume import Say, interrupted_run
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import AtMost, Recipe
-
-Say = Callable[[str], None]  # is told, in a line, what is going on
-
-
-def unsaid(line: str) -> None:
-    """The callback that shows nothing."""
 
 
 def fit_batch_size(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +16,7 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
 from packnet_cli.engine.train import Accuracy, Freezer, Place, Resume, Step, Teacher, evaluate, train
-from packnet_cli.errors import ArtifactError, NetworkError
+from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
@@ -217,30 +216,28 @@ class NewTask:
 
     def keep_result(self) -> bool:
         """Have what was trained in a checkpoint, where there is no other place for it; whether that was possible."""
-        with suppress(ArtifactError):
-            return self._write_checkpoint()
-        return False
+        return self._write_checkpoint()
 
     def _checkpoint(self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> bool:
-        """Write one, unless a search is on, which starts again from the network before pruning."""
-        if phase in (TRAIN, RETRAIN):
-            moments, numbers = resume.optimizer_state(optimizer)
-            rooms = {"model": self.model.state_dict(), "optimizer": moments}
-            rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
-            if self._teacher:
-                rooms["teacher"] = self._teacher.model.state_dict()
-            notes = {
-                "phase": phase,
-                "place": dataclasses.astuple(place),
-                "optimizer": numbers,
-                "random": resume.random_state(),
-                "goals": self._goals,
-                "accuracy": self.accuracy,
-                "final": dataclasses.asdict(self.final) if self.final else None,
-            }
-            tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
-            keeper.save(tensors, notes)
-        return phase in (TRAIN, RETRAIN)
+        """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
+        if phase not in (TRAIN, RETRAIN):
+            return False
+        moments, numbers = resume.optimizer_state(optimizer)
+        rooms = {"model": self.model.state_dict(), "optimizer": moments}
+        rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
+        if self._teacher:
+            rooms["teacher"] = self._teacher.model.state_dict()
+        notes = {
+            "phase": phase,
+            "place": dataclasses.astuple(place),
+            "optimizer": numbers,
+            "random": resume.random_state(),
+            "goals": self._goals,
+            "accuracy": self.accuracy,
+            "final": dataclasses.asdict(self.final) if self.final else None,
+        }
+        tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
+        return keeper.save(tensors, notes)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         """Be where a stopped run was, if there was one; its next phase of training then starts there."""

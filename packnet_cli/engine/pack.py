@@ -15,10 +15,10 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
-from packnet_cli.engine.fit import Say, fit_batch_size, unsaid
+from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
-from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
+from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
@@ -93,7 +93,7 @@ def init(
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         machine = Machine(device, workers, amp)
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
+        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
         with keeper.listening(), network.enough_memory(recipe.batch_size):
             task = NewTask(claim, images, recipe, machine, progress, keeper)
             if resume:
@@ -180,7 +180,7 @@ def add_task(
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
-    keeper = Keeper(path, run, 60 * checkpoint_minutes)
+    keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
         images = dataclasses.replace(images, train=kept)
         task = NewTask(claim, images, recipe, machine, progress, keeper)
@@ -242,7 +242,7 @@ def prune_task(
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
     claim, machine = claim_again(artifact), Machine(device, workers, amp)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
+    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
         task = NewTask(claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
