@@ -179,7 +179,7 @@ def test_safetensors_own_error_is_understood(path, monkeypatch):
 
 def test_an_error_at_each_step_of_a_training_run(packed, folders):
     """That of a checkpoint is said, and the training goes on; that of the result leaves the file as it was."""
-    steps = [*STEPS, (resume, "save_file")]
+    steps = [*STEPS[:-1], (resume, "save_file")]  # a folder that cannot be removed is left
     run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), workers=0, device="cpu")
     old, seen = packed.read_bytes(), []
     new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
@@ -190,7 +190,7 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
         def fail(done, number=number, reached=reached):
             reached.append(done)
             if done == number:
-                raise SafetensorError("I/O error: No space left on device (os error 28)")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with pytest.MonkeyPatch.context() as patch:
             count_steps(patch.setattr, before=fail, steps=steps)
@@ -208,7 +208,7 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
             assert packed.read_bytes() == new
         if max(reached) < number:
             break
-    assert seen.count("error") == 4 and sum("no checkpoint could be kept" in what for what in seen) >= 5
+    assert seen.count("error") == sum("no checkpoint could be kept" in what[0] for what in seen) == 5
 
 
 @pytest.mark.parametrize("form", ["x.pt", "x.safetensors", "folder/"])
