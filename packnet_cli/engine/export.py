@@ -53,7 +53,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
             model_args=artifact.header.model_kwargs,
             safe_serialization=True,
         )
-        (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8")
+        (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
 def write_program(artifact: Artifact, task: Task, output: Path) -> None:
