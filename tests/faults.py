@@ -1,10 +1,10 @@
-"""Kill whatever writes at random moments: `OMP_NUM_THREADS=1 python tests/faults.py --count 200 [--seed N] [VERB ...]`.
+"""Kill whatever writes at random moments: `OMP_NUM_THREADS=1 python tests/faults.py --count 200 [--seed N]`.
 
 Each of add-task, prune, init --prune and remove-task is killed --count times: every second time at a random moment of
 the whole command, which writes a checkpoint after every step, every other time at a random moment of its save. Each
 time the file must be whole, and to the byte the old one or the new one; the next writer must not be blocked, and sweeps
 up; and from the checkpoint, if there is one, --resume must come to the new file. Prints how many kills came when, and
-what was left.
+what was left; Ctrl-C, what there is so far.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,6 @@ def make_verbs(folder, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verbs", nargs="*", help="which of them; default, all")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -180,12 +180,14 @@ def main():
         path = Path(name, "packed.st")
         verbs = make_verbs(Path(name), path)
         allowed = set(os.listdir(name)) | {"packed.st.resume"}
-        for verb_name in options.verbs or verbs:
-            verb = verbs[verb_name]
-            measure(verb, path)
-            for number in range(options.count):
+        with suppress(KeyboardInterrupt):  # which asks for what there is so far
+            for number in range(4 * options.count):
+                verb_name = list(verbs)[number % 4]
+                verb = verbs[verb_name]
+                if not verb.new:
+                    measure(verb, path)
                 put(path, verb.old)
-                when = kill(verb, rng, number % 2 == 0)
+                when = kill(verb, rng, number // 4 % 2 == 0)
                 which, problems = problems_left(verb, path, allowed)
                 Keeper(path, {}, 0).remove()
                 kills, failures = kills + 1, failures + (bool(problems) or which == "NEITHER FILE")

@@ -3,7 +3,7 @@
 Half of them are mutations of whole files (mutations.py), half are built with their faults by hypothesis
 (structures.py). Each case must end in a correct read or a PackNetError: no other exception, no hang, no memory beyond a
 bound, no file outside the output path, nothing on the terminal that it would act upon. Prints how often each outcome
-came, the slowest case and the largest, and leaves the files of failed cases in ./fuzz-failures.
+came, the slowest case and the largest, on Ctrl-C so far, and leaves the files of failed cases in ./fuzz-failures.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,8 +155,9 @@ def main():
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
     tally = Tally()
-    mutate(tally, options.count // 2, options.seed)
-    build(tally, options.count - options.count // 2, options.seed)
+    with suppress(KeyboardInterrupt):  # which asks for what there is so far
+        mutate(tally, options.count // 2, options.seed)
+        build(tally, options.count - options.count // 2, options.seed)
     for outcome, times in sorted(tally.outcomes.items()):
         print(f"{times:7,} {outcome}")
     print(f"slowest: {tally.slowest[0]:.2f} s (case {tally.slowest[1]})")

@@ -136,6 +136,12 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """Where what an interrupted run needs to go on is kept, whichever link the file is named by."""
+    target = _target(path)
+    return target.with_name(target.name + ".resume")
+
+
 def _target(path: Path) -> Path:
     """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
     try:

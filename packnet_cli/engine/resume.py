@@ -50,14 +50,10 @@ class Checkpoint:
 def interrupted_run(artifact: Path) -> dict[str, Any]:
     """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
     try:
-        with safe_open(_folder(artifact) / FILE, framework="pt") as file:
+        with safe_open(atomic.checkpoint_folder(artifact) / FILE, framework="pt") as file:
             return dict(json.loads(file.metadata()["packnet_resume"])["run"])
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def _folder(artifact: Path) -> Path:
-    return artifact.with_name(artifact.name + ".resume")
 
 
 class Keeper:
@@ -68,7 +64,7 @@ class Keeper:
     """
 
     def __init__(self, artifact: Path, run: dict[str, Any], every: float, say: Say = unsaid) -> None:
-        self.folder = _folder(artifact)
+        self.folder = atomic.checkpoint_folder(artifact)
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.stopping = False
