@@ -27,6 +27,7 @@ from conftest import QUICK, make_folder
 from packnet_cli.artifact import atomic, edit, format, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.resume import FILE, Keeper
+from packnet_cli.errors import InterruptedRun
 
 RUN = dict(workers=0, device="cpu", checkpoint_minutes=0)
 MOMENTS = {"": "before it wrote", "c": "in a checkpoint", "d": "between checkpoints", "s": "in its save", "e": "after"}
@@ -180,7 +181,7 @@ def main():
         path = Path(name, "packed.st")
         verbs = make_verbs(Path(name), path)
         allowed = set(os.listdir(name)) | {"packed.st.resume"}
-        with suppress(KeyboardInterrupt):  # which asks for what there is so far
+        with suppress(KeyboardInterrupt, InterruptedRun):  # which ask for what there is so far
             for number in range(4 * options.count):
                 verb_name = list(verbs)[number % 4]
                 verb = verbs[verb_name]
