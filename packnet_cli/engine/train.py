@@ -245,8 +245,8 @@ def train(
 class _Meter:
     """Means over an epoch so far, of numbers that are left on the device until there is a reason to wait for them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.pause = 0.0 if device.type == "cpu" else PAUSE
+    def __init__(self, device: torch.device, pause: float | None = None) -> None:
+        self.pause = pause or (0.0 if device.type == "cpu" else PAUSE)
         self.loss_sum, self.correct, self.seen = 0.0, 0.0, 0
         self.began = self.last = time.perf_counter()
         self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # of each step: mean loss, hits, images
