@@ -22,7 +22,7 @@ FREE = 0
 MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
 SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
 PIECE = 1 << 16  # weights that are looked at together
-OTHERS = 0xFFFFFFFF
+OTHERS = 0xFFFFFFFF  # a key above all magnitudes
 
 
 def visible(mask: Mask, task: int) -> Bools:
@@ -114,7 +114,7 @@ def _bracket(owners: Mask, bits: Bits, task: int, fraction: float) -> tuple[int,
 
 
 def sample(array: NDArray[Any]) -> NDArray[Any]:
-    """Every so many elements of a flat array, SAMPLE or fewer: an odd number, to meet all columns of a matrix."""
+    """About SAMPLE elements of a flat array, each an odd number after the last, to meet all columns of a matrix."""
     return array[:: array.size // SAMPLE | 1]
 
 

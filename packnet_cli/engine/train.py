@@ -197,6 +197,7 @@ def train(
         updates_per_epoch=len(batches),
     )
     at, usual = resume.place if resume else Place(), 0
+    forward = forward or model
     if resume:
         resume.set_optimizer(optimizer)
         if scheduler is not None:
@@ -219,7 +220,7 @@ def train(
             labels = labels.to(device, non_blocking=True)  # (N,)
             usual = max(usual, len(labels))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                logits = (forward or model if len(labels) == usual else model)(images)  # (N, classes)
+                logits = (forward if len(labels) == usual else model)(images)  # (N, classes)
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             optimizer.zero_grad()
             loss.backward()
