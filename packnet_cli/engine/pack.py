@@ -48,7 +48,9 @@ def init(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -92,8 +94,9 @@ def init(
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-        with keeper.listening(), network.enough_memory(recipe.batch_size):
-            task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        machine = Machine(device, workers, amp, compile, deterministic)
+        with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
+            task = NewTask(claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -147,7 +150,9 @@ def add_task(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -176,9 +181,10 @@ def add_task(
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
-    with keeper.listening(), network.enough_memory(recipe.batch_size):
+    machine = Machine(device, workers, amp, compile, deterministic)
+    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(claim, images, recipe, machine, progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -207,7 +213,9 @@ def prune_task(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -236,8 +244,9 @@ def prune_task(
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
     claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-    with keeper.listening(), network.enough_memory(recipe.batch_size):
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+    machine = Machine(device, workers, amp, compile, deterministic)
+    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
+        task = NewTask(claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())
