@@ -8,12 +8,16 @@ Prints a table, and with --json writes all figures. Weights and images are rando
 
 import contextlib
 import json
+import multiprocessing
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +28,7 @@ import typer
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from timm.data import create_transform
+from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -32,6 +37,7 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
+from packnet_cli.engine.compute import forward_of, fused, training_on
 from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate
 from packnet_cli.recipe import Recipe
 
@@ -73,7 +79,7 @@ def packed_artifact(arch: str, img_size: int, folder: Path, tasks: int = 2) -> t
         entry = Task(
             index=index,
             name=f"task{index}",
-            classes=tuple("0123456789"),
+            classes=tuple(f"class{number}" for number in range(10)),
             prune=0.5,
             owned={},
             accuracy={},
@@ -93,45 +99,71 @@ def packed_artifact(arch: str, img_size: int, folder: Path, tasks: int = 2) -> t
 # --- what is timed --------------------------------------------------------------------------------------------------
 
 
-def time_step(bench: "Bench") -> Timing:
-    """A training step: plain, packed, and as textbooks do it, by an index of booleans for each layer and step."""
-    _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
+def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
+    """Training steps of the network: plain, packed, or as textbooks do it, all by the same optimizer."""
     images = torch.randn(bench.batch_size, 3, bench.img_size, bench.img_size, device=bench.device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (bench.batch_size,), device=bench.device)
     trainable = {layer: mask == masks.FREE for layer, mask in artifact.mask.items()}
+    model = network.place(network.build(artifact.header, 10), bench.device).train()
+    freezer, held = Freezer(model), {}
+    if way == "packed":
+        freezer.hold(artifact.shared, trainable)
+    if way == "textbook":
+        parameters = dict(model.named_parameters())
+        held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
+    optimizer = create_optimizer_v2(model, bench.opt, lr=1e-3, momentum=MOMENTUM, **fused(bench.opt, bench.device))
+    forward = forward_of(model, bench.compile, bench.device, steps=0)
 
-    def stepper(way: str) -> Callable[[], None]:
-        model = network.place(network.build(artifact.header, 10), bench.device).train()
-        freezer, held = Freezer(model), {}
-        if way == "packed":
-            freezer.hold(artifact.shared, trainable)
-        if way == "textbook":
-            parameters = dict(model.named_parameters())
-            held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
-
-        def steps() -> None:
-            for _ in range(bench.steps):
-                with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
-                    loss = F.cross_entropy(model(images), labels)
-                optimizer.zero_grad()
-                loss.backward()
+    def steps() -> None:
+        for _ in range(bench.steps):
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+                loss = F.cross_entropy(forward(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            for parameter, frozen in held.items():
+                parameter.grad[frozen] = 0
+            optimizer.step()
+            freezer.write_back()
+            with torch.no_grad():
                 for parameter, frozen in held.items():
-                    parameter.grad[frozen] = 0
-                optimizer.step()
-                freezer.write_back()
-                with torch.no_grad():
-                    for parameter, frozen in held.items():
-                        parameter[frozen] = 0
+                    parameter[frozen] = 0
 
-        return steps
-
-    return interleaved({way: stepper(way) for way in ("plain", "packed", "textbook")}, bench.repeats)
+    return steps
 
 
-def time_whole(bench: "Bench") -> Timing:
-    """All of add-task against a plain fine-tuning of as many epochs, from files of random JPEG images."""
+def time_step(bench: "Bench") -> Timing:
+    """A training step: plain, packed, and as textbooks do it, by an index of booleans for each layer and step."""
+    _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    return interleaved({way: stepper(bench, artifact, way) for way in ("plain", "packed", "textbook")}, bench.repeats)
+
+
+def peak_memory(bench: "Bench", path: Path, way: str) -> float:
+    """The most MB that a process holds during a step; on a GPU, what it holds there."""
+    steps = stepper(bench, format.load(path), way)
+    with training_on(bench.device, deterministic=False):
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            steps()
+            return torch.cuda.max_memory_allocated() / 1e6
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten
+        steps()
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(peak[1]) * 1024 / 1e6
+
+
+def measure_memory(bench: "Bench") -> Timing:
+    """The peak of a step, plain and packed, each in a process of its own; both hold the artifact, too."""
+    path, _ = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    found = {}
+    for way in ("plain", "packed"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found[way] = [process.submit(peak_memory, bench, path, way).result()]
+    return found
+
+
+def image_folder(bench: "Bench") -> Path:
+    """A folder of random JPEG images in five classes."""
     data = bench.folder / "images"
     rng = np.random.default_rng(0)
     for number in range(bench.images):
@@ -140,6 +172,12 @@ def time_whole(bench: "Bench") -> Timing:
             file.parent.mkdir(parents=True, exist_ok=True)
             small = rng.integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(small).resize((bench.file_size, bench.file_size)).save(file, quality=90)
+    return data
+
+
+def time_whole(bench: "Bench") -> Timing:
+    """All of add-task against a plain fine-tuning of as many epochs, from files of random JPEG images."""
+    data = image_folder(bench)
     recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
 
     def packed() -> None:
@@ -216,24 +254,43 @@ def time_file(bench: "Bench") -> Timing:
 
 
 def time_growth(bench: "Bench") -> Timing:
-    """Reading and checking a file, and making one task's network, with 20 tasks in it instead of 1."""
-    files = {tasks: packed_artifact(bench.arch, bench.img_size, bench.folder, tasks) for tasks in (1, 20)}
+    """The 20th task against the first: adding and evaluating it, and the bytes of the file, in MB."""
+    data = image_folder(bench)
+    recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
+    files = {tasks: packed_artifact(bench.arch, bench.img_size, bench.folder, tasks)[0] for tasks in (0, 1, 19, 20)}
+    where = {"batch_size": bench.batch_size, "device": str(bench.device)}
 
-    def use(tasks: int) -> Callable[[], None]:
-        def run() -> None:
-            artifact = format.load(files[tasks][0])
-            unpack.task_network(artifact, artifact.header.task(tasks))
+    def add(tasks: int) -> None:
+        path = bench.folder / "growing.st"
+        shutil.copy(files[tasks], path)
+        pack.add_task(path, data, name="new", prune=0.5, recipe=recipe, device=str(bench.device), amp=bench.amp)
 
-        return run
+    def use(task: int) -> None:
+        list(unpack.evaluate_tasks(files[task], str(task), folder=data, amp=bench.amp, **where))
 
-    return interleaved({"plain": use(1), "packed": use(20)}, bench.repeats)
+    ways = {"plain": lambda: add(0), "add task 20": lambda: add(19)}
+    ways |= {"plain eval": lambda: use(1), "task 20 eval": lambda: use(20)}
+    sizes = {"plain MB": [files[1].stat().st_size / 1e6], "20 tasks MB": [files[20].stat().st_size / 1e6]}
+    return interleaved(ways, max(1, bench.repeats // 3)) | sizes
 
 
 def time_start(bench: "Bench") -> Timing:
-    """Whole processes: Python alone, and `packnet` with --help and info."""
+    """Whole processes: Python alone, and `packnet` with --help, info and eval, which loads torch."""
     path, _ = packed_artifact(bench.arch, bench.img_size, bench.folder)
+    data = image_folder(bench)
     program = [sys.executable, "-m", "packnet_cli"]
     lines = {"plain": [sys.executable, "-c", ""], "--help": [*program, "--help"], "info": [*program, "info", str(path)]}
+    lines["eval"] = [
+        *program,
+        "eval",
+        str(path),
+        "--task",
+        "1",
+        "--data",
+        str(data / "val"),
+        "--device",
+        str(bench.device),
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "check": True}
     return interleaved({name: lambda line=line: subprocess.run(line, **quiet) for name, line in lines.items()}, 5)
 
@@ -245,6 +302,7 @@ PARTS = {
     "prune": time_prune,
     "file": time_file,
     "growth": time_growth,
+    "memory": measure_memory,
     "start": time_start,
 }
 
@@ -263,7 +321,9 @@ def main(
     batch_size: int = 32,
     img_size: int = 224,
     device: str = "auto",
+    opt: Annotated[str, Option(help="timm optimizer of the step.")] = "momentum",
     amp: bool = False,
+    compile: Annotated[bool, Option(help="Compile the step.")] = False,
     parts: Annotated[str, Option(help=f"Some of {','.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, Option(help="Training steps, or batches, that are timed at once.")] = 3,
     repeats: int = 7,
@@ -276,16 +336,17 @@ def main(
     """Time the parts, print a table, and write all figures as JSON."""
     if threads:
         torch.set_num_threads(threads)
-    settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps}
-    settings |= {"repeats": repeats, "epochs": epochs, "images": images, "file_size": file_size}
+    settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps, "opt": opt}
+    settings |= {"repeats": repeats, "epochs": epochs, "images": images, "file_size": file_size, "compile": compile}
     results: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt):
         bench = Bench(Path(scratch), device, **settings)
-        print("| part | what | median s | least | most | to plain |\n|---|---|---|---|---|---|")
+        print("| part | what | median, s or MB | least | most | to plain |\n|---|---|---|---|---|---|")
         for part in parts.split(","):
             results[part] = PARTS[part](bench)
             for what, seconds in results[part].items():
-                plain = results[part]["plain load" if what.endswith("load") else "plain"]
+                unit = what.rpartition(" ")[2]
+                plain = results[part].get(f"plain {unit}", results[part]["plain"])
                 ratio = statistics.median(one / other for one, other in zip(seconds, plain, strict=True))
                 numbers = f"{statistics.median(seconds):.4f} | {min(seconds):.4f} | {max(seconds):.4f} | {ratio:.3f}"
                 print(f"| {part} | {what} | {numbers} |", flush=True)

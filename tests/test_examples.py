@@ -65,11 +65,12 @@ def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
 def test_benchmark_prints_a_line_for_each_thing(tmp_path):
     """With ratios that are of the same order as 1 where packing has nothing to do."""
     sizes = ["--arch", "test_resnet", "--img-size", 32, "--batch-size", 4, "--repeats", 1, "--steps", 1, "--threads", 1]
+    sizes += ["--images", 25, "--file-size", 32, "--epochs", 2]
     table = run("benchmark.py", *sizes, "--parts", "step,eval,prune,file,growth", "--json", tmp_path / "figures.json")
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     assert [part.strip() for part, _ in rows] == ["step"] * 3 + ["eval"] * 2 + ["prune"] * 2 + ["file"] * 4 + [
         "growth"
-    ] * 2
+    ] * 6
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["seconds"]["step"].keys() == {"plain", "packed", "textbook"}
     assert all(0 < second for times in figures["seconds"]["file"].values() for second in times)

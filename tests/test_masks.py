@@ -30,6 +30,32 @@ def test_release_smallest_agrees_with_its_slow_twin(seed):
     np.testing.assert_array_equal(mask, before)  # nothing changes in place
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_release_is_exact_however_the_sample_misleads(seed, monkeypatch):
+    """By pieces, and from a bracket that holds none of the cutoffs, or few."""
+    monkeypatch.setattr(masks, "PIECE", 16)
+    rng = np.random.default_rng(seed)
+    mask, values = rng.integers(1, 3, 100).astype(np.uint8), rng.standard_normal(100).astype(np.float32)
+    values[:7] = 0.0, -0.0, np.inf, -np.inf, 1e-42, 3e38, -1e-42
+    keys = np.sort(np.abs(values[mask == 2])).view(np.uint32).tolist()
+    for misled in ((0, keys[3]), (keys[-3], keys[-1]), (keys[9], keys[9]), (keys[5], keys[-5])):
+        monkeypatch.setattr(masks, "_bracket", lambda *_, misled=misled: misled)
+        for count in range(masks.count_owned(mask, 2) + 1):
+            released = masks.release_smallest(mask, values, 2, count)
+            np.testing.assert_array_equal(released, slow_release(mask, values, 2, count))
+
+
+def test_the_sample_brackets_the_cutoff():
+    """So few weights are partitioned; also of a matrix whose columns differ, of which every 2**n-th would meet few."""
+    size = 4 * masks.SAMPLE
+    columns = np.arange(64, dtype=np.float32)
+    values = np.broadcast_to(columns, (size // 64, 64)).ravel() + np.random.default_rng(0).random(size, np.float32)
+    low, high = masks._bracket(np.ones(size, np.uint8), values.view(np.int32), 1, 0.3)
+    keys = values.view(np.uint32)
+    assert np.count_nonzero(keys < low) < 0.3 * size < np.count_nonzero(keys <= high)
+    assert np.count_nonzero((keys >= low) & (keys <= high)) < 0.05 * size
+
+
 def test_release_takes_exactly_the_count_when_all_magnitudes_tie():
     """Ties go by position; a cutoff alone would release all four."""
     pruned = masks.release_smallest(np.ones(4, np.uint8), np.array([1, -1, 1, -1], np.float32), 1, 2)

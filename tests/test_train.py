@@ -1,11 +1,15 @@
 """The loop: what is frozen stays, what diverges stops, what is counted is right."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from packnet_cli.engine import compute
+from packnet_cli.engine import train as train_module
 from packnet_cli.engine.train import Freezer, check_optimizer, evaluate, train
 from packnet_cli.errors import DivergedError, UsageError
 
@@ -95,6 +99,45 @@ def test_a_loss_that_is_not_finite_stops():
     batches.dataset.tensors[0][5] = float("nan")
     with pytest.raises(DivergedError, match="loss is nan in epoch 1, step 2"):
         run(model, batches, Freezer(model))
+
+
+def test_looking_now_and_then_tells_the_same(monkeypatch):
+    """As on a GPU: one call an epoch, with the means of all its steps, and a bad loss by the step that it was in."""
+    model, batches = tiny()
+    each = run(model, batches, Freezer(model))
+    monkeypatch.setattr(train_module, "_Meter", partial(train_module._Meter, pause=1e9))
+    model, batches = tiny()
+    seldom = run(model, batches, Freezer(model))
+    same = ("epoch", "step", "loss", "accuracy")
+    assert [[getattr(s, n) for n in same] for s in seldom] == [[getattr(s, n) for n in same] for s in each[1::2]]
+    images, labels = batches.dataset.tensors
+    images[3] = float("nan")
+    with pytest.raises(DivergedError, match="loss is nan in epoch 1, step 2;"):
+        run(model, DataLoader(TensorDataset(images, labels), 2), Freezer(model))
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+def test_fused_optimizers_learn_the_same(opt, monkeypatch):
+    """Also where weights are laid out with channels last."""
+    weights = []
+    for arguments in (train_module.fused(opt, torch.device("cpu")), {}):
+        monkeypatch.setattr(train_module, "fused", lambda *_, arguments=arguments: arguments)
+        model, batches = tiny()
+        run(model.to(memory_format=torch.channels_last), batches, Freezer(model), opt=opt, lr=0.01)
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(*weights)
+    assert compute.fused(opt, torch.device("cpu")) == {"fused": True} and not compute.fused("lion", torch.device("cpu"))
+
+
+def test_what_is_held_takes_a_copy_and_a_byte_for_each_weight():
+    """And nothing where a layer is frozen whole, or not at all."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    values = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim == 4}
+    trainable = {name: np.zeros(value.shape, bool) for name, value in values.items()}
+    trainable["0.weight"][:2], trainable["1.weight"][:] = True, True
+    freezer = Freezer(model)
+    freezer.hold(values, trainable)
+    assert sum(t.nbytes for _, *kept in freezer.held.values() for t in kept) == 5 * model[0].weight.numel()
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_noticed(monkeypatch):

@@ -4,16 +4,25 @@ Every weight of a layer carries the index of the task that owns it; 0 means that
 weights whose index m satisfies 0 < m <= k (PackNet, section 3). All arrays of one call have the same shape.
 """
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Bits = NDArray[np.int32]
+Keys = NDArray[np.uint32]
 
 FREE = 0
 MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
 SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
+PIECE = 1 << 16  # weights that are looked at together
+OTHERS = 0xFFFFFFFF  # a key above all magnitudes
 
 
 def visible(mask: Mask, task: int) -> Bools:
@@ -46,18 +55,76 @@ def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     Exactly `count` are released: ties at the cutoff go by position, first come first released.
     Raises ValueError if `task` owns fewer than `count` weights.
     """
-    own = mask == task
-    if not 0 <= count <= np.count_nonzero(own):
-        raise ValueError(f"cannot release {count} of {np.count_nonzero(own)} weights")
+    owned = count_owned(mask, task)
+    if not 0 <= count <= owned:
+        raise ValueError(f"cannot release {count} of {owned} weights")
+    released = np.array(mask, order="C")
     if count == 0:
-        return mask.copy()
-    # Whole arrays, in which others' weights are out of reach: to pick the task's own out and put them back costs more.
-    magnitudes = np.where(own, np.abs(values), np.float32(np.inf))
-    cutoff = np.partition(magnitudes, count - 1, axis=None)[count - 1]
-    released = magnitudes < cutoff
-    ties = np.flatnonzero((magnitudes == cutoff) & own)
-    released.flat[ties[: count - np.count_nonzero(released)]] = True
-    return np.where(released, np.uint8(FREE), mask)
+        return released
+    owners, bits = released.reshape(-1), np.asarray(values, order="C").reshape(-1).view(np.int32)
+    cutoff, among_ties = _cutoff(owners, bits, task, count, *_bracket(owners, bits, task, count / owned))
+
+    def release(piece: slice) -> NDArray[np.intp]:
+        """Free what lies below the cutoff; the positions of those at it."""
+        keys = _keys(owners[piece], bits[piece], task)
+        owners[piece] *= keys >= cutoff
+        ties: NDArray[np.intp] = np.flatnonzero(keys == cutoff) + piece.start
+        return ties
+
+    owners[np.concatenate(_by_pieces(release, owners.size))[:among_ties]] = FREE
+    return released
+
+
+def _cutoff(owners: Mask, bits: Bits, task: int, count: int, low: int, high: int) -> tuple[np.uint32, int]:
+    """The `count`-th smallest of the task's keys, and how many of those equal to it are among the `count` smallest.
+
+    It is looked for between `low` and `high` (Floyd and Rivest 1975), so that few are partitioned; if it is not there,
+    everywhere.
+    """
+    first, span = np.uint32(low), np.uint32(high - low)
+
+    def look(piece: slice) -> tuple[int, Keys]:
+        """How many lie below, and those inside, counted from `low`."""
+        keys = _keys(owners[piece], bits[piece], task)
+        above = keys - first  # what lies below wraps around
+        return int(np.count_nonzero(keys < first)), above[above <= span]
+
+    below, inside = zip(*_by_pieces(look, owners.size), strict=True)
+    candidates, rank = np.concatenate(inside), count - sum(below)
+    if not 0 < rank <= candidates.size:
+        return _cutoff(owners, bits, task, count, 0, OTHERS - 1)
+    above = np.partition(candidates, rank - 1)[rank - 1]
+    return first + above, rank - int(np.count_nonzero(candidates < above))
+
+
+def _keys(owners: Mask, bits: Bits, task: int) -> Keys:
+    """The task's magnitudes as integers in the same order; the weights of others are OTHERS, out of reach."""
+    keys: Bits = bits & 0x7FFFFFFF  # without the sign
+    keys |= -(owners != task).view(np.int8)  # -1 is all ones, also once it is widened to 32 bits
+    return keys.view(np.uint32)
+
+
+def _bracket(owners: Mask, bits: Bits, task: int, fraction: float) -> tuple[int, int]:
+    """Between which keys that fraction of the task's weights most likely ends."""
+    keys = _keys(sample(owners), sample(bits), task)
+    keys = np.sort(keys[keys < OTHERS])
+    margin = 2 * keys.size**0.5 + 1  # four standard deviations at least
+    low, high = int(fraction * keys.size - margin), int(fraction * keys.size + margin)
+    return int(keys[low]) if low > 0 else 0, int(keys[high]) if high < keys.size else OTHERS - 1
+
+
+def sample(array: NDArray[Any]) -> NDArray[Any]:
+    """About SAMPLE elements of a flat array, each an odd number after the last, to meet all columns of a matrix."""
+    return array[:: array.size // SAMPLE | 1]
+
+
+def _by_pieces(work: Callable[[slice], Any], size: int) -> list[Any]:
+    """`work` on one piece after the other, each small enough for the processor's cache, on all its cores."""
+    pieces = [slice(start, start + PIECE) for start in range(0, size, PIECE)]
+    if len(pieces) == 1:
+        return [work(pieces[0])]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy leaves Python's lock to other threads
+        return list(pool.map(work, pieces))
 
 
 def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:
@@ -69,15 +136,15 @@ def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) 
     """
     scores, stands_for, layer = [], [], []
     for number, own in enumerate(magnitudes.values()):
-        sample = np.sort(own[:: max(1, own.size // SAMPLE)]).astype(np.float64)
-        each = own.size / max(1, sample.size)
+        drawn = np.sort(sample(own)).astype(np.float64)
+        each = own.size / max(1, drawn.size)
         if adaptive:
-            squares = sample**2
+            squares = drawn**2
             rest = each * np.cumsum(squares[::-1])[::-1]
-            sample = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
-        scores.append(sample)
-        stands_for.append(np.full(sample.size, each))
-        layer.append(np.full(sample.size, number))
+            drawn = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
+        scores.append(drawn)
+        stands_for.append(np.full(drawn.size, each))
+        layer.append(np.full(drawn.size, number))
     order = np.argsort(np.concatenate(scores), kind="stable")
     amounts = np.concatenate(stands_for)[order]
     smallest = np.cumsum(amounts) <= count + 0.5
@@ -90,4 +157,5 @@ def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) 
 
 def count_owned(mask: Mask, task: int) -> int:
     """How many weights `task` owns; with task 0, how many are free."""
-    return int(np.count_nonzero(mask == task))
+    owners = mask.reshape(-1)
+    return sum(_by_pieces(lambda piece: int(np.count_nonzero(owners[piece] == task)), owners.size))

@@ -86,6 +86,20 @@ CheckpointMinutes = Annotated[
     Option(min=0, help="Keep what is needed to resume every so many minutes.", rich_help_panel=MACHINE),
 ]
 Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
+TrainAmp = Annotated[
+    bool | None,
+    Option(
+        help="Train in bfloat16, with float32 weights; default, on a GPU that is made for it.", rich_help_panel=MACHINE
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    Option(help="Compile the training step; default, on a GPU for a long run.", rich_help_panel=MACHINE),
+]
+Deterministic = Annotated[
+    bool,
+    Option("--deterministic", help="The same bits each time on a GPU too, at some cost.", rich_help_panel=MACHINE),
+]
 
 
 class Form(str, Enum):

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from packnet_cli import report
 from packnet_cli.cli import (
-    Amp,
     CheckpointMinutes,
+    Compile,
+    Deterministic,
     Device,
     Form,
     Json,
@@ -15,6 +16,7 @@ from packnet_cli.cli import (
     Packed,
     Progress,
     Resume,
+    TrainAmp,
     Workers,
     app,
 )
@@ -37,7 +39,9 @@ def prune(
     json: Json = False,
     device: Device = "auto",
     workers: Workers = None,
-    amp: Amp = False,
+    amp: TrainAmp = None,
+    compile: Compile = None,
+    deterministic: Deterministic = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -63,6 +67,8 @@ def prune(
             device=device,
             workers=workers,
             amp=amp,
+            compile=compile,
+            deterministic=deterministic,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,

@@ -53,7 +53,8 @@ def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Ma
     batch = data.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:
-        NewTask(claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(retrain=retrain)
+        with machine.training():
+            NewTask(claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(retrain=retrain)
     except (RuntimeError, MemoryError) as error:
         if not network.is_out_of_memory(error):
             raise

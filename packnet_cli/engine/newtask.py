@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,7 +12,7 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
-from packnet_cli.engine import data, network, resume
+from packnet_cli.engine import compute, data, network, resume
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -36,7 +37,13 @@ class Machine:
 
     device: str = "auto"
     workers: int | None = None  # processes that decode images
-    amp: bool = False  # compute in bfloat16
+    amp: bool | None = None  # train in bfloat16; None: as it suits the device
+    compile: bool | None = None
+    deterministic: bool = False
+
+    def training(self) -> AbstractContextManager[None]:
+        """Where training is at home: see `compute.training_on`."""
+        return compute.training_on(network.choose_device(self.device), deterministic=self.deterministic)
 
 
 def _pairs(owned: dict[str, int], released: dict[str, int]) -> dict[str, tuple[int, int]]:
@@ -65,7 +72,7 @@ class NewTask:
         progress: Progress,
         keeper: Keeper | None = None,
     ) -> None:
-        self.recipe, self.amp, self.progress, self.keeper = recipe, machine.amp, progress, keeper
+        self.recipe, self.progress, self.keeper = recipe, progress, keeper
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -91,6 +98,9 @@ class NewTask:
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
+        self.amp = compute.in_bfloat16(machine.amp, device)
+        steps = len(self.train_batches) * (recipe.epochs + recipe.retrain_epochs)
+        self.forward = compute.forward_of(self.model, machine.compile, device, steps)
 
     def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
@@ -179,6 +189,7 @@ class NewTask:
             sched=self.recipe.sched,
             train_norm=self.train_norm,
             amp=self.amp,
+            forward=self.forward,
             progress=partial(self.progress, phase),
             head=self.head,
             head_lr=self.recipe.head_lr,
@@ -191,7 +202,7 @@ class NewTask:
     def measure(self, phase: str) -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
-            self.final = evaluate(self.model, self.val_batches, amp=self.amp)
+            self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
             self.progress(phase, self.final)
 

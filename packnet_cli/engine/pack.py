@@ -48,7 +48,9 @@ def init(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -91,10 +93,10 @@ def init(
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        machine = Machine(device, workers, amp)
+        machine = Machine(device, workers, amp, compile, deterministic)
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
-        with keeper.listening(), network.enough_memory(recipe.batch_size):
+        with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
             task = NewTask(claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
@@ -149,7 +151,9 @@ def add_task(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -176,12 +180,12 @@ def add_task(
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
-    machine, retrain = Machine(device, workers, amp), bool(prune) or max_drop is not None
+    machine, retrain = Machine(device, workers, amp, compile, deterministic), bool(prune) or max_drop is not None
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.enough_memory(recipe.batch_size):
+    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
         task = NewTask(claim, images, recipe, machine, progress, keeper)
         if resume:
@@ -212,7 +216,9 @@ def prune_task(
     recipe: Recipe | None = None,
     device: str = "auto",
     workers: int | None = None,
-    amp: bool = False,
+    amp: bool | None = None,
+    compile: bool | None = None,
+    deterministic: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -240,10 +246,10 @@ def prune_task(
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim, machine = claim_again(artifact), Machine(device, workers, amp)
+    claim, machine = claim_again(artifact), Machine(device, workers, amp, compile, deterministic)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.enough_memory(recipe.batch_size):
+    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         task = NewTask(claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:

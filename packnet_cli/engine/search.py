@@ -17,13 +17,13 @@ def prune_as_far_as(task: NewTask, max_drop: float, selection: DataLoader[Any]) 
     fraction, 0 if none was small enough, and top-1 in percent by the fractions tried, "0" being the unpruned network.
     """
     best = dense = task.stage()
-    curve = {"0": evaluate(task.model, selection, amp=task.amp).top1}
+    curve = {"0": evaluate(task.model, selection).top1}
     low, high = 0.0, 1.0
     for _ in range(TRIES):
         fraction = (low + high) / 2
         task.go_back_to(dense)
         task.prune_and_retrain(fraction, f"retrain at {fraction:g}")
-        curve[f"{fraction:g}"] = top1 = evaluate(task.model, selection, amp=task.amp).top1
+        curve[f"{fraction:g}"] = top1 = evaluate(task.model, selection).top1
         if curve["0"] - top1 <= max_drop:
             low, best = fraction, task.stage()
         else:

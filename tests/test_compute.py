@@ -1,0 +1,81 @@
+"""How training computes: what is set is set back, and a compiled step keeps the promise."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from conftest import QUICK
+
+from packnet_cli.artifact import format, verify
+from packnet_cli.engine import compute, pack
+from packnet_cli.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def add(path, folder, **how):
+    recipe = dataclasses.replace(QUICK, distill_weight=how.pop("distill_weight", 0.0))
+    return pack.add_task(path, folder, prune=0.5, recipe=recipe, workers=0, device="cpu", **how)
+
+
+def test_a_compiled_step_keeps_the_promise(packed, folders, monkeypatch):
+    """Under names of old, with teacher and checkpoints; the earlier task stays the same to the bit."""
+    calls = []
+
+    def graph(module, inputs):
+        calls.append(module)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graph))  # the real one takes a minute
+    before = add(packed, folders[0])
+    assert not calls
+    after = add(packed, folders[1], compile=True, distill_weight=0.5, checkpoint_minutes=0)
+    assert calls and verify.verify(packed) == []
+    for name, array in before.state(1).items():
+        assert after.state(1)[name].tobytes() == array.tobytes()
+    assert after.own[2].keys() == before.own[1].keys()
+
+
+def test_what_cannot_be_compiled_says_so(monkeypatch):
+    """In one line that says what to leave out; another error stays what it is."""
+
+    def fail(graph, inputs):
+        raise OSError("no compiler was found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    forward = compute.forward_of(torch.nn.Linear(2, 2), True, CPU, 1)
+    with pytest.raises(UsageError, match="cannot compile this network here.*--no-compile"):
+        forward(torch.zeros(1, 2))
+    with pytest.raises(RuntimeError, match="shape"):
+        compute.forward_of(torch.nn.Linear(2, 2), None, CPU, 10**9)(torch.zeros(1, 3))
+
+
+def test_on_a_cpu_nothing_is_chosen_unasked():
+    """bfloat16 and compilation only by hand."""
+    model = torch.nn.Linear(2, 2)
+    assert compute.forward_of(model, None, CPU, 10**9) is model
+    assert not compute.in_bfloat16(None, CPU) and compute.in_bfloat16(True, CPU)
+
+
+def test_settings_of_the_process_are_put_back():
+    """Whatever ends the training; what has no deterministic way is one line."""
+    with pytest.raises(KeyError), compute.training_on(CPU, deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        raise KeyError
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UsageError, match="--deterministic: .*put_.* leave it out"):
+        with compute.training_on(CPU, deterministic=True):
+            raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+
+
+def test_bfloat16_and_determinism_reach_the_file(packnet, packed, folders):
+    """The flags as a user gives them; deterministic or not, a CPU makes the same bytes of one seed."""
+    start, made = packed.read_bytes(), []
+    sizes = ["--data", folders[0], "--epochs", 1, "--retrain-epochs", 1, "--prune", 0.5, "--lr", 0.01]
+    for flags in (["--deterministic"], ["--no-amp"], ["--amp"]):
+        packed.write_bytes(start)
+        assert packnet("add-task", packed, *sizes, *flags).exit_code == 0
+        made.append(packed.read_bytes())
+    assert made[0] == made[1] != made[2]
+    assert all(array.dtype.name != "bfloat16" for array in format.load(packed).state(1).values())
