@@ -116,6 +116,16 @@ def test_a_writer_keeps_to_those_bounds_too():
         header.seal({"a": [[]] * header.MAX_BRACKETS})
 
 
+@pytest.mark.parametrize(("command", "code"), [("info", 3), ("plan", 3), ("plot", 3), ("verify", 9)])
+def test_a_file_without_packed_weights(tmp_path, packnet, command, code):
+    """Of which shares cannot be told: damage, whatever is asked."""
+    path = tmp_path / "none.st"
+    rewrite(path, lambda tensors, fields: tensors.update({key: tensors[key][:0] for key in ("shared.w", "mask.w")}))
+    more = {"plan": ["--tasks", 3], "plot": ["-o", tmp_path / "x.png"]}.get(command, [])
+    result = packnet(command, path, *more)
+    assert result.exit_code == code and "it holds no packed weights" in result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E5M2", "C64", "F4"])
 def test_types_that_numpy_does_not_know(tmp_path, dtype):
     """safetensors lets them pass."""

@@ -1,6 +1,7 @@
 """A stopped run goes on where it was, and ends in the same bytes."""
 
 import dataclasses
+import errno
 import os
 import signal
 
@@ -8,8 +9,9 @@ import pytest
 import timm
 import torch
 from conftest import QUICK, make_folder
+from test_faults import STEPS, count_steps
 
-from packnet_cli.engine import pack
+from packnet_cli.engine import pack, resume
 from packnet_cli.engine.resume import FILE
 from packnet_cli.engine.train import Step
 from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
@@ -148,6 +150,40 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
     seen = []
     add(path, folders[1], resume=True, progress=lambda phase, at: isinstance(at, Step) and seen.append(at))
     assert path.read_bytes() == whole["momentum"][1] and not seen
+
+
+def test_an_error_at_each_step_of_a_training_run(packed, folders):
+    """That of a checkpoint is said, and the training goes on; that of the result leaves the file as it was."""
+    steps = [*STEPS[:-1], (resume, "save_file")]  # a folder that cannot be removed is left
+    run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), workers=0, device="cpu")
+    old, seen = packed.read_bytes(), []
+    new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
+    for number in range(1, 100, 2):
+        packed.write_bytes(old)
+        said, reached = [], []
+
+        def fail(done, number=number, reached=reached):
+            reached.append(done)
+            if done == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with pytest.MonkeyPatch.context() as patch:
+            count_steps(patch.setattr, before=fail, steps=steps)
+            try:
+                pack.add_task(packed, folders[0], say=said.append, checkpoint_minutes=0, **run)
+            except ArtifactError as error:
+                assert "No space left" in str(error) and "--resume writes it" in str(error)
+                assert packed.read_bytes() == old
+                seen.append("error")
+            else:
+                assert packed.read_bytes() == new
+                seen.append(*said or ["new file"])
+        if seen[-1] == "error":
+            pack.add_task(packed, folders[0], resume=True, **run)
+            assert packed.read_bytes() == new
+        if max(reached) < number:
+            break
+    assert seen.count("error") == sum("no checkpoint could be kept" in what for what in seen) == 5
 
 
 def test_a_stopped_search_starts_again_after_training(tmp_path, folders):
