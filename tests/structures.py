@@ -35,8 +35,8 @@ def artifacts(draw):
     gone = draw(st.sets(st.integers(1, max(1, count - 1)))) if count > 1 else set()
     shared = {name: draw(arrays(np.float32, shape, elements=floats)) for name, shape in layers.items()}
     mask = {name: draw(arrays(np.uint8, shape, elements=st.integers(0, count))) for name, shape in layers.items()}
-    tensors = st.dictionaries(names.filter(lambda name: name not in layers), some_array(), max_size=3)
-    own = tuple({} if index in gone else draw(tensors) for index in range(count + 1))
+    kinds = draw(st.dictionaries(names.filter(lambda name: name not in layers), some_array(), max_size=3))
+    own = tuple({} if k in gone else {name: draw(kind) for name, kind in kinds.items()} for k in range(count + 1))
     artifact = format.make(draw(headers()), shared, mask, own)
     owned = {k: {name: masks.count_owned(array, k) for name, array in mask.items()} for k in range(1, count + 1)}
     titles = draw(
@@ -53,9 +53,9 @@ def artifacts(draw):
 
 
 def some_array():
-    return shapes.flatmap(
-        lambda shape: arrays(np.float32, shape, elements=floats) | arrays(np.int64, shape, elements=st.integers(-9, 9))
-    )
+    """A strategy for the arrays of one type and shape, which each task has one of."""
+    kinds = st.sampled_from([(np.float32, floats), (np.int64, st.integers(-9, 9))])
+    return st.builds(lambda kind, shape: arrays(kind[0], shape, elements=kind[1]), kinds, shapes)
 
 
 def headers():

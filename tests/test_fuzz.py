@@ -34,7 +34,7 @@ def test_files_built_with_faults():
     assert {"load: read", "load: DamageError", "verify: findings", "verify: whole"} <= tally.outcomes.keys()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(artifact=structures.artifacts())
 def test_whatever_may_be_written_is_whole_when_read(artifact):
     """Every bit of it, and as a compact file too."""
@@ -56,10 +56,9 @@ def test_whatever_may_be_written_is_whole_when_read(artifact):
 def test_the_fuzzing_can_fail(monkeypatch):
     """A reader that raises what is no PackNetError is seen."""
     monkeypatch.setattr(rules, "check", lambda what, fields, rules: None)
-    for attempt in (fuzz.mutate, fuzz.build):
-        tally = fuzz.Tally()
-        attempt(tally, 60, 1)
-        assert tally.failures
+    tally = fuzz.Tally()
+    fuzz.mutate(tally, 60, 1)
+    assert tally.failures
 
 
 @pytest.mark.parametrize("change", [
