@@ -73,7 +73,7 @@ Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Processes that decode images; default, 0 on a CPU, up to 8 with a GPU.",
+        help="Threads that read images, the next batch while one is computed; default, up to 8.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
@@ -86,6 +86,30 @@ CheckpointMinutes = Annotated[
     Option(min=0, help="Keep what is needed to resume every so many minutes.", rich_help_panel=MACHINE),
 ]
 Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
+
+
+class Where(str, Enum):
+    """Where decoded images are kept."""
+
+    AUTO = "auto"
+    RAM = "ram"
+    DEVICE = "device"
+    OFF = "off"
+
+
+Cache = Annotated[
+    Where,
+    Option(
+        help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheGb = Annotated[
+    float,
+    Option(
+        min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.", rich_help_panel=MACHINE
+    ),
+]
 
 
 class Form(str, Enum):

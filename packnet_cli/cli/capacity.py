@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from packnet_cli import report
 from packnet_cli.cli import (
     Amp,
+    Cache,
+    CacheGb,
     CheckpointMinutes,
     Device,
     Form,
@@ -15,6 +17,7 @@ from packnet_cli.cli import (
     Packed,
     Progress,
     Resume,
+    Where,
     Workers,
     app,
 )
@@ -38,6 +41,8 @@ def prune(
     device: Device = "auto",
     workers: Workers = None,
     amp: Amp = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -63,6 +68,8 @@ def prune(
             device=device,
             workers=workers,
             amp=amp,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,

@@ -12,7 +12,7 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
-from packnet_cli.engine import data, network, resume
+from packnet_cli.engine import data, feed, network, resume
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -36,8 +36,10 @@ class Machine:
     """What to run on; nothing of it is meant to change the result."""
 
     device: str = "auto"
-    workers: int | None = None  # processes that decode images
+    workers: int | None = None  # threads that read images
     amp: bool = False  # compute in bfloat16
+    cache: str = "auto"  # where decoded images are kept, see feed.rooms
+    cache_gb: float = feed.CACHE_GB
 
 
 def _pairs(owned: dict[str, int], released: dict[str, int]) -> dict[str, tuple[int, int]]:
@@ -84,11 +86,12 @@ class NewTask:
         self.freezer = self._set_starting_values(claim.state, device)
         self.constants = network.constants(self.model)
         self.feed = partial(
-            data.batches,
+            feed.batches,
             data_config=header.data_config,
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,
+            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
@@ -255,6 +258,7 @@ class NewTask:
         tensors, notes = checkpoint.room("optimizer"), checkpoint.notes
         return Resume(
             Place(*notes["place"]),
+            self.train_batches.skip,
             partial(resume.set_optimizer_state, tensors=tensors, numbers=notes["optimizer"]),
             partial(resume.set_random_state, notes["random"]),
         )

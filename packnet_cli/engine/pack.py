@@ -16,6 +16,7 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
+from packnet_cli.engine.feed import CACHE_GB
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
@@ -49,6 +50,8 @@ def init(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -93,7 +96,7 @@ def init(
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         with keeper.listening(), network.enough_memory(recipe.batch_size):
-            task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+            task = NewTask(claim, images, recipe, Machine(device, workers, amp, cache, cache_gb), progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -148,6 +151,8 @@ def add_task(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -178,7 +183,7 @@ def add_task(
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(claim, images, recipe, Machine(device, workers, amp, cache, cache_gb), progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -208,6 +213,8 @@ def prune_task(
     device: str = "auto",
     workers: int | None = None,
     amp: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -237,7 +244,7 @@ def prune_task(
     claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(claim, images, recipe, Machine(device, workers, amp, cache, cache_gb), progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +16,18 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from packnet_cli.errors import DivergedError, UsageError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
+
+
+class Batches(Protocol):
+    """Batches of images (N, C, H, W), float32, and labels (N,), int64; each iteration goes through them once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Resume:
     """Where to go on with a phase, and how to put back what a stopped run had there."""
 
     place: Place
+    skip: Callable[[int], None]  # so many batches of the next epoch
     set_optimizer: Callable[[torch.optim.Optimizer], None]
     set_random: Callable[[], None]
 
@@ -129,7 +137,7 @@ class Teacher:
 
 def train(
     model: nn.Module,
-    batches: DataLoader[Any],
+    batches: Batches,
     freezer: Freezer,
     *,
     epochs: int,
@@ -150,7 +158,7 @@ def train(
     """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
-    yielded again, and what it has seen is skipped.
+    yielded again, and the batches that it has seen are skipped.
 
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. Parameters below the modules `head`
@@ -190,11 +198,11 @@ def train(
         if not train_norm:
             _stop_statistics(model)
         loss_sum, correct, seen, began = 0.0, 0, 0, time.perf_counter()
-        for step, (images, labels) in enumerate(batches):
-            if step < skip:
-                if resume and step == skip - 1:
-                    resume.set_random()
-                continue
+        if resume and skip:
+            resume.skip(skip)
+        for step, (images, labels) in enumerate(batches, skip):
+            if resume and 0 < step == skip:
+                resume.set_random()
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # (N, C, H, W)
             labels = labels.to(device, non_blocking=True)  # (N,)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -242,7 +250,7 @@ def _diverged(what: str, lr: float) -> DivergedError:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: DataLoader[Any], *, amp: bool = False) -> Accuracy:
+def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
     """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
     device = next(model.parameters()).device
     model.eval()
