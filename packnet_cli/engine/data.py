@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from packnet_cli.engine import sources
+from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
 from packnet_cli.lists import ClassFiles
 
@@ -157,7 +157,9 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of odd metadata and the like
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        problems = {path: problem for path, problem in zip(paths, pool.map(_problem, paths), strict=True) if problem}
+        part = paths[distributed.rank() :: distributed.world()]
+        found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
+    problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
     if problems and not skip_bad:
         listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(

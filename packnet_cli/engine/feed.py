@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
+from packnet_cli.engine import distributed
 from packnet_cli.engine.augment import augmented
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
@@ -89,7 +90,10 @@ class Pictures:
 
 
 class Batches:
-    """Batches of images (N, C, H, W), normalised float32 on the device, and labels (N,), int64: an epoch at a time."""
+    """Batches of images (N, C, H, W), normalised float32 on the device, and labels (N,), int64: an epoch at a time.
+
+    Each process of a run gets its part of every batch.
+    """
 
     def __init__(
         self,
@@ -108,9 +112,9 @@ class Batches:
 
     def __len__(self) -> int:
         count = len(self.labels)
-        # Of a lone image batch norm takes no statistics.
-        lone = self.shuffled and count % self.batch_size == 1 and count > self.batch_size
-        return math.ceil(count / self.batch_size) - lone
+        # Of a lone image, in any process, batch norm takes no statistics.
+        few = self.shuffled and 0 < count % self.batch_size < 2 * distributed.world() and count > self.batch_size
+        return math.ceil(count / self.batch_size) - few
 
     def skip(self, steps: int) -> None:
         """Leave out the first steps of the next epoch, at no cost; the others stay the same."""
@@ -124,8 +128,10 @@ class Batches:
         with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
             read = pool.map if pool else map
             for step in range(first, len(self)):
-                numbers = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-                waiting.append((numbers, read(partial(self.picture, seed), numbers)))
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                numbers = batch[distributed.rank() :: distributed.world()].tolist()
+                if numbers:
+                    waiting.append((numbers, read(partial(self.picture, seed), numbers)))
                 if len(waiting) > AHEAD:
                     yield self._batch(*waiting.popleft())
             while waiting:
@@ -155,8 +161,12 @@ def batches(
     """Batches of a split: for evaluation in order, and to the bit as timm transforms each image.
 
     For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
-    `crop_scale`, resized); the last batch is left out if it is a lone image.
+    `crop_scale`, resized); the last batch is left out if it is a lone image. Raises UsageError if a process of the run
+    would get less than two images of a batch.
     """
+    least, processes = min(batch_size, len(split.paths)), distributed.world()
+    if training and split.paths and processes > 1 and least < 2 * processes:
+        raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")
     channels, *size = data_config["input_size"]
     height, width = size
     if training:

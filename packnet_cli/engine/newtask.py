@@ -12,7 +12,7 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
-from packnet_cli.engine import data, feed, network, resume
+from packnet_cli.engine import data, distributed, feed, network, resume
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -69,6 +69,8 @@ class NewTask:
         keeper: Keeper | None = None,
     ) -> None:
         self.recipe, self.amp, self.progress, self.keeper = recipe, machine.amp, progress, keeper
+        if distributed.rank():
+            self.progress = silent
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -204,6 +206,7 @@ class NewTask:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
         if self.keeper is None:
             return
+        self.keeper.agree()
         self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, optimizer)
         if self.keeper.is_due():
             self._write_checkpoint()

@@ -16,6 +16,7 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
+from packnet_cli.engine.distributed import check_equal, rank, together
 from packnet_cli.engine.feed import CACHE_GB
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
@@ -30,7 +31,7 @@ from packnet_cli.recipe import Recipe
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def init(
     path: Path,
     arch: str,
@@ -104,7 +105,7 @@ def init(
             artifact = _keep(task, claim, name, images, folder, prune)
             _write(artifact, path, task, keeper)
     else:
-        format.save(artifact, path)
+        _save(artifact, path)
     return artifact
 
 
@@ -137,7 +138,7 @@ def _all_free(origin: Origin) -> Artifact:
 # --- add-task -------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def add_task(
     path: Path,
     folder: Path,
@@ -201,7 +202,7 @@ def add_task(
 # --- prune ----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def prune_task(
     path: Path,
     wanted: str,
@@ -341,9 +342,16 @@ def _write(
 ) -> None:
     """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
     try:
-        format.save(artifact, path, unchanged_since=unchanged_since)
+        _save(artifact, path, unchanged_since)
     except (ArtifactError, ConflictError) as error:
         if task.keep_result():
             raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
         raise
     keeper.remove()
+
+
+def _save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
+    """Write the artifact, which is the same in every process of the run, in the first."""
+    check_equal("".join(task.digest for task in artifact.header.tasks))
+    if not rank():
+        format.save(artifact, path, unchanged_since=unchanged_since)

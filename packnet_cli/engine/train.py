@@ -17,6 +17,7 @@ from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
 
+from packnet_cli.engine import distributed
 from packnet_cli.errors import DivergedError, UsageError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
@@ -212,6 +213,7 @@ def train(
                 raise _diverged(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}", lr)
             optimizer.zero_grad()
             loss.backward()
+            distributed.average_gradients(model, len(labels))
             optimizer.step()
             freezer.write_back()
             rate = optimizer.param_groups[0]["lr"]
@@ -221,10 +223,12 @@ def train(
             seen += len(labels)
             loss_sum += loss.item() * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
-            speed = seen / (time.perf_counter() - began)
+            speed = distributed.world() * seen / (time.perf_counter() - began)
             means = loss_sum / seen, 100 * correct / seen
             progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, speed, rate))
             after_step(Place(epoch, step + 1), optimizer)
+        if train_norm:
+            distributed.average_statistics(model)
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
@@ -264,6 +268,7 @@ def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accura
         top1 += int(hits[:, 0].sum())
         top5 += int(hits.sum())
         seen += len(labels)
+    top1, top5, seen = distributed.total([top1, top5, seen])
     return Accuracy(100 * top1 / seen, 100 * top5 / seen, seen)
 
 
