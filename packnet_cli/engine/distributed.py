@@ -21,7 +21,7 @@ from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine.network import reason
-from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere
+from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +48,9 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Pa
         if not (distributed.is_available() and distributed.is_torchelastic_launched()):
             with atomic.locked(path):
                 return verb(path, *args, **kwargs)
-        with _joined(str(kwargs.get("device", "auto"))), _one_message(), _lock(path):
+        kind = str(kwargs.get("device", "auto")).partition(":")[0]
+        kwargs["device"] = kind  # of several GPUs each process takes its own
+        with _joined(kind), _one_message(), _lock(path):
             result = verb(path, *args, **kwargs)
             wait_for_all()
             return result
@@ -63,9 +65,14 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(device: str) -> Iterator[None]:
-    """Be one of torchrun's processes, each of which has a GPU of its own or none has any."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.partition(":")[0]
+def _joined(kind: str) -> Iterator[None]:
+    """Be one of torchrun's processes, each of which has a GPU of its own or none has any. Raises UsageError."""
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and (local := int(os.environ["LOCAL_WORLD_SIZE"])) > torch.cuda.device_count():
+        if os.environ["LOCAL_RANK"] != "0":
+            raise ToldElsewhere(UsageError.exit_code)
+        raise UsageError(f"{local} processes need as many GPUs, and {torch.cuda.device_count()} are here")
     # What is agreed on beside the training is on the CPU, so that no GPU need be waited for.
     init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
     try:
@@ -97,8 +104,9 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        why = reason(error).rpartition("] ")[2]  # without the place in gloo's source
         raise InterruptedRun(
-            f"another process of this run has ended ({reason(error)}); the packed model is as it was before"
+            f"another process of this run has ended ({why}); the packed model is as it was before"
         ) from None
 
 

@@ -53,7 +53,7 @@ class Keeper:
         self.folder = artifact.with_name(artifact.name + ".resume")
         self.run, self.every = json.loads(json.dumps(run)), every
         self.written = time.monotonic()
-        self.stopping = False
+        self.asked = self.stopping = False
 
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
@@ -76,8 +76,8 @@ class Keeper:
         return Checkpoint(tensors, notes)
 
     def agree(self) -> None:
-        """Have all processes of the run stop if one was asked to."""
-        self.stopping = distributed.total([self.stopping]) > [0]
+        """Have all processes of the run stop, after the same step, if one was asked to."""
+        self.stopping = distributed.total([self.asked]) > [0]
 
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every
@@ -104,9 +104,9 @@ class Keeper:
         """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait."""
 
         def ask(number: int, frame: Any) -> None:
-            if self.stopping and distributed.world() == 1:  # torchrun passes on what the terminal has sent
+            if self.asked and distributed.world() == 1:  # torchrun passes on what the terminal has sent
                 raise KeyboardInterrupt
-            self.stopping = True
+            self.asked = True
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
