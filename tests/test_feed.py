@@ -131,10 +131,13 @@ def test_half_of_the_crops_are_flipped():
 
 
 def test_large_photographs_are_kept_smaller(tmp_path):
-    """The smallest crop still has the network's pixels; a small image keeps all of its own."""
-    Image.effect_noise((900, 600), 50).save(tmp_path / "a.jpg")
-    assert feed.decoded(tmp_path / "a.jpg", "RGB", short_side=120).shape == (3, 120, 180)
-    assert feed.decoded(tmp_path / "a.jpg", "L", short_side=601).shape == (1, 600, 900)
+    """By a whole number, so that nothing is blurred; a small image keeps all of its own pixels."""
+    noise = Image.effect_noise((900, 600), 50)
+    noise.save(tmp_path / "a.jpg")
+    noise.save(tmp_path / "a.png")
+    assert feed.decoded(tmp_path / "a.jpg", "RGB", short_side=120).shape == (3, 150, 225)
+    assert feed.decoded(tmp_path / "a.png", "RGB", short_side=120).shape == (3, 120, 180)
+    assert feed.decoded(tmp_path / "a.jpg", "L", short_side=301).shape == (1, 600, 900)
 
 
 def test_an_image_that_goes_away_is_named(split):

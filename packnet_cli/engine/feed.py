@@ -170,8 +170,9 @@ def batches(
     channels, *size = data_config["input_size"]
     height, width = size
     if training:
-        # No larger than the smallest crop needs to be, so that large photographs do not fill the memory.
-        short_side = math.ceil(max(size) / math.sqrt(crop_scale))
+        # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
+        # sees: with fewer, the two reductions blur what one alone would not.
+        short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
         pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
         interpolation = str_to_interp_mode(data_config["interpolation"])
 
@@ -210,16 +211,12 @@ def normaliser(
 
 
 def decoded(path: Path, mode: str, short_side: int) -> torch.Tensor:
-    """An image file as uint8 (C, H, W), its short side reduced to so many pixels if it has more."""
+    """An image file as uint8 (C, H, W), reduced by a whole number if its short side has several times so many pixels."""
     with Image.open(path) as file:
-        scale = short_side / min(file.size)
-        size = round(file.width * scale), round(file.height * scale)
-        if scale < 1:
-            file.draft(None, (2 * size[0], 2 * size[1]))  # a JPEG is then decoded at a fraction of its size
+        file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
         image = convert(file, mode)
-    if scale < 1:
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
-    pixels = np.array(image)
+    factor = min(image.size) // short_side
+    pixels = np.array(image.reduce(factor) if factor > 1 else image)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
