@@ -66,6 +66,14 @@ class InterruptedRun(PackNetError):
     exit_code = 130
 
 
+class ToldElsewhere(PackNetError):
+    """Another process of the same run has said what went wrong; there is nothing to add."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class VerificationError(PackNetError):
     """`verify` found damage."""
 

@@ -1,5 +1,6 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
+import os
 import sys
 from enum import Enum
 from functools import partial
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import PackNetError, ToldElsewhere
 
 
 class _Group(TyperGroup):
@@ -21,7 +22,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except PackNetError as error:
-            report.error(str(error))
+            if not isinstance(error, ToldElsewhere):
+                report.error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             report.error("interrupted; nothing was written")
@@ -73,7 +75,7 @@ Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Processes that decode images; default, 0 on a CPU, up to 8 with a GPU.",
+        help="Threads that read images, the next batch while one is computed; default, up to 8.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
@@ -99,6 +101,30 @@ Compile = Annotated[
 Deterministic = Annotated[
     bool,
     Option("--deterministic", help="The same bits each time on a GPU too, at some cost.", rich_help_panel=MACHINE),
+]
+
+
+class Where(str, Enum):
+    """Where decoded images are kept."""
+
+    AUTO = "auto"
+    RAM = "ram"
+    DEVICE = "device"
+    OFF = "off"
+
+
+Cache = Annotated[
+    Where,
+    Option(
+        help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheGb = Annotated[
+    float,
+    Option(
+        min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.", rich_help_panel=MACHINE
+    ),
 ]
 
 
@@ -138,13 +164,20 @@ def packnet(
     quiet: Annotated[bool, Option("--quiet", "-q", help="No talk and no progress; warnings and errors stay.")] = False,
 ) -> None:
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
-    report.talk.quiet = quiet
+    report.talk.quiet = quiet or _is_a_further_process()
+
+
+def _is_a_further_process() -> bool:
+    """Whether this is one of several processes of a run that torchrun has started, and not the first, which speaks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
 
 
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
+    if _is_a_further_process():
+        sys.stdout = open(os.devnull, "w")
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    Cache,
+    CacheGb,
     CheckpointMinutes,
     Compile,
     Deterministic,
@@ -17,6 +19,7 @@ from packnet_cli.cli import (
     Progress,
     Resume,
     TrainAmp,
+    Where,
     Workers,
     app,
 )
@@ -42,6 +45,8 @@ def prune(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -69,6 +74,8 @@ def prune(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,

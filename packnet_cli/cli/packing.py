@@ -7,6 +7,8 @@ from typer import Argument
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    Cache,
+    CacheGb,
     CheckpointMinutes,
     Compile,
     Deterministic,
@@ -19,6 +21,7 @@ from packnet_cli.cli import (
     Progress,
     Resume,
     TrainAmp,
+    Where,
     Workers,
     app,
 )
@@ -85,6 +88,8 @@ def init(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -134,6 +139,8 @@ def init(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,
@@ -180,6 +187,8 @@ def add_task(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -216,6 +225,8 @@ def add_task(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,

@@ -1,4 +1,4 @@
-"""Images as batches: which are trained on, which held out, and timm's transforms for the network."""
+"""Which images are trained on and which held out, and that all of them can be read."""
 
 import dataclasses
 import hashlib
@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
 
-from packnet_cli.engine import sources
-from packnet_cli.engine.network import CHANNELS
+from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
 from packnet_cli.lists import ClassFiles
-
-CACHE_BYTES = 2 << 30  # of decoded images that one split keeps in memory, in each process that decodes
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,9 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of odd metadata and the like
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        problems = {path: problem for path, problem in zip(paths, pool.map(_problem, paths), strict=True) if problem}
+        part = paths[distributed.rank() :: distributed.world()]
+        found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
+    problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
     if problems and not skip_bad:
         listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(
@@ -175,61 +171,6 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
         for split in splits
         for kept in [[pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in problems]]
     ]
-
-
-def batches(
-    split: Split,
-    data_config: dict[str, Any],
-    *,
-    training: bool,
-    batch_size: int,
-    workers: int | None,
-    device: torch.device,
-    crop_scale: float = 0.08,
-) -> DataLoader[Any]:
-    """Batches of images (N, C, H, W), normalised float32, and labels (N,), int64.
-
-    For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
-    `crop_scale`, resized); the last batch is left out if it is a lone image, of which batch norm takes no statistics.
-    """
-    if workers is None:  # on a CPU the training wants every core itself
-        workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    transform = create_transform(**data_config, is_training=training, color_jitter=0, scale=(crop_scale, 1))
-    lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
-    return DataLoader(
-        ImageFiles(split, transform, CHANNELS[data_config["input_size"][0]]),
-        batch_size,
-        shuffle=training and bool(split.paths),
-        drop_last=lone,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0 and training,
-    )
-
-
-class ImageFiles(Dataset[Any]):
-    """The images of a split, transformed one at a time; each is decoded once and kept, as far as `room` bytes go."""
-
-    def __init__(self, split: Split, transform: Any, mode: str, room: int = CACHE_BYTES) -> None:
-        self.split, self.transform, self.mode, self.room = split, transform, mode, room
-        self.kept: dict[int, Image.Image] = {}
-
-    def __len__(self) -> int:
-        return len(self.split.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self._decoded(index)), self.split.labels[index]
-
-    def _decoded(self, index: int) -> Image.Image:
-        if index in self.kept:
-            return self.kept[index]
-        with Image.open(self.split.paths[index]) as file:
-            image = convert(file, self.mode)
-        size = image.width * image.height * len(self.mode)
-        if size <= self.room:
-            self.kept[index] = image
-            self.room -= size
-        return image
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
-from packnet_cli.engine import compute, data, network, resume
+from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -36,10 +36,12 @@ class Machine:
     """What to run on; nothing of it is meant to change the result."""
 
     device: str = "auto"
-    workers: int | None = None  # processes that decode images
+    workers: int | None = None  # threads that read images
     amp: bool | None = None  # train in bfloat16; None: as it suits the device
     compile: bool | None = None
     deterministic: bool = False
+    cache: str = "auto"  # where decoded images are kept, see feed.rooms
+    cache_gb: float = feed.CACHE_GB
 
     def training(self) -> AbstractContextManager[None]:
         """Where training is at home: see `compute.training_on`."""
@@ -73,6 +75,8 @@ class NewTask:
         keeper: Keeper | None = None,
     ) -> None:
         self.recipe, self.progress, self.keeper = recipe, progress, keeper
+        if distributed.rank():
+            self.progress = silent
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -90,11 +94,12 @@ class NewTask:
         self.freezer = self._set_starting_values(claim.state, device)
         self.constants = network.constants(self.model)
         self.feed = partial(
-            data.batches,
+            feed.batches,
             data_config=header.data_config,
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,
+            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
@@ -211,6 +216,7 @@ class NewTask:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
         if self.keeper is None:
             return
+        self.keeper.agree()
         self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, optimizer)
         if self.keeper.is_due():
             self._write_checkpoint()
@@ -265,6 +271,7 @@ class NewTask:
         tensors, notes = checkpoint.room("optimizer"), checkpoint.notes
         return Resume(
             Place(*notes["place"]),
+            self.train_batches.skip,
             partial(resume.set_optimizer_state, tensors=tensors, numbers=notes["optimizer"]),
             partial(resume.set_random_state, notes["random"]),
         )

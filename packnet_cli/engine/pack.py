@@ -16,6 +16,8 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
+from packnet_cli.engine.distributed import check_equal, rank, together
+from packnet_cli.engine.feed import CACHE_GB
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
@@ -29,7 +31,7 @@ from packnet_cli.recipe import Recipe
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def init(
     path: Path,
     arch: str,
@@ -51,6 +53,8 @@ def init(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -94,7 +98,7 @@ def init(
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-        machine = Machine(device, workers, amp, compile, deterministic)
+        machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
         with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
             task = NewTask(claim, images, recipe, machine, progress, keeper)
             if resume:
@@ -104,7 +108,7 @@ def init(
             artifact = _keep(task, claim, name, images, folder, prune)
             _write(artifact, path, task, keeper)
     else:
-        format.save(artifact, path)
+        _save(artifact, path)
     return artifact
 
 
@@ -137,7 +141,7 @@ def _all_free(origin: Origin) -> Artifact:
 # --- add-task -------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def add_task(
     path: Path,
     folder: Path,
@@ -153,6 +157,8 @@ def add_task(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -181,7 +187,7 @@ def add_task(
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
-    machine = Machine(device, workers, amp, compile, deterministic)
+    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
         task = NewTask(claim, images, recipe, machine, progress, keeper)
@@ -202,7 +208,7 @@ def add_task(
 # --- prune ----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def prune_task(
     path: Path,
     wanted: str,
@@ -216,6 +222,8 @@ def prune_task(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -244,7 +252,7 @@ def prune_task(
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
     claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-    machine = Machine(device, workers, amp, compile, deterministic)
+    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         task = NewTask(claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
@@ -343,9 +351,16 @@ def _write(
 ) -> None:
     """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
     try:
-        format.save(artifact, path, unchanged_since=unchanged_since)
+        _save(artifact, path, unchanged_since)
     except (ArtifactError, ConflictError) as error:
         if task.keep_result():
             raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
         raise
     keeper.remove()
+
+
+def _save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
+    """Write the artifact, which is the same in every process of the run, in the first."""
+    check_equal("".join(task.digest for task in artifact.header.tasks))
+    if not rank():
+        format.save(artifact, path, unchanged_since=unchanged_since)

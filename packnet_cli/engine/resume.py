@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from packnet_cli.artifact import atomic
+from packnet_cli.engine import distributed
 from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
 
 FILE = "checkpoint.safetensors"
@@ -52,7 +53,7 @@ class Keeper:
         self.folder = artifact.with_name(artifact.name + ".resume")
         self.run, self.every = json.loads(json.dumps(run)), every
         self.written = time.monotonic()
-        self.stopping = False
+        self.asked = self.stopping = False
 
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
@@ -74,11 +75,17 @@ class Keeper:
             )
         return Checkpoint(tensors, notes)
 
+    def agree(self) -> None:
+        """Have all processes of the run stop, after the same step, if one was asked to."""
+        self.stopping = distributed.total([self.asked]) > [0]
+
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every
 
     def save(self, tensors: Tensors, notes: dict[str, Any]) -> None:
-        """Write a checkpoint in place of the last one."""
+        """Write a checkpoint in place of the last one; the first process of a run does."""
+        if distributed.rank():
+            return
         self.folder.mkdir(exist_ok=True)
         whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         with atomic.replacing(self.folder / FILE) as temporary:
@@ -88,6 +95,7 @@ class Keeper:
     def stop_if_asked(self) -> None:
         """Raise InterruptedRun if the user or the system has asked for it."""
         if self.stopping:
+            distributed.wait_for_all()  # the first has written its checkpoint
             kept = "go on with --resume" if (self.folder / FILE).exists() else "nothing was written"
             raise InterruptedRun(f"interrupted; the packed model is as it was before; {kept}")
 
@@ -96,9 +104,9 @@ class Keeper:
         """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait."""
 
         def ask(number: int, frame: Any) -> None:
-            if self.stopping:
+            if self.asked and distributed.world() == 1:  # torchrun passes on what the terminal has sent
                 raise KeyboardInterrupt
-            self.stopping = True
+            self.asked = True
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -111,7 +119,8 @@ class Keeper:
                 signal.signal(number, handler)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not distributed.rank():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
-from packnet_cli.engine import data, network
+from packnet_cli.engine import data, feed, network
 from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import Accuracy, evaluate
 from packnet_cli.errors import DataError, TaskError
@@ -62,7 +62,7 @@ def evaluate_tasks(
             continue
         held_out = held_outs[task.index]
         packed.switch(model, task.index)
-        batches = data.batches(
+        batches = feed.batches(
             held_out.split,
             artifact.header.data_config,
             training=False,
