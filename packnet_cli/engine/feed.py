@@ -211,7 +211,7 @@ def normaliser(
 
 
 def decoded(path: Path, mode: str, short_side: int) -> torch.Tensor:
-    """An image file as uint8 (C, H, W), reduced by a whole number where its short side has several times as many."""
+    """An image file as uint8 (C, H, W), reduced by a whole number if its short side is several times `short_side`."""
     with Image.open(path) as file:
         file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
         image = convert(file, mode)
