@@ -216,7 +216,7 @@ def add_task(
 
 def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
     if log is not None and log.resolve() == path.resolve():
-        raise UsageError(f"--log {log} is the packed model itself; name another file")
+        raise UsageError(f"--log {log} is the packed model itself; name a folder")
     folder = path.with_name(path.name + ".resume")
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")

@@ -93,7 +93,7 @@ def init(
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         with keeper.listening(), network.enough_memory(recipe.batch_size):
-            task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+            task = NewTask(name, claim, images, recipe, Machine(device, workers, amp), progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -178,7 +178,7 @@ def add_task(
     keeper = Keeper(path, run, 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(name, claim, images, recipe, Machine(device, workers, amp), progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -237,7 +237,7 @@ def prune_task(
     claim = claim_again(artifact)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
     with keeper.listening(), network.enough_memory(recipe.batch_size):
-        task = NewTask(claim, images, recipe, Machine(device, workers, amp), progress, keeper)
+        task = NewTask(entry.name, claim, images, recipe, Machine(device, workers, amp), progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())
