@@ -4,7 +4,14 @@ from importlib.util import find_spec
 
 from packnet_cli.errors import UsageError
 
-EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "plot": ("matplotlib",), "tensorboard": ("tensorboard",)}
+EXTRAS = {
+    "hfds": ("datasets",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+}
 
 
 def missing(extra: str) -> str | None:

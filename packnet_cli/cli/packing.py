@@ -22,7 +22,7 @@ from packnet_cli.cli import (
 )
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import task_name
 from packnet_cli.recipe import SETTINGS
 
 PIXELS = "Preprocessing, where it differs from timm's"

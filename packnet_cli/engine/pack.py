@@ -23,7 +23,7 @@ from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import location, task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def _keep(
         top1=final.top1 if final else None,
         top5=final.top5 if final else None,
         images=final.images if final else 0,
-        data=str(folder.resolve()) if folder else "",
+        data=location(folder) if folder else "",
         recipe=dataclasses.asdict(task.recipe),
         search=search or {},
         digest="",
