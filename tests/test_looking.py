@@ -39,6 +39,17 @@ def test_bars_fit_into_80_columns(full, packnet):
     assert layers.count("11111111112222233333") == len(format.load_header(full).tasks[0].owned)
 
 
+def test_bytes_against_lora(full, packnet):
+    """A network and, for each task, two thin matrices in place of a layer, and what the task has of its own."""
+    artifact = format.load(full)
+    own = sum(array.nbytes for of_task in artifact.own[1:] for array in of_task.values())
+    sizes = [(array.shape[0], array.size // array.shape[0]) for array in artifact.shared.values()]
+    factors = sum(4 * min(rows * columns, 8 * (rows + columns)) for rows, columns in sizes)
+    told = json.loads(packnet("info", full, "--json").stdout)["bytes"]
+    assert told["lora"] == own + 4 * sum(array.size for array in artifact.shared.values()) + 3 * factors
+    assert f"{told['lora'] / 1e6:.1f} MB as one network with LoRA" in packnet("info", full).stdout
+
+
 def test_an_owner_is_a_character(packed, packnet):
     """In proportion, and what is free is a dot."""
     assert contents._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."

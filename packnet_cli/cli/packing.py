@@ -56,7 +56,7 @@ def init(
         Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+        Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
     name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
@@ -149,7 +149,9 @@ def add_task(
     data: Annotated[
         Path,
         Option(
-            metavar="DIR|CSV", help="Images: train/<class>/... and val/<class>/..., or just <class>/...; or a list."
+            metavar="DATA",
+            help="Images: a folder with train/<class>/... and val/<class>/..., or just <class>/...; a list (.csv, "
+            ".parquet); or a dataset: torch/NAME, hfds/NAME, tfds/NAME, wds/DIR.",
         ),
     ],
     settings: dict[str, Any],

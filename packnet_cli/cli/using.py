@@ -20,7 +20,7 @@ def evaluate(
     path: Packed,
     task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to evaluate on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to evaluate on; default, those it was added with.")
     ] = None,
     json: Json = False,
     batch_size: BatchSize = 32,
