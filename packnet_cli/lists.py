@@ -94,7 +94,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         encoded, where = _encoded(cell), cell.get("path") if isinstance(cell, dict) else cell
         image: Picture | None = None
         if encoded:
-            image = Item(str(path), number, partial(_open, cells))
+            image = Item(str(path.resolve()), number, partial(_open, cells))
         elif isinstance(where, str) and where:
             image = path.parent / where
         split = table["split"][number].as_py() if "split" in wanted else TRAIN

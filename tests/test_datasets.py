@@ -181,6 +181,7 @@ def test_shards_that_cannot_be_used(packed, tmp_path, packnet, content, message)
         ("torch/nonesuch", "cannot open the dataset torch/nonesuch: Unknown torchvision dataset nonesuch"),
         ("torch/image_folder/x", "name the folder itself"),
         ("tfds/kaggle:x", "code of their own"),
+        ("wds/nonesuch", "no folder nonesuch of web-dataset shards"),
     ],
 )
 def test_a_name_that_leads_nowhere(monkeypatch, name, message):

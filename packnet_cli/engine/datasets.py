@@ -23,9 +23,9 @@ from timm.data import create_dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli import extras
-from packnet_cli.engine.network import reason
+from packnet_cli.engine import network
 from packnet_cli.errors import DataError, PackNetError
-from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,16 @@ def read(data: Path) -> dict[str, ClassFiles]:
     """The images of each split, by class in order of label. Raises DataError, UsageError if a package is missing."""
     kind, *rest = data.parts
     try:
-        with redirect_stdout(sys.stderr):  # torchvision talks of downloads
+        with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision talks of downloads
             parts = dict(READERS[kind](*rest))
     except PackNetError:
         raise
     except Exception as error:  # whatever the libraries, the network and the disk come up with
-        raise DataError(f"cannot open the dataset {data}: {reason(error)}") from None
-    found = {split: _by_class(f"{data}, split {split!r}", part) for split, part in parts.items()}
+        raise DataError(
+            f"cannot open the dataset {data}: {network.reason(error).rstrip(':')}; check its name and, if it is to be "
+            "downloaded, the connection"
+        ) from None
+    found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     if not any(found.values()):
         raise DataError(f"the dataset {data} has no images in a split train, {', '.join(HELD_OUT)}")
     return found
@@ -176,6 +179,8 @@ def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
     line, says what the labels mean if they are numbers.
     """
     root = local(*folder)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root} of web-dataset shards")
     shards: dict[str, list[Path]] = {}
     for shard in sorted(root.rglob("*.tar")):
         words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
