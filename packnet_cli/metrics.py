@@ -35,28 +35,27 @@ def read(folder: Path) -> dict[str, list[Line]]:
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read the log {folder / FILE}: {reason}; training writes one with --log DIR") from None
-    tasks: dict[str, list[Line]] = defaultdict(list)
+    tasks: dict[str, dict[Any, Line]] = defaultdict(dict)
     for found in filter(None, map(_parse, text.splitlines())):
         lines = tasks[found["task"]]
-        places = [_place(line) for line in lines]
-        if _place(found) in places:
-            del lines[places.index(_place(found)) :]
-        lines.append(found)
-    return dict(tasks)
+        place = found["phase"], found["epoch"] if found["event"] == "epoch" else None
+        if place in lines:
+            places = list(lines)
+            for later in places[places.index(place) :]:
+                del lines[later]
+        lines[place] = found
+    return {task: list(lines.values()) for task, lines in tasks.items()}
 
 
 NUMBERS = {"epoch": ("epoch", "loss", "accuracy", "lr"), "accuracy": ("top1",)}  # what is made use of here
+MOST = 1e300  # beyond any number that was measured, but not beyond what can be drawn
 
 
 def _parse(text: str) -> Line | None:
     try:
         found = json.loads(text)
         whole = all(isinstance(found[key], str) for key in ("event", "task", "phase"))
-        whole = whole and all(isinstance(found[key], int | float) for key in NUMBERS[found["event"]])
+        whole = whole and all(abs(found[key]) < MOST for key in NUMBERS[found["event"]])
         return found if whole else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _place(line: Line) -> tuple[Any, ...]:
-    return line["event"], line["phase"], line.get("epoch")

@@ -233,6 +233,21 @@ def test_tensorflows(monkeypatch):
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
+    """Words need no classnames.txt; what cannot be a label is one error."""
+    (tmp_path / "classnames.txt").write_text("x\ny")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, inside in {"a.png": b"x", "a.cls": b"dog", "b.png": b"x", "b.cls": b"cat"}.items():
+            add(tar, name, inside)
+    named = Path("wds", str(tmp_path)[1:])
+    assert list(datasets.read(named)["train"]) == ["cat", "dog"]
+    datasets.read.cache_clear()
+    boxes = datasets.Part(lambda index: None, [[1, 2], [3, 4]])
+    monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
+    with pytest.raises(DataError, match="cannot open the dataset"):
+        datasets.read(named)
+
+
 def test_classes_of_one_name_stay_apart():
     """As the two cranes of ImageNet; and labels without names are their own."""
     part = datasets.Part(lambda index: None, [2, 0, 1, 2], ["crane", "ox", "crane"])

@@ -110,7 +110,7 @@ def test_what_is_no_metric_is_passed_over(tmp_path):
     """Torn lines, lines of others; no log at all is an error that says how to get one."""
     good = {"event": "accuracy", "task": "red", "phase": "dense", "top1": 50.0}
     bad = ["", "{", "[]", "3", '{"event": "mine"}', json.dumps(good | {"top1": "x"}), json.dumps(good | {"task": 3})]
-    bad.append(json.dumps(good | {"event": []}))
+    bad += [json.dumps(good | strange) for strange in ({"event": []}, {"top1": 10**400}, {"top1": float("nan")})]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*bad, json.dumps(good), json.dumps(good)[:-9]]))
     assert metrics.read(tmp_path) == {"red": [good]}
     with pytest.raises(UsageError, match="cannot read the log .*--log DIR"):

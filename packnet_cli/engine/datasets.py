@@ -44,6 +44,7 @@ def read(data: Path) -> dict[str, ClassFiles]:
     try:
         with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision talks of downloads
             parts = dict(READERS[kind](*rest))
+        found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     except PackNetError:
         raise
     except Exception as error:  # whatever the libraries, the network and the disk come up with
@@ -51,7 +52,6 @@ def read(data: Path) -> dict[str, ClassFiles]:
             f"cannot open the dataset {data}: {network.reason(error).rstrip(':')}; check its name and, if it is to be "
             "downloaded, the connection"
         ) from None
-    found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     if not any(found.values()):
         raise DataError(f"the dataset {data} has no images in a split train, {', '.join(HELD_OUT)}")
     return found
@@ -64,7 +64,7 @@ def _by_class(where: str, part: Part) -> ClassFiles:
     names = part.names
     unknown = [label for label in files if label is None or (names and not 0 <= label < len(names))]
     if unknown:
-        raise DataError(f"{where}: {files[unknown[0]][0]} has the label {unknown[0]}, which is no class")
+        raise DataError(f"{files[unknown[0]][0]} has the label {unknown[0]}, which is no class")
     twice = {name for name in names if names.count(name) > 1}
     called = {k: str(k) if not names else f"{names[k]} {k}" if names[k] in twice else names[k] for k in files}
     return {called[label]: files[label] for label in sorted(files)}
@@ -190,9 +190,9 @@ def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
     for split in _used(shards):
         samples = [sample for shard in shards[split] for sample in _samples(shard)]
         labels: list[Any] = [label for _, label in samples]
-        if all(label.isdecimal() for label in labels):
-            labels = list(map(int, labels))
-        yield split, Part(partial(_member, [image for image, _ in samples]), labels, names)
+        numbered = all(label.isdecimal() for label in labels)
+        labels = list(map(int, labels)) if numbered else labels
+        yield split, Part(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
 
 
 def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
