@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Header, Task
@@ -17,10 +17,15 @@ ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16"
 class Summary:
     """An artifact in numbers. Counts are of weights, sizes are bytes."""
 
+    LORA_RANK: ClassVar[int] = 8  # the usual one
+
     header: Header
     layers: dict[str, int]  # weights of each packed parameter, numbers in names counting as numbers
     file_bytes: int
     separate_bytes: int  # as many networks, each with its own copy of everything
+    lora_bytes: (
+        int  # one network, and for each task low-rank factors of every packed matrix, and what it has of its own
+    )
 
     @property
     def packed_weights(self) -> int:
@@ -63,7 +68,7 @@ class Summary:
             "packed_weights": self.packed_weights,
             "free_fraction": self.free_fraction,
             "removed_fraction": self.removed_fraction,
-            "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes},
+            "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes, "lora": self.lora_bytes},
             "compact": self.header.compact and self.header.compact.dtype,
             "tasks": [self.task_dict(task) for task in self.header.tasks],
         }
@@ -107,8 +112,15 @@ def summarize(path: Path) -> Summary:
         # In a compact file what is not there is as the task before has it.
         of_task = (of_task if header.compact else {}) | {key.removeprefix(start): size for key, size in sizes.items()}
         own += sum(of_task.values())
-    packed = 4 * sum(layers.values())
-    return Summary(header, layers, path.stat().st_size, own + packed * len(header.tasks))
+    packed, count = 4 * sum(layers.values()), len(header.tasks)
+    factors = 4 * sum(map(_factors, shared.values()))
+    return Summary(header, layers, path.stat().st_size, own + packed * count, own + packed + factors * count)
+
+
+def _factors(shape: list[int]) -> int:
+    """The numbers in low-rank factors of a matrix or filter (Hu et al. 2021, arXiv 2106.09685), or in it if fewer."""
+    size = math.prod(shape)
+    return min(size, Summary.LORA_RANK * (shape[0] + size // max(1, shape[0]))) if shape else size
 
 
 def _bytes(dtype: str, shape: list[int], compact: bool) -> int:

@@ -141,8 +141,9 @@ Progress = Annotated[
 Log = Annotated[
     Path | None,
     Option(
-        metavar="FILE.jsonl",
-        help="Add the metrics of each epoch and each measured accuracy to this file, as lines of JSON.",
+        metavar="DIR",
+        help="Add the metrics of each epoch and each measured accuracy to a log in this folder: metrics.jsonl, and "
+        "events for TensorBoard if that is installed.",
         rich_help_panel=METRICS,
     ),
 ]

@@ -36,7 +36,7 @@ def prune(
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to retrain on; default, those it was added with.")
     ] = None,
     distill: Distill = None,
     json: Json = False,

@@ -27,7 +27,7 @@ from packnet_cli.cli import (
 )
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import task_name
 from packnet_cli.recipe import SETTINGS
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -61,7 +61,7 @@ def init(
         Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+        Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
     name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
@@ -162,7 +162,9 @@ def add_task(
     data: Annotated[
         Path,
         Option(
-            metavar="DIR|CSV", help="Images: train/<class>/... and val/<class>/..., or just <class>/...; or a list."
+            metavar="DATA",
+            help="Images: a folder with train/<class>/... and val/<class>/..., or just <class>/...; a list (.csv, "
+            ".parquet); or a dataset: torch/NAME, hfds/NAME, tfds/NAME, wds/DIR.",
         ),
     ],
     settings: dict[str, Any],
@@ -237,7 +239,7 @@ def add_task(
 
 def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
     if log is not None and log.resolve() == path.resolve():
-        raise UsageError(f"--log {log} is the packed model itself; name another file")
+        raise UsageError(f"--log {log} is the packed model itself; name a folder")
     folder = path.with_name(path.name + ".resume")
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")

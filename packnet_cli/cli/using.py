@@ -20,7 +20,7 @@ def evaluate(
     path: Packed,
     task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to evaluate on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to evaluate on; default, those it was added with.")
     ] = None,
     json: Json = False,
     batch_size: BatchSize = 32,
@@ -187,15 +187,19 @@ def compact(
 @app.command()
 def plot(
     path: Packed,
-    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png or .svg file to write.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png, .svg or .html file to write.")],
+    log: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Also draw the training curves in this log, which training wrote with --log."),
+    ] = None,
 ) -> None:
-    """Draw who owns how much of each layer, and each task's accuracy before and after pruning."""
-    if output.suffix not in (".png", ".svg"):
-        raise UsageError(f"{output} must end in .png or .svg, which says what to write")
+    """Draw who owns how much of each layer, each task's accuracy before and after pruning, and training curves."""
+    if output.suffix not in (".png", ".svg", ".html"):
+        raise UsageError(f"{output} must end in .png, .svg or .html, which says what to write")
     extras.require("plot")
     from packnet_cli import plot
     from packnet_cli.artifact.summary import summarize
 
     numbers = summarize(path)
-    plot.draw(numbers, output)
+    plot.draw(numbers, output, log)
     report.plotted(output, numbers)

@@ -14,14 +14,14 @@ from PIL import Image, UnidentifiedImageError
 
 from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
-from packnet_cli.lists import ClassFiles
+from packnet_cli.images import ClassFiles, Picture
 
 
 @dataclass(frozen=True)
 class Split:
-    """Image files and the index of each one's class."""
+    """Images, in files or in a dataset, and the index of each one's class."""
 
-    paths: list[Path]
+    paths: list[Picture]
     labels: list[int]
 
 
@@ -50,7 +50,7 @@ class TrainingImages:
 def open_training(
     folder: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None
 ) -> TrainingImages:
-    """The classes, training images and held-out images in a folder, or in a list (see `lists.py`).
+    """The classes, training images and held-out images in a folder, list or dataset (see `sources.py`).
 
     `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone.
     If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
@@ -103,7 +103,7 @@ def open_held_out(
 def open_unlabelled(folder: Path) -> Split:
     """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
     paths = sources.images_below(folder)
-    return Split(paths, [0] * len(paths))
+    return Split([*paths], [0] * len(paths))
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -112,17 +112,20 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     label_of = dict(zip(split.paths, split.labels, strict=True))
     for path, label in label_of.items():
         files.setdefault(str(label), []).append(path)
-    parts = (sorted(path for paths in part.values() for path in paths) for part in _hold_out(files, fraction, seed))
-    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in parts)
+    parts = ({path for paths in part.values() for path in paths} for part in _hold_out(files, fraction, seed))
+    in_order = ([path for path in split.paths if path in part] for part in parts)
+    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in in_order)
     return kept, aside
 
 
 def fingerprint(images: TrainingImages) -> str:
-    """A digest of which images there are, by class folder, name and size, and how they are labelled and split."""
+    """A digest of which images there are, by class folder, name and size, or by dataset and index, and how they are
+    labelled and split."""
     sha = hashlib.sha256(repr(images.classes).encode())
     for split in images.splits:
         for path, label in zip(split.paths, split.labels, strict=True):
-            sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode())
+            file = f"{path.parent.name}/{path.name} {path.stat().st_size}" if isinstance(path, Path) else str(path)
+            sha.update(f"{file} {label}\n".encode())
         sha.update(b"--\n")
     return sha.hexdigest()
 
@@ -199,12 +202,12 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
     return Split([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _problem(path: Path) -> str | None:
-    """Why a file cannot be used as an image, if so."""
-    if not path.is_file():
+def _problem(picture: Picture) -> str | None:
+    """Why it cannot be used as an image, if so."""
+    if isinstance(picture, Path) and not picture.is_file():
         return "no file, or a link to none"  # to open a pipe would be to wait
     try:
-        with Image.open(path) as image:
+        with sources.open_picture(picture) as image:
             image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
             image.load()
             return "floating-point pixels, of unknown range" if image.mode == "F" else None

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -22,17 +21,18 @@ import torch
 from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
-from packnet_cli.engine import distributed
+from packnet_cli.engine import distributed, sources
 from packnet_cli.engine.augment import augmented
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError
+from packnet_cli.images import Picture
 
 CACHES = ("auto", "ram", "device", "off")
 CACHE_GB = 4.0
 AHEAD = 1  # batches that are read while one is computed
 
-Decode = Callable[[Path], torch.Tensor]
+Decode = Callable[[Picture], torch.Tensor]
 
 
 class Room:
@@ -71,7 +71,7 @@ class Pictures:
     Raises DataError for one that can no longer be read.
     """
 
-    def __init__(self, paths: Sequence[Path], decode: Decode, rooms: Sequence[Room]) -> None:
+    def __init__(self, paths: Sequence[Picture], decode: Decode, rooms: Sequence[Room]) -> None:
         self.paths, self.decode, self.rooms = paths, decode, rooms
         self.kept: dict[int, torch.Tensor] = {}
 
@@ -210,9 +210,9 @@ def normaliser(
     return normalise
 
 
-def decoded(path: Path, mode: str, short_side: int) -> torch.Tensor:
+def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
     """An image file as uint8 (C, H, W), reduced by a whole number if its short side is several times `short_side`."""
-    with Image.open(path) as file:
+    with sources.open_picture(picture) as file:
         file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
         image = convert(file, mode)
     factor = min(image.size) // short_side
@@ -220,7 +220,7 @@ def decoded(path: Path, mode: str, short_side: int) -> torch.Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def transformed(path: Path, mode: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+def transformed(picture: Picture, mode: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
     """An image file as timm sees it in evaluation, uint8 (C, H, W)."""
-    with Image.open(path) as file:
+    with sources.open_picture(picture) as file:
         return transform(convert(file, mode))

@@ -10,6 +10,7 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -165,3 +166,15 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
 def reason(error: Exception) -> str:
     """The first sentence of an error's message."""
     return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+@contextmanager
+def without_hub_log() -> Iterator[None]:
+    """Leave the Hugging Face hub's log of its retries unsaid; the error that it ends with says enough."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

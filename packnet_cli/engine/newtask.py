@@ -22,12 +22,12 @@ from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
 
-# Called after each step with the phase ("train", "retrain") and the step, and after each measurement on the held-out
-# images with what was measured ("dense", "pruned", "retrained") and the accuracy.
-Progress = Callable[[str, Step | Accuracy], None]
+# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
+# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
+Progress = Callable[[str, str, Step | Accuracy], None]
 
 
-def silent(phase: str, seen: Step | Accuracy) -> None:
+def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
 
 
@@ -67,6 +67,7 @@ class NewTask:
 
     def __init__(
         self,
+        name: str,
         claim: Claim,
         images: data.TrainingImages,
         recipe: Recipe,
@@ -74,9 +75,8 @@ class NewTask:
         progress: Progress,
         keeper: Keeper | None = None,
     ) -> None:
-        self.recipe, self.progress, self.keeper = recipe, progress, keeper
-        if distributed.rank():
-            self.progress = silent
+        self.recipe, self.keeper = recipe, keeper
+        self.progress = partial(silent if distributed.rank() else progress, name)
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -131,6 +131,7 @@ class NewTask:
 
         Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
         """
+        trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
         goals = self._goals if self.resumed else self._release_goals(prune)
 
@@ -143,7 +144,7 @@ class NewTask:
                 weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
             self.freezer.hold(weights, self._trainable())
             if step == steps:
-                self.measure("pruned")
+                self.measure("pruned", trial)
 
         if not self.resumed:
             weight = self.recipe.distill_weight
@@ -153,7 +154,7 @@ class NewTask:
         for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
             if 0 < epoch < steps:
                 release(epoch + 1)
-        self.measure("retrained")
+        self.measure("retrained", trial)
 
     def _release_goals(self, prune: float) -> dict[str, tuple[int, int]]:
         """How many weights of each layer the task owns, and how many of these it is to release."""
@@ -195,12 +196,12 @@ class NewTask:
             after_step=partial(self._keep, phase),
         )
 
-    def measure(self, phase: str) -> None:
+    def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
             self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
-            self.progress(phase, self.final)
+            self.progress(phase + trial, self.final)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`."""

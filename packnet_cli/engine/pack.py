@@ -25,7 +25,7 @@ from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import location, task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def init(
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
         with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
-            task = NewTask(claim, images, recipe, machine, progress, keeper)
+            task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -190,7 +190,7 @@ def add_task(
     machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, machine, progress, keeper)
+        task = NewTask(name, claim, images, recipe, machine, progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -254,7 +254,7 @@ def prune_task(
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
     machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
-        task = NewTask(claim, images, recipe, machine, progress, keeper)
+        task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())
@@ -335,7 +335,7 @@ def _keep(
         top1=final.top1 if final else None,
         top5=final.top5 if final else None,
         images=final.images if final else 0,
-        data=str(folder.resolve()) if folder else "",
+        data=location(folder) if folder else "",
         recipe=dataclasses.asdict(task.recipe),
         search=search or {},
         digest="",

@@ -14,6 +14,7 @@ from packnet_cli.engine import data, feed, network
 from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import Accuracy, evaluate
 from packnet_cli.errors import DataError, TaskError
+from packnet_cli.images import is_dataset, location
 from packnet_cli.recipe import Recipe
 
 
@@ -102,14 +103,14 @@ def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
-    if folder is None and not where.exists():
+    if folder is None and not (where.exists() or is_dataset(where)):
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,
         task.classes,
         val_split=task.recipe.get("val_split", Recipe.val_split),
         seed=task.recipe.get("seed", Recipe.seed),
-        trained_on=where.resolve() == Path(task.data),
+        trained_on=location(where) == task.data,
     )
     [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
     if not split.paths:
