@@ -13,6 +13,10 @@ CHOICES = {
 }
 
 
+class AtMost(int):
+    """A batch size, or the next smaller one that the device has the memory for: what `--batch-size auto` asks for."""
+
+
 def _setting(default: Any, help: str) -> Any:
     """A field of Recipe, with the text that --help shows beside its flag."""
     return field(default=default, metadata={"help": help})
@@ -30,7 +34,7 @@ class Recipe:
     lr: float = _setting(1e-3, "Learning rate.")
     retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
-    batch_size: int = _setting(32, "Images in a batch.")
+    batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")

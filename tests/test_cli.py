@@ -201,6 +201,22 @@ def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):
     assert packnet("verify", packed, "--data", *arguments).exit_code == 0
 
 
+def test_one_image_in_each_class_and_names_in_any_bytes(packed, tmp_path, packnet):
+    """It is trained on them; what cannot be measured is passed over, and no name is acted on."""
+    folder = make_folder(tmp_path / "lone", train=1)
+    shutil.rmtree(folder / "val")
+    (folder / "train" / "class0").rename(os.fsdecode(os.fsencode(folder) + b"/train/\x1b[31m\xff[red]"))
+    result = packnet("add-task", packed, "--data", folder, "--prune", 0.5, *QUICK)
+    assert result.exit_code == 0 and "none: accuracy unmeasured" in result.stdout
+    arguments = ("--device", "cpu", "--workers", 0)
+    assert "unmeasured" in packnet("eval", packed, *arguments).stdout
+    assert packnet("verify", packed, "--data", *arguments).exit_code == 0
+    refused(packnet("eval", packed, "--task", 1, *arguments), 6, "no images to evaluate on")
+    told = packnet("info", packed, "--task", 1)
+    assert "\\u001b[31m\\udcff[red] to class2" in told.stdout
+    assert packnet("extract", packed, "--task", 1, "-o", tmp_path / "out.safetensors").exit_code == 0
+
+
 def test_eval_names_bad_images(full, tmp_path, packnet):
     """Rather than end in the midst of it."""
     folder = make_folder(tmp_path / "data")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -196,6 +197,30 @@ def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
     assert data.check_images(split) == [split]
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(data.convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_one_image_in_each_class_is_trained_on(tmp_path):
+    """Of many classes, without a quadratic step; there is nothing to measure, nor to search on."""
+    for number in range(3000):
+        (tmp_path / f"class{number:04}").mkdir()
+        (tmp_path / f"class{number:04}" / "a.png").touch()
+    began = time.process_time()
+    images = open_training(tmp_path)
+    assert len(images.classes) == len(images.train.paths) == 3000 and images.held_out is None
+    assert len(data.fingerprint(images)) == 64 and time.process_time() - began < 5
+    with pytest.raises(DataError, match="with one image in each class"):
+        data.set_aside(images.train, 0.2, 0)
+
+
+def test_names_that_are_no_text(folder):
+    """A file system takes any bytes."""
+    for part in ("train", "val"):
+        os.rename(folder / part / "class0", os.fsencode(folder / part) + b"/cl\xffass")
+    (folder / "train" / "class1" / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/train/class1/\xfe.png"))
+    for _ in range(2):  # with a val/ folder, and without
+        images = data.usable(open_training(folder))
+        assert images.classes == ("class1", "class2", "cl\udcffass") and len(data.fingerprint(images)) == 64
+        shutil.rmtree(folder / "val", ignore_errors=True)
 
 
 def test_batches(folder):

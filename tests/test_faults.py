@@ -1,5 +1,6 @@
 """Whatever happens while a file is written, it is the old one or the new one, and whole."""
 
+import dataclasses
 import errno
 import os
 import random
@@ -13,10 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import QUICK
 from safetensors import SafetensorError
 from test_format import GOLDEN
 
 from packnet_cli.artifact import edit, format, verify
+from packnet_cli.engine import pack, resume
 from packnet_cli.errors import ArtifactError
 
 STEPS = [
@@ -48,7 +51,7 @@ while not number:
 """
 
 
-def count_steps(set_attribute, before=lambda done: None, after=lambda done: None):
+def count_steps(set_attribute, before=lambda done: None, after=lambda done: None, steps=STEPS):
     """Have `before` and `after` called around each step of the writing, with the number of the call."""
     done = 0
 
@@ -64,7 +67,7 @@ def count_steps(set_attribute, before=lambda done: None, after=lambda done: None
 
         return counted
 
-    for module, name in STEPS:
+    for module, name in steps:
         set_attribute(module, name, counting(getattr(module, name)))
 
 
@@ -172,6 +175,54 @@ def test_safetensors_own_error_is_understood(path, monkeypatch):
     monkeypatch.setattr(format, "save_file", full)
     with pytest.raises(ArtifactError, match="No space left.*what was there before is untouched"):
         edit.rename(path, 1, "uno")
+
+
+def test_an_error_at_each_step_of_a_training_run(packed, folders):
+    """That of a checkpoint is said, and the training goes on; that of the result leaves the file as it was."""
+    steps = [*STEPS[:-1], (resume, "save_file")]  # a folder that cannot be removed is left
+    run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), workers=0, device="cpu")
+    old, seen = packed.read_bytes(), []
+    new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
+    for number in range(1, 100, 2):
+        packed.write_bytes(old)
+        said, reached = [], []
+
+        def fail(done, number=number, reached=reached):
+            reached.append(done)
+            if done == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with pytest.MonkeyPatch.context() as patch:
+            count_steps(patch.setattr, before=fail, steps=steps)
+            try:
+                pack.add_task(packed, folders[0], say=said.append, checkpoint_minutes=0, **run)
+            except ArtifactError as error:
+                assert "No space left" in str(error) and "--resume writes it" in str(error)
+                assert packed.read_bytes() == old
+                seen.append("error")
+            else:
+                assert packed.read_bytes() == new
+                seen.append(*said or ["new file"])
+        if seen[-1] == "error":
+            pack.add_task(packed, folders[0], resume=True, **run)
+            assert packed.read_bytes() == new
+        if max(reached) < number:
+            break
+    assert seen.count("error") == sum("no checkpoint could be kept" in what for what in seen) == 5
+
+
+@pytest.mark.parametrize("form", ["x.pt", "x.safetensors", "folder/"])
+def test_a_full_disk_when_a_task_is_extracted(full, packnet, form):
+    """One clear error, and nothing of it is left; here the system itself lets no file grow so large."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        result = packnet("extract", full, "--task", 1, "-o", f"{full.parent}/{form}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert result.exit_code == 3 and result.stderr.count("\n") == 1 and "too large" in result.stderr
+    assert os.listdir(full.parent) == [full.name]
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------

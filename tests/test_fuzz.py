@@ -1,29 +1,65 @@
 """What a hostile or broken file may hold ends in one clear error: a short run of fuzz.py, and what it taught."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import fuzz
+import mutations
 import numpy as np
 import pytest
+import structures
+from hypothesis import HealthCheck, given, settings
 from test_format import GOLDEN, rewrite
 
 from packnet_cli import report
-from packnet_cli.artifact import format, header, rules, summary, verify
+from packnet_cli.artifact import edit, format, header, rules, summary, verify
 from packnet_cli.errors import CapacityError, DamageError
 
 
 def test_a_short_run():
-    """A few hundred cases, the same each time; the script tries thousands."""
-    tally = fuzz.run(300, seed=1)
+    """A few hundred mutations, the same each time; the script tries thousands."""
+    tally = fuzz.Tally()
+    fuzz.mutate(tally, 300, 1)
     assert tally.failures == []
     assert {"load: read", "load: DamageError", "verify: findings", "verify: whole"} <= tally.outcomes.keys()
     assert tally.largest[0] < 800  # megabytes
 
 
+def test_files_built_with_faults():
+    """Of any structure, again the same each time."""
+    tally = fuzz.Tally()
+    fuzz.build(tally, 150, 1)
+    assert tally.failures == []
+    assert {"load: read", "load: DamageError", "verify: findings", "verify: whole"} <= tally.outcomes.keys()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(artifact=structures.artifacts())
+def test_whatever_may_be_written_is_whole_when_read(artifact):
+    """Every bit of it, and as a compact file too."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, small = Path(folder, "a.st"), Path(folder, "b.st")
+        format.save(artifact, path)
+        back = format.load(path)
+        assert back.header == artifact.header and verify.verify(path) == []
+        assert {k: a.tobytes() for k, a in back.tensors().items()} == {
+            k: a.tobytes() for k, a in artifact.tensors().items()
+        }
+        if artifact.header.tasks:
+            edit.make_compact(path, small)
+            assert verify.verify(small) == []
+            compact = format.load(small)
+            assert all(compact.digest(task.index) == task.digest for task in artifact.header.tasks)
+
+
 def test_the_fuzzing_can_fail(monkeypatch):
     """A reader that raises what is no PackNetError is seen."""
     monkeypatch.setattr(rules, "check", lambda what, fields, rules: None)
-    assert fuzz.run(60, seed=1).failures
+    for attempt in (fuzz.mutate, fuzz.build):
+        tally = fuzz.Tally()
+        attempt(tally, 60, 1)
+        assert tally.failures
 
 
 @pytest.mark.parametrize("change", [
@@ -64,12 +100,12 @@ def test_metadata_that_breaks_a_rule(tmp_path, change):
     assert len(verify.verify(path)) == 1
 
 
-@pytest.mark.parametrize("text", [*fuzz.HUGE[:4], *fuzz.HUGE[6:]])  # without two that take seconds to make
+@pytest.mark.parametrize("text", [*mutations.HUGE[:4], *mutations.HUGE[6:]])  # without two that take seconds to make
 def test_huge_or_deep_metadata(tmp_path, text):
     """Under a seal that holds; refused before it takes memory or stack."""
-    outer, data = fuzz.unpack(GOLDEN.read_bytes())
-    outer["__metadata__"]["packnet"] = fuzz.sealed(text())
-    (tmp_path / "huge.st").write_bytes(fuzz.pack(outer, data))
+    outer, data = mutations.unpack(GOLDEN.read_bytes())
+    outer["__metadata__"]["packnet"] = mutations.sealed(text())
+    (tmp_path / "huge.st").write_bytes(mutations.pack(outer, data))
     with pytest.raises(DamageError):
         format.load_header(tmp_path / "huge.st")
 
@@ -83,10 +119,10 @@ def test_a_writer_keeps_to_those_bounds_too():
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E5M2", "C64", "F4"])
 def test_types_that_numpy_does_not_know(tmp_path, dtype):
     """safetensors lets them pass."""
-    outer, data = fuzz.unpack(GOLDEN.read_bytes())
+    outer, data = mutations.unpack(GOLDEN.read_bytes())
     size = {"BF16": 2, "C64": 8}.get(dtype, 1)
     outer["task.3.x"] = {"dtype": dtype, "shape": [1], "data_offsets": [len(data), len(data) + size]}
-    (tmp_path / "odd.st").write_bytes(fuzz.pack(outer, data + bytes(size)))
+    (tmp_path / "odd.st").write_bytes(mutations.pack(outer, data + bytes(size)))
     with pytest.raises(DamageError):
         format.load(tmp_path / "odd.st")
 

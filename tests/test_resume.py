@@ -66,7 +66,8 @@ def test_same_bytes(tmp_path, folders, whole, opt, phase, epoch, step):
     with pytest.raises(InterruptedRun, match="as it was before; go on with --resume"):
         add(path, folders[1], recipe, progress=stop_at(phase, epoch, step))
     assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / FILE).exists()
-    add(path, folders[1], recipe, resume=True)
+    (tmp_path / "link.st").symlink_to(path)
+    add(tmp_path / "link.st", folders[1], recipe, resume=True)
     assert path.read_bytes() == after
     assert not (tmp_path / "packed.st.resume").exists()
 
@@ -89,9 +90,9 @@ def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
 
     def crash(task, phase, at):
         if (phase, at.epoch) == ("train", 2):
-            raise MemoryError
+            raise ZeroDivisionError
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(ZeroDivisionError):
         add(path, folders[0], progress=crash, checkpoint_minutes=0)
     seen = []
     add(path, folders[0], progress=lambda *told: seen.append(told), resume=True)

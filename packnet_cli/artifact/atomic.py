@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from safetensors import SafetensorError
+
 from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
@@ -126,12 +128,18 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         os.replace(temporary, target)
         with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
             _flush(target.parent)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
+        reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Where what an interrupted run needs to go on is kept, whichever link the file is named by."""
+    target = _target(path)
+    return target.with_name(target.name + ".resume")
 
 
 def _target(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 The artifact is ONE safetensors file, readable by any safetensors reader. Its tensors:
 
-* `shared.<param>`, float32: the packed weights, one array per packed parameter of the network.
+* `shared.<param>`, float32: the packed weights, one array per packed parameter of the network. There MUST be some.
 * `mask.<param>`, uint8, same shape: the task-index mask. 0 = free, k = owned by task k. A mask MUST NOT hold an
   index greater than that of the newest task. Every `shared.<param>` MUST have its `mask.<param>`, and the reverse.
 * `task.<k>.<name>`, k >= 1: all else that task k runs on: head, biases, normalisation weights and statistics,
@@ -212,6 +212,7 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
         fits = values.dtype == np.float32 and mask[name].dtype == np.uint8 and values.shape == mask[name].shape
         require(fits, f"shared.{name} or mask.{name} has a wrong type or shape")
         require(mask[name].max(initial=0) <= about.last_index, f"mask.{name} names a task that does not exist")
+    require(any(values.size for values in shared.values()), "it holds no packed weights")
     for key in stored.keys() ^ about.tensors.keys():
         require(False, f"its metadata and its tensors disagree about {key!r}")
     return Artifact(about, shared, mask, own)
@@ -259,7 +260,4 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file atomically."""
     with atomic.replacing(path, unchanged_since=unchanged_since) as temporary:
-        try:
-            save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # the way in which it reports a full disk
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)

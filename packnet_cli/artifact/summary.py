@@ -100,7 +100,7 @@ def summarize(path: Path) -> Summary:
     if header.compact:
         shared = header.compact.shapes
     layers = {name: math.prod(shared[name]) for name in sorted(shared, key=_natural)}
-    if not layers:
+    if not any(layers.values()):
         raise DamageError(f"{path} is damaged: it holds no packed weights")
     own = 0
     of_task: dict[str, int] = {}

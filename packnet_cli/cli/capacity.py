@@ -79,6 +79,7 @@ def prune(
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,
+            say=report.say,
         )
     report_newest(path, json)
 

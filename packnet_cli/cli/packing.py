@@ -233,14 +233,17 @@ def add_task(
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
             progress=told,
+            say=report.say,
         )
     report_newest(path, json)
 
 
 def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
+    from packnet_cli.artifact import atomic
+
     if log is not None and log.resolve() == path.resolve():
         raise UsageError(f"--log {log} is the packed model itself; name a folder")
-    folder = path.with_name(path.name + ".resume")
+    folder = atomic.checkpoint_folder(path)
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")
     elif folder.exists() and not resume:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from packnet_cli.cli import Option
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import RECIPES, SETTINGS, Recipe, flag
+from packnet_cli.recipe import RECIPES, SETTINGS, AtMost, Recipe, flag
 
 TRAINING = "Training"
+AUTO = "auto"
 
 FIRST_PHASE = ("epochs", "lr", "head_lr", "restart")  # what a task that is trained already has no use for
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
@@ -40,6 +41,8 @@ def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable
             )
             for name in names
         }
+        if "batch_size" in options:
+            options["batch_size"].parser, options["batch_size"].metavar = _batch_size, f"N|{AUTO}"
         for option in options.values():
             option.rich_help_panel = TRAINING
         types: dict[str, Any] = {"recipe": str, "config": Path} | {name: SETTINGS[name].type for name in names}
@@ -64,16 +67,27 @@ def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable
     return decorate
 
 
+def _batch_size(text: str) -> int | str:
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise UsageError(f"--batch-size takes a whole number, or {AUTO}, not {text!r}") from None
+
+
 def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe:
     """The recipe that was asked for by name, else `start`, with what --config says and the settings that were given.
 
-    Raises UsageError.
+    A batch size of "auto" is at most the one that would hold without it. Raises UsageError.
     """
     name, config = settings.pop("recipe", None), settings.pop("config", None)
     if name is not None and name not in RECIPES:
         raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, not {name!r}")
-    configured = read_config(config) if config else {}
-    return dataclasses.replace(start if start and name is None else RECIPES[name or "default"], **configured | settings)
+    recipe = start if start and name is None else RECIPES[name or "default"]
+    for given in (read_config(config) if config else {}, settings):
+        if given.get("batch_size") == AUTO:
+            given = given | {"batch_size": AtMost(recipe.batch_size)}
+        recipe = dataclasses.replace(recipe, **given)
+    return recipe
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -96,7 +110,7 @@ def read_config(path: Path) -> dict[str, Any]:
         kind: Any = SETTINGS[name].type
         if type(value) is int and kind is float:
             found[name] = float(value)
-        elif type(value) is not kind:
+        elif type(value) is not kind and (name, value) != ("batch_size", AUTO):
             what = {int: "a whole number", float: "a number", str: "a text in quotes"}[kind]
             raise UsageError(f"{path}: {name} takes {what}, not {value!r}")
     return found

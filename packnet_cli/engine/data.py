@@ -16,6 +16,8 @@ from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
 from packnet_cli.images import ClassFiles, Picture
 
+NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
+
 
 @dataclass(frozen=True)
 class Split:
@@ -69,7 +71,9 @@ def open_training(
             raise DataError(f"{folder}: the class folder {name!r} holds no images; fill it or remove it")
     source = sources.held_out_files(folder)
     if source is None:
-        files, _ = _hold_out(files, val_split, seed)
+        files, rest = _hold_out(files, val_split, seed)
+        if not any(rest.values()):  # every class has a single image
+            return TrainingImages(classes, _split(files, classes), None)
     held_out = open_held_out(folder, classes, val_split=val_split, seed=seed)
     empty = [name for name in held_out.missing if name in files]
     if empty and source is not None:
@@ -107,7 +111,7 @@ def open_unlabelled(folder: Path) -> Split:
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """A split in two, the second with the seeded, stratified fraction `fraction` of it."""
+    """A split in two, the second with the seeded, stratified fraction `fraction` of it. Raises DataError."""
     files: ClassFiles = {}
     label_of = dict(zip(split.paths, split.labels, strict=True))
     for path, label in label_of.items():
@@ -115,6 +119,8 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     parts = ({path for paths in part.values() for path in paths} for part in _hold_out(files, fraction, seed))
     in_order = ([path for path in split.paths if path in part] for part in parts)
     kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in in_order)
+    if not aside.paths:
+        raise DataError("with one image in each class none can be set aside to search on; give a fraction to prune")
     return kept, aside
 
 
@@ -125,7 +131,7 @@ def fingerprint(images: TrainingImages) -> str:
     for split in images.splits:
         for path, label in zip(split.paths, split.labels, strict=True):
             file = f"{path.parent.name}/{path.name} {path.stat().st_size}" if isinstance(path, Path) else str(path)
-            sha.update(f"{file} {label}\n".encode())
+            sha.update(f"{file} {label}\n".encode(errors=NAMES))
         sha.update(b"--\n")
     return sha.hexdigest()
 
@@ -183,7 +189,7 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
     """Split each class in two by a hash of seed and file name: no state, and stable when other files come or go."""
     kept, held_out = {}, {}
     for name, paths in files.items():
-        ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode()).digest())
+        ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors=NAMES)).digest())
         count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
         held_out[name], kept[name] = ranked[:count], ranked[count:]
     return kept, held_out

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from timm.models._hub import save_for_hf  # of late timm.models has it, too
 from torch import nn
 
@@ -32,8 +33,10 @@ TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logi
 def write_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
     """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
     state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
+    buffer = io.BytesIO()  # what torch makes of a full disk is not to be told from a bug
+    torch.save(state, buffer)
     with atomic.replacing(output) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
@@ -50,7 +53,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
             model_args=artifact.header.model_kwargs,
             safe_serialization=True,
         )
-        (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8")
+        (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
 def write_program(artifact: Artifact, task: Task, output: Path) -> None:
@@ -157,8 +160,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
             file.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
         os.replace(temporary, target)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
+        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

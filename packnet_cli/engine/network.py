@@ -145,13 +145,19 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     """Make of a device that has no memory left a UsageError that says what to do about it."""
     try:
         yield
-    except RuntimeError as error:  # which torch.OutOfMemoryError is too; of the CPU there is only the text
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
         raise UsageError(
             f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
         ) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is what a device raises that has no memory left; mostly there is only the text to tell by."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:

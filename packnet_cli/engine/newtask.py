@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
 from packnet_cli.engine.train import Accuracy, Freezer, Place, Resume, Step, Teacher, evaluate, train
-from packnet_cli.errors import ArtifactError, NetworkError
+from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
@@ -126,6 +126,15 @@ class NewTask:
             pass
         self.measure("dense")
 
+    def rehearse(self, *, retrain: bool) -> None:
+        """Take all the memory that training will: from the second step on there are the optimizer's moments, and in
+        the retraining, if one comes, a teacher."""
+        recipe = self.recipe
+        taught = retrain and recipe.retrain_epochs and recipe.distill_weight
+        teacher = Teacher(self.model, recipe.distill_weight) if taught else None
+        for _ in self._epochs(TRAIN, 2, recipe.lr, teacher):
+            pass
+
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain.
 
@@ -204,8 +213,8 @@ class NewTask:
             self.progress(phase + trial, self.final)
 
     def stage(self) -> Stage:
-        """A copy of where the task stands, for `go_back_to`."""
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""
+        state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         return Stage(state, dict(self.mask), dict(self.accuracy), self.final)
 
     def go_back_to(self, stage: Stage) -> None:
@@ -225,30 +234,28 @@ class NewTask:
 
     def keep_result(self) -> bool:
         """Have what was trained in a checkpoint, where there is no other place for it; whether that was possible."""
-        with suppress(ArtifactError):
-            return self._write_checkpoint()
-        return False
+        return self._write_checkpoint()
 
     def _checkpoint(self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> bool:
-        """Write one, unless a search is on, which starts again from the network before pruning."""
-        if phase in (TRAIN, RETRAIN):
-            moments, numbers = resume.optimizer_state(optimizer)
-            rooms = {"model": self.model.state_dict(), "optimizer": moments}
-            rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
-            if self._teacher:
-                rooms["teacher"] = self._teacher.model.state_dict()
-            notes = {
-                "phase": phase,
-                "place": dataclasses.astuple(place),
-                "optimizer": numbers,
-                "random": resume.random_state(),
-                "goals": self._goals,
-                "accuracy": self.accuracy,
-                "final": dataclasses.asdict(self.final) if self.final else None,
-            }
-            tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
-            keeper.save(tensors, notes)
-        return phase in (TRAIN, RETRAIN)
+        """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
+        if phase not in (TRAIN, RETRAIN):
+            return False
+        moments, numbers = resume.optimizer_state(optimizer)
+        rooms = {"model": self.model.state_dict(), "optimizer": moments}
+        rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
+        if self._teacher:
+            rooms["teacher"] = self._teacher.model.state_dict()
+        notes = {
+            "phase": phase,
+            "place": dataclasses.astuple(place),
+            "optimizer": numbers,
+            "random": resume.random_state(),
+            "goals": self._goals,
+            "accuracy": self.accuracy,
+            "final": dataclasses.asdict(self.final) if self.final else None,
+        }
+        tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
+        return keeper.save(tensors, notes)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         """Be where a stopped run was, if there was one; its next phase of training then starts there."""

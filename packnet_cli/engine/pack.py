@@ -5,7 +5,6 @@ frozen ones of earlier tasks, releases the smallest of its own in each layer, re
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
 from packnet_cli.engine.distributed import check_equal, rank, together
 from packnet_cli.engine.feed import CACHE_GB
+from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
-from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper
+from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
@@ -58,7 +58,7 @@ def init(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = unsaid,
 ) -> Artifact:
     """Make an artifact of a timm classifier's weights, write it to `path` and return it.
 
@@ -97,8 +97,9 @@ def init(
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
         machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+        recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
+        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
         with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
             task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
@@ -162,6 +163,7 @@ def add_task(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
+    say: Say = unsaid,
 ) -> Artifact:
     """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
 
@@ -184,10 +186,12 @@ def add_task(
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
+    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    retrain = bool(prune) or max_drop is not None
+    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
-    keeper = Keeper(path, run, 60 * checkpoint_minutes)
-    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
         task = NewTask(name, claim, images, recipe, machine, progress, keeper)
@@ -227,6 +231,7 @@ def prune_task(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
+    say: Say = unsaid,
 ) -> Artifact:
     """Release the fraction `prune` of what the newest task owns in each layer and retrain it, on its own images.
 
@@ -250,9 +255,9 @@ def prune_task(
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim = claim_again(artifact)
-    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes)
-    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    claim, machine = claim_again(artifact), Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
+    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}

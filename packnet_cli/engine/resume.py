@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,11 @@ FILE = "checkpoint.safetensors"
 CHECKPOINT_MINUTES = 5.0
 
 Tensors = dict[str, torch.Tensor]
+Say = Callable[[str], None]  # is told, in a line, what is going on
+
+
+def unsaid(line: str) -> None:
+    """The callback that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,25 @@ class Checkpoint:
         return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
 
 
+def interrupted_run(artifact: Path) -> dict[str, Any]:
+    """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
+    try:
+        with safe_open(atomic.checkpoint_folder(artifact) / FILE, framework="pt") as file:
+            return dict(json.loads(file.metadata()["packnet_resume"])["run"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 class Keeper:
     """Writes a run's checkpoints: every so many seconds, and when the user or the system asks the run to stop.
 
-    `run` says what it is a run of: a checkpoint of another is refused, by the name of what differs.
+    `run` says what it is a run of: a checkpoint of another is refused, by the name of what differs. `say` is told of
+    one that cannot be written, which is no reason to end the run.
     """
 
-    def __init__(self, artifact: Path, run: dict[str, Any], every: float) -> None:
-        self.folder = artifact.with_name(artifact.name + ".resume")
-        self.run, self.every = json.loads(json.dumps(run)), every
+    def __init__(self, artifact: Path, run: dict[str, Any], every: float, say: Say = unsaid) -> None:
+        self.folder = atomic.checkpoint_folder(artifact)
+        self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.asked = self.stopping = False
 
@@ -82,15 +97,23 @@ class Keeper:
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every
 
-    def save(self, tensors: Tensors, notes: dict[str, Any]) -> None:
-        """Write a checkpoint in place of the last one; the first process of a run does."""
+    def save(self, tensors: Tensors, notes: dict[str, Any]) -> bool:
+        """Write a checkpoint in place of the last one, which stays if that cannot be; whether it could.
+
+        Of several processes the first writes it.
+        """
         if distributed.rank():
-            return
-        self.folder.mkdir(exist_ok=True)
-        whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        with atomic.replacing(self.folder / FILE) as temporary:
-            save_file(whole, temporary, {"packnet_resume": json.dumps({"run": self.run, **notes})})
+            return True
         self.written = time.monotonic()
+        whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with atomic.replacing(self.folder / FILE) as temporary:
+                save_file(whole, temporary, {"packnet_resume": json.dumps({"run": self.run, **notes})})
+        except (OSError, ArtifactError) as error:
+            self.say(f"no checkpoint could be kept: {error}")
+            return False
+        return True
 
     def stop_if_asked(self) -> None:
         """Raise InterruptedRun if the user or the system has asked for it."""

@@ -22,7 +22,7 @@ from packnet_cli.recipe import Recipe
 class Evaluation:
     """How a task does on its held-out images; `missing` names the classes that have none.
 
-    Of a task that was added without images, and is evaluated among all others, the accuracy is None.
+    Of a task that was added without held-out images, and is evaluated among all others, the accuracy is None.
     """
 
     task: Task
@@ -53,7 +53,7 @@ def evaluate_tasks(
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = network.choose_device(device)
-    there = [task for task in tasks if wanted != "all" or folder or task.data]
+    there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
     held_outs = {task.index: _held_out(task, folder) for task in there}
     packed = Packed(artifact)
     model = network.place(packed.model(tasks[0].index), torch_device)

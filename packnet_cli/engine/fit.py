@@ -1,0 +1,66 @@
+"""How large a batch can be: as large as the device has the memory for, which only a trial tells."""
+
+import dataclasses
+import gc
+from pathlib import Path
+
+import torch
+from timm.utils import decay_batch_step
+
+from packnet_cli.engine import data, distributed, network
+from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.newtask import Machine, NewTask, silent
+from packnet_cli.engine.resume import Say, interrupted_run
+from packnet_cli.errors import UsageError
+from packnet_cli.recipe import AtMost, Recipe
+
+
+def fit_batch_size(
+    path: Path,
+    claim: Claim,
+    images: data.TrainingImages,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    retrain: bool,
+    resume: bool,
+    say: Say,
+) -> Recipe:
+    """The recipe with a batch size that training has the memory for, if it leaves the size open (`AtMost`).
+
+    It is that of the run to `resume`, if there is one; else the size is stepped down until a rehearsal gets through.
+    The result is in every bit that of a run which was given this size. Raises UsageError if not one image fits.
+    """
+    most = recipe.batch_size
+    if not isinstance(most, AtMost) or not images.train.paths:
+        return dataclasses.replace(recipe, batch_size=int(most))
+    if distributed.world() > 1:
+        raise UsageError("--batch-size auto is for one process; give several a number, of which each takes its part")
+    there = interrupted_run(path).get("recipe", {}).get("batch_size") if resume else None
+    if there is not None:
+        return dataclasses.replace(recipe, batch_size=there)
+    size = int(most)
+    while not _fits(claim, images, dataclasses.replace(recipe, batch_size=size), machine, retrain):
+        gc.collect()  # what was left half-way may hang in circles
+        torch.cuda.empty_cache()
+        size = decay_batch_step(size)
+        if not size:
+            raise UsageError("the device's memory is not enough for one image; try a smaller network or image size")
+    say(f"batches of {size}" + (f": for {most} the device's memory is not enough" if size < most else ""))
+    return dataclasses.replace(recipe, batch_size=size)
+
+
+def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Machine, retrain: bool) -> bool:
+    """Whether a batch of the recipe's size goes through training."""
+    batch = data.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
+    images = dataclasses.replace(images, train=batch, held_out=None)
+    try:
+        with machine.training():
+            NewTask("", claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(
+                retrain=retrain
+            )
+    except (RuntimeError, MemoryError) as error:
+        if not network.is_out_of_memory(error):
+            raise
+        return False
+    return True
