@@ -28,7 +28,8 @@ equal content makes equal bytes; of at most 2**25 characters, 2**17 of them open
 * `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
   `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
   interpolation.
-* `tasks`: a list in order of index, of objects with the fields of `header.Task`. The `digest` of a task is that of its
+* `tasks`: a list in order of index, of objects with the fields of `header.Task`. A `temperature` is left out if none is
+  known, as in files of before there was one; no weight depends on it. The `digest` of a task is that of its
   state dict. One that holds proves that the task is what it was when it was added.
 * `removed`: of each removed task whose weights later ones use, by index, how many it owns of each packed parameter.
 * `tensors`: the digest of every tensor in the file, as a state dict of its own, by key. So no bit of a tensor, free

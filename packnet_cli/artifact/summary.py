@@ -81,6 +81,7 @@ class Summary:
             "prune": task.prune,
             "owned_weights": sum(task.owned.values()),
             "owned_fraction": self.owned_fraction(task),
+            "temperature": task.temperature,
             "data": task.data,
             "recipe": task.recipe,
             "digest": task.digest,

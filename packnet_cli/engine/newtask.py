@@ -13,6 +13,7 @@ from timm.utils import random_seed as _seed
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import data, network, resume
+from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -186,6 +187,10 @@ class NewTask:
             self.final = evaluate(self.model, self.val_batches, amp=self.amp)
             self.accuracy[phase] = self.final.top1
             self.progress(phase, self.final)
+
+    def temperature(self) -> float | None:
+        """The task's temperature as it is now; None without held-out images."""
+        return None if self.val_batches is None else measure_temperature(self.model, self.val_batches, amp=self.amp)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`."""

@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
@@ -53,7 +56,7 @@ def evaluate_tasks(
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or task.data]
-    held_outs = {task.index: _held_out(task, folder) for task in there}
+    held_outs = {task.index: held_out_images(task, folder) for task in there}
     packed = Packed(artifact)
     model = network.place(packed.model(tasks[0].index), torch_device)
     for task in tasks:
@@ -62,14 +65,7 @@ def evaluate_tasks(
             continue
         held_out = held_outs[task.index]
         packed.switch(model, task.index)
-        batches = data.batches(
-            held_out.split,
-            artifact.header.data_config,
-            training=False,
-            batch_size=batch_size,
-            workers=workers,
-            device=torch_device,
-        )
+        batches = feed(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with network.enough_memory(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
         yield Evaluation(task, accuracy, held_out.missing)
@@ -98,7 +94,16 @@ def check_accuracies(
     return findings
 
 
-def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
+def feed(
+    artifact: Artifact, held_out: data.HeldOut, *, batch_size: int, workers: int | None, device: torch.device
+) -> DataLoader[Any]:
+    """Batches of held-out images as the artifact's network takes them."""
+    config = artifact.header.data_config
+    return data.batches(held_out.split, config, training=False, batch_size=batch_size, workers=workers, device=device)
+
+
+def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
+    """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)

@@ -168,6 +168,8 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
         line("unreadable images", f"{task.skipped:,}")
     line("pruned by", f"{task.prune:g}")
     line("weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
+    if task.temperature is not None:
+        line("temperature", f"{task.temperature:g}")
     line("data", task.data or "not on record")
     line("digest", task.digest)
     compact = numbers.header.compact
@@ -178,5 +180,9 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
         line(f"  {name}", json.dumps(value))
 
 
-def plotted(output: Path, numbers: "Summary") -> None:
+def plotted(output: Path, numbers: "Summary", *, as_json: bool) -> None:
+    if as_json:
+        layers, tasks = len(numbers.layers), len(numbers.header.tasks)
+        console.print_json({"output": str(output), "layers": layers, "tasks": tasks})
+        return
     console.tell(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")
