@@ -34,6 +34,26 @@ def test_bars_fit_into_80_columns(full, packnet):
     assert layers.count("11111111112222233333") == len(format.load_header(full).tasks[0].owned)
 
 
+def test_bytes_of_other_ways_are_counted_from_the_tensors(full, packed, tmp_path, packnet):
+    """One network for each task, and adapters of rank 8 on one network; of a compact file the same."""
+    artifact = format.load(full)
+    states = [artifact.state(index) for index in (1, 2, 3)]
+    heads = sum(array.nbytes for state in states for name, array in state.items() if name.startswith("fc."))
+    network = sum(array.nbytes for name, array in states[0].items() if not name.startswith("fc."))
+    adapter = 0
+    for array in artifact.shared.values():
+        matrix = array.reshape(len(array), -1)
+        rank = min(8, *matrix.shape)
+        adapter += np.zeros((len(matrix), rank), np.float32).nbytes + np.zeros((rank, matrix.shape[1]), "f4").nbytes
+    expected = {"separate_networks": 3 * network + heads, "lora_adapters": network + 3 * adapter + heads}
+    packnet("compact", full, "-o", tmp_path / "ship.st")
+    for path in (full, tmp_path / "ship.st"):
+        told = json.loads(packnet("info", path, "--json").stdout)["bytes"]
+        assert told == {"file": path.stat().st_size} | expected
+    assert "LoRA adapter of rank 8" in packnet("info", full).stdout
+    assert "LoRA" not in packnet("info", packed).stdout
+
+
 def test_an_owner_is_a_character(packed, packnet):
     """In proportion, and what is free is a dot."""
     assert contents._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."

@@ -72,7 +72,6 @@ from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.errors import ArtifactError, DamageError
 
-PIECE = 2**17  # weights that are hashed at once
 Array = NDArray[Any]
 State = dict[str, Array]
 
@@ -102,8 +101,8 @@ class Artifact:
                 continue
             sha.update(_title(name, self.shared[name]))
             values, mask = self.shared[name].reshape(-1), self.mask[name].reshape(-1)
-            for start in range(0, values.size, PIECE):
-                piece = slice(start, start + PIECE)
+            for start in range(0, values.size, masks.PIECE):
+                piece = slice(start, start + masks.PIECE)
                 sha.update(_bytes(masks.keep_visible(values[piece], mask[piece], task)))
         return f"sha256:{sha.hexdigest()}"
 
