@@ -62,6 +62,30 @@ def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
     assert max(shares) / min(shares) < 1.001
 
 
+def test_the_library_and_a_folder_of_labels(full, folders, tmp_path):
+    """Every task of every image, and both say the same; a file that is no image is named."""
+    images = sorted((folders[0] / "val").rglob("*.png"))
+    told = [line.split("\t") for line in run("library.py", full, *images).splitlines()]
+    assert [(task, path) for task, path, *_ in told] == [
+        (task, str(path)) for task in ("red", "green", "blue") for path in images
+    ]
+    (tmp_path / "all").symlink_to(folders[0] / "val")
+    run("label_folder.py", full, tmp_path / "all", tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = {(task, str(folders[0] / "val" / row["path"])): row[task] for row in rows for task in ("red", "green")}
+    assert labels == {(task, path): label for task, path, label, _ in told if task != "blue"}
+
+
+def test_the_method_in_steps():
+    """No task is changed by a later one; each gets its share, and in the end nothing is free."""
+    first, *steps, one, two, three = run("method.py").splitlines()
+    assert all("to the bit" in line for line in (one, two, three))
+    owners = [line[38:].partition("error")[0].split() for line in (first, *steps)]
+    assert set("".join(owners[0])) == {"."} and [len(layer) for layer in owners[0]] == [48, 6]
+    assert [[layer.count(task) for task in "123."] for layer in owners[-1]] == [[16, 16, 16, 0], [2, 2, 2, 0]]
+
+
 def test_benchmark_prints_a_line_for_each_thing(tmp_path):
     """With ratios that are of the same order as 1 where packing has nothing to do."""
     sizes = ["--arch", "test_resnet", "--img-size", 32, "--batch-size", 4, "--repeats", 1, "--steps", 1, "--threads", 1]
