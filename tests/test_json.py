@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import make_folder
+
+from packnet_cli.cli import keeping
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 QUICK = ("--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu")
@@ -121,22 +123,18 @@ def test_an_error_is_a_document_of_its_own(full, tmp_path, packnet, told, monkey
 
 
 def test_a_removal_that_is_not_confirmed_is_a_document(full, packnet, told, monkeypatch):
-    """Of nothing removed; a script has to say --yes."""
-    told("error", "remove-task", full, "--task", 1, exit_code=2)
-    monkeypatch.setattr("packnet_cli.cli.keeping.sys.stdin.isatty", lambda: True, raising=False)
-    from packnet_cli import report
-
-    monkeypatch.setattr(report, "confirm", lambda question: False)
+    """Of nothing removed; without a terminal to ask at it is an error."""
     before = full.read_bytes()
-    report.removed(full, None, 0, as_json=True)
+    told("error", "remove-task", full, "--task", 1, exit_code=2)
+    monkeypatch.setattr(keeping, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    told("remove-task", "remove-task", full, "--task", 1, input="n\n")
     assert full.read_bytes() == before
 
 
-def test_the_schema_check_can_fail(folders):
+def test_the_schema_check_can_fail():
     """A field too many, one of a wrong type, one that is missing."""
     good = {"index": 1, "name": "red"}
     assert is_documented(good, "named")
     for bad in (good | {"more": 1}, good | {"name": 7}, {"index": 1}, good | {"index": True}):
         with pytest.raises(AssertionError):
             is_documented(bad, "named")
-    assert make_folder is not None

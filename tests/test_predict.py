@@ -51,7 +51,7 @@ def test_the_probabilities_are_plain_timms_to_the_bit(full, tmp_path, pictures, 
             )
             calibrated = [p ** (1 / task.temperature) for p in row]  # which is the logits over the temperature
             shares = [p / sum(calibrated) for p in calibrated]
-            entropy = -sum(p * math.log(p) for p in shares)
+            entropy = -sum(p * math.log(p) for p in shares) / math.log(count)
             assert lone["tasks"][0]["entropy"] == pytest.approx(entropy, abs=1e-5)
 
 

@@ -42,7 +42,10 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def entropies(logits: torch.Tensor, temperature: float | None) -> torch.Tensor:
-    """The entropy (N,), in nats, of what logits (N, classes) say at a temperature; None is 1, uncalibrated."""
+    """The entropy (N,) of what logits (N, classes) say at a temperature, None being 1: uncalibrated.
+
+    As a share of the greatest that there can be of so many classes: 0 is certain, 1 a mere guess.
+    """
     probabilities = (logits.float() / (temperature or 1)).softmax(1)
     per_class: torch.Tensor = torch.special.entr(probabilities)
-    return per_class.sum(1)
+    return per_class.sum(1) / math.log(max(2, logits.shape[1]))

@@ -30,7 +30,7 @@ class Prediction:
 
     task: Task
     probabilities: list[float]
-    entropy: float  # in nats, of what it says at the task's temperature; what `auto` goes by
+    entropy: float  # at the task's temperature, from 0 (certain) to 1 (a mere guess): what `auto` goes by
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, the likeliest first."""
