@@ -30,6 +30,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
+        ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
         try:
             return super().invoke(ctx)
         except PackNetError as error:
@@ -38,14 +39,14 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             self._fail(ctx, "interrupted; nothing was written", 130)
         except Exception as error:
-            if ctx.meta.get(JSON_WANTED) and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
+            if ctx.meta[JSON_WANTED] and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
                 report.failed(error.format_message(), UsageError.exit_code)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
 
     def _fail(self, ctx: Any, message: str, exit_code: int, *, in_results: bool = False) -> NoReturn:
-        if ctx.meta.get(JSON_WANTED) and not in_results:
+        if ctx.meta[JSON_WANTED] and not in_results:
             report.failed(message, exit_code)
         report.error(message)
         sys.exit(exit_code)
@@ -101,7 +102,7 @@ def _remember_json(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
-# Eager, so that it is known also if another argument is wrong.
+# Eager, so that it is known, from the environment too, also if another argument is wrong.
 _json = partial(Option, "--json", callback=_remember_json, is_eager=True)
 Json = Annotated[bool, _json(help="Print one JSON document on stdout.")]
 JsonLines = Annotated[bool, _json(help="Print one JSON document a line for each image.")]

@@ -141,7 +141,7 @@ def choose_device(wanted: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
     versions = torch.__version__, timm.__version__
-    log.info("device %s, %d threads; torch %s, timm %s", device, torch.get_num_threads(), *versions)
+    log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
     return device
 
 
