@@ -50,6 +50,7 @@ def test_bytes_of_other_ways_are_counted_from_the_tensors(full, packed, tmp_path
     for path in (full, tmp_path / "ship.st"):
         told = json.loads(packnet("info", path, "--json").stdout)["bytes"]
         assert told == {"file": path.stat().st_size} | expected
+    assert [summary._lora_bytes(shape) for shape in ([], [3], [0, 4], [16, 4, 3, 3])] == [8, 16, 0, 4 * 8 * (16 + 36)]
     assert "LoRA adapter of rank 8" in packnet("info", full).stdout
     assert "LoRA" not in packnet("info", packed).stdout
 

@@ -128,7 +128,7 @@ def _lora_bytes(shape: list[int]) -> int:
     It is two factors, (out, r) and (r, in * height * width), r being Summary.LORA_RANK or what the matrix has at most
     (Hu et al. 2021, arXiv 2106.09685; a convolution's as Hugging Face PEFT makes it).
     """
-    out, rest = shape[0], math.prod(shape[1:])
+    out, rest = math.prod(shape[:1]), math.prod(shape[1:])  # a file may hold a lone number
     return 4 * min(Summary.LORA_RANK, out, rest) * (out + rest)
 
 
