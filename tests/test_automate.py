@@ -50,6 +50,18 @@ def test_quiet_leaves_results_and_errors(tmp_path, folders, packnet):
     assert result.exit_code == 3 and "exists already" in result.stderr
 
 
+def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
+    """Beside the same results; without it no word of either."""
+    arguments = ("eval", full, "--task", "red", "--workers", 0, "--device", "cpu")
+    told = run("-v", *arguments)
+    assert "packnet: device cpu" in told and "torch 2" in told and " s in all" in told and "Traceback" not in told
+    told = run("-v", "info", "none.st")
+    assert "Traceback" in told and told.index("Traceback") < told.index("error: none.st does not exist")
+    assert run("info", "none.st").count("\n") == 1
+    result = packnet("-q", "-v", *arguments)
+    assert result.exit_code == 2 and "exclude each other" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "exit_code", "words"),
     [
@@ -72,5 +84,7 @@ def test_the_shell_completes_task_names(full):
     """Those of the file on the command line, wherever it stands there."""
     assert complete(f"packnet eval {full} --task ") == ["red", "green", "blue"]
     assert complete(f"packnet extract -o x {full} --task g") == ["green"]
+    for command in ("predict", "info", "prune", "remove-task", "rename"):
+        assert complete(f"packnet {command} {full} --task b") == ["blue"]
     assert complete("packnet eval none.st --task ") == complete("packnet eval --task ") == []
     assert complete("packnet pre") == ["predict"]

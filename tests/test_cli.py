@@ -118,7 +118,7 @@ def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path
     assert "1 of 3 classes have no images here, 'class1'" in result.stderr
     assert answer(result)["tasks"][0]["images"] == 6
     (other / "val" / "class0").rename(other / "val" / "stranger")
-    refused(packnet(*arguments), 6, "stranger", "unknown to the task")
+    refused(packnet(*arguments[:-1]), 6, "stranger", "unknown to the task")
 
 
 def test_eval_says_when_the_data_has_moved(packed, tmp_path, packnet):

@@ -39,15 +39,25 @@ def test_bars_fit_into_80_columns(full, packnet):
     assert layers.count("11111111112222233333") == len(format.load_header(full).tasks[0].owned)
 
 
-def test_bytes_against_lora(full, packnet):
-    """A network and, for each task, two thin matrices in place of a layer, and what the task has of its own."""
+def test_bytes_of_other_ways_are_counted_from_the_tensors(full, packed, tmp_path, packnet):
+    """One network for each task, and adapters of rank 8 on one network; of a compact file the same."""
     artifact = format.load(full)
-    own = sum(array.nbytes for of_task in artifact.own[1:] for array in of_task.values())
-    sizes = [(array.shape[0], array.size // array.shape[0]) for array in artifact.shared.values()]
-    factors = sum(4 * min(rows * columns, 8 * (rows + columns)) for rows, columns in sizes)
-    told = json.loads(packnet("info", full, "--json").stdout)["bytes"]
-    assert told["lora"] == own + 4 * sum(array.size for array in artifact.shared.values()) + 3 * factors
-    assert f"{told['lora'] / 1e6:.1f} MB as one network with LoRA" in packnet("info", full).stdout
+    states = [artifact.state(index) for index in (1, 2, 3)]
+    heads = sum(array.nbytes for state in states for name, array in state.items() if name.startswith("fc."))
+    network = sum(array.nbytes for name, array in states[0].items() if not name.startswith("fc."))
+    adapter = 0
+    for array in artifact.shared.values():
+        matrix = array.reshape(len(array), -1)
+        rank = min(8, *matrix.shape)
+        adapter += np.zeros((len(matrix), rank), np.float32).nbytes + np.zeros((rank, matrix.shape[1]), "f4").nbytes
+    expected = {"separate_networks": 3 * network + heads, "lora_adapters": network + 3 * adapter + heads}
+    packnet("compact", full, "-o", tmp_path / "ship.st")
+    for path in (full, tmp_path / "ship.st"):
+        told = json.loads(packnet("info", path, "--json").stdout)["bytes"]
+        assert told == {"file": path.stat().st_size} | expected
+    assert [summary._lora_bytes(shape) for shape in ([], [3], [0, 4], [16, 4, 3, 3])] == [8, 16, 0, 4 * 8 * (16 + 36)]
+    assert "LoRA adapter of rank 8" in packnet("info", full).stdout
+    assert "LoRA" not in packnet("info", packed).stdout
 
 
 def test_an_owner_is_a_character(packed, packnet):

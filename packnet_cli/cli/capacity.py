@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    PACK,
     Cache,
     CacheGb,
     CheckpointMinutes,
@@ -21,18 +22,22 @@ from packnet_cli.cli import (
     TrainAmp,
     Where,
     Workers,
-    app,
+    command,
+    complete_task,
 )
 from packnet_cli.cli.packing import Distill, prepare_to_train, report_newest
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.recipe import Recipe
 
 
-@app.command()
+@command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
 @with_settings(*RETRAINING, show_defaults=False)
 def prune(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the newest task; no other can be pruned.")],
+    task: Annotated[
+        str,
+        Option(help="Index or name of the newest task; no other can be pruned.", autocompletion=complete_task),
+    ],
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
     data: Annotated[
@@ -84,7 +89,7 @@ def prune(
     report_newest(path, json)
 
 
-@app.command()
+@command(PACK, "packnet plan packed.st --tasks 5 --layers")
 def plan(
     path: Packed,
     tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],

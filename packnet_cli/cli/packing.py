@@ -7,6 +7,7 @@ from typer import Argument
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    PACK,
     Cache,
     CacheGb,
     CheckpointMinutes,
@@ -23,7 +24,7 @@ from packnet_cli.cli import (
     TrainAmp,
     Where,
     Workers,
-    app,
+    command,
 )
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
@@ -40,7 +41,12 @@ Distill = Annotated[
 ]
 
 
-@app.command()
+@command(
+    PACK,
+    "packnet init packed.st --arch resnet50",
+    "packnet init packed.st --arch vgg16 --weights vgg16.pth",
+    "packnet init packed.st --arch vgg16 --prune 0.5 --data ./imagenet",
+)
 @with_settings(*RETRAINING)
 def init(
     path: Annotated[Path, Argument(metavar="PACKED", help="The file to make, for example packed.st.")],
@@ -155,7 +161,12 @@ def init(
         report.added(summarize(path), as_json=False)
 
 
-@app.command()
+@command(
+    PACK,
+    "packnet add-task packed.st --data ./cubs --prune 0.5",
+    "packnet add-task packed.st --data ./cubs --prune auto --tasks-left 2 --recipe adamw",
+    "packnet add-task packed.st --data ./cubs --resume",
+)
 @with_settings(*SETTINGS)
 def add_task(
     path: Packed,

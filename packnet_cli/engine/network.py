@@ -26,6 +26,9 @@ from packnet_cli.errors import NetworkError, UsageError
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
 
 
+log = logging.getLogger("packnet")
+
+
 class Kind(enum.Enum):
     HEAD = "head"
     PACKED = "packed"
@@ -131,12 +134,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 def choose_device(wanted: str) -> torch.device:
     """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
+    versions = torch.__version__, timm.__version__
+    log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
     return device
 
 

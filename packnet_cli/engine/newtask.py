@@ -13,6 +13,7 @@ from timm.utils import random_seed as _seed
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
+from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -211,6 +212,10 @@ class NewTask:
             self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
             self.progress(phase + trial, self.final)
+
+    def temperature(self) -> float | None:
+        """The task's temperature as it is now; None without held-out images."""
+        return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""

@@ -345,6 +345,7 @@ def _keep(
         search=search or {},
         digest="",
         skipped=images.skipped,
+        temperature=task.temperature(),
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}

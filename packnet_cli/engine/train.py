@@ -307,15 +307,22 @@ def _diverged(what: str, lr: float) -> DivergedError:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
-    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The network's logits (N, classes) for each batch, and its labels (N,), both where the network is."""
     device = next(model.parameters()).device
     model.eval()
-    top1 = top5 = seen = 0
     for images, labels in batches:
         images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(images)  # (N, classes)
+            logits = model(images)
+        yield logits, labels
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
+    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+    top1 = top5 = seen = 0
+    for logits, labels in answers(model, batches, amp=amp):
         best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
         hits = best == labels[:, None]
         top1 += int(hits[:, 0].sum())
