@@ -34,7 +34,7 @@ from typer import Argument, Option
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
-from packnet_cli.engine import data, network, pack
+from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate, train
 from packnet_cli.recipe import SETTINGS, Recipe
 
@@ -83,14 +83,16 @@ class Bench:
         return images, network.place(model, network.choose_device("auto"))
 
     def feed(self, split: data.Split, training: bool) -> Any:
-        return data.batches(
+        device = network.choose_device("auto")
+        return feed.batches(
             split,
             self.header.data_config,
             training=training,
             batch_size=self.recipe.batch_size,
             workers=None,
-            device=network.choose_device("auto"),
+            device=device,
             crop_scale=self.recipe.crop_scale,
+            rooms=feed.rooms("auto", feed.CACHE_GB, device),
         )
 
 

@@ -8,6 +8,7 @@ class PackNetError(Exception):
     """Base of every expected error; 1 is the code of a bug."""
 
     exit_code = 1
+    in_results = False  # whether what is on stdout says it already, so that --json adds no document of its own
 
 
 class ForgettingError(PackNetError):
@@ -48,6 +49,12 @@ class DataError(PackNetError):
     exit_code = 6
 
 
+class UnreadableError(DataError):
+    """Some of the images to predict could not be read; of the others the results are there."""
+
+    in_results = True
+
+
 class NetworkError(PackNetError):
     """The architecture is unknown, or the weights do not fit it or cannot be had."""
 
@@ -66,10 +73,19 @@ class InterruptedRun(PackNetError):
     exit_code = 130
 
 
+class ToldElsewhere(PackNetError):
+    """Another process of the same run has said what went wrong; there is nothing to add."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class VerificationError(PackNetError):
     """`verify` found damage."""
 
     exit_code = 9
+    in_results = True
 
 
 class DivergedError(PackNetError):

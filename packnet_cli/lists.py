@@ -1,25 +1,30 @@
-"""Lists of images: CSV files with the columns path, label and, if wanted, split. Imports no torch."""
+"""Lists of images: CSV or Parquet files with the columns path, label and, if wanted, split.
+
+A Parquet file may hold the images themselves, as Hugging Face's do: a column image in place of path, of encoded bytes
+or of {bytes, path}; it is then kept in memory. Imports no torch.
+"""
 
 import csv
+import io
+import json
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from packnet_cli import extras
 from packnet_cli.errors import DataError
-
-TRAIN = "train"
-HELD_OUT = ("val", "validation", "test")  # the first of them that there is
-
-ClassFiles = dict[str, list[Path]]  # class name -> its image files
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Picture
 
 
-def is_list(data: Path) -> bool:
-    """Whether a --data path is that of a list, and not of a folder."""
-    return data.suffix.lower() == ".csv" and not data.is_dir()
+class Row(NamedTuple):
+    """What a list says of one image, at `place` in it."""
 
-
-def task_name(data: Path) -> str:
-    """What a task that is trained on it is called if nobody says: as the folder, or the file without .csv."""
-    return data.resolve().stem if is_list(data) else data.resolve().name
+    place: str
+    image: Picture | None
+    label: str | None
+    split: str | None
 
 
 def read_list(path: Path) -> dict[str, ClassFiles]:
@@ -28,7 +33,30 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
     Without a column `split` all are of the split "train". Raises DataError that names the line.
     """
     splits: dict[str, ClassFiles] = defaultdict(lambda: defaultdict(list))
-    seen: set[Path] = set()
+    seen: set[Picture] = set()
+    try:
+        for place, image, label, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
+            if not image or not label or split not in (TRAIN, *HELD_OUT):
+                known = ", ".join((TRAIN, *HELD_OUT))
+                raise DataError(f"{path}, {place}: needs a path, a label and a split of {known}")
+            if image in seen:
+                raise DataError(f"{path}, {place}: {image} is listed twice")
+            seen.add(image)
+            splits[split][label].append(image)
+    except OSError as error:
+        raise DataError(f"cannot read the list {path}: {error.strerror or error}") from None
+    if not splits:
+        raise DataError(f"{path} lists no images")
+    return {
+        split: {label: sorted(files[label], key=_order) for label in sorted(files)} for split, files in splits.items()
+    }
+
+
+def _order(image: Picture) -> Any:
+    return image.index if isinstance(image, Item) else image
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -37,19 +65,54 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
                 if column not in columns:
                     raise DataError(f"{path} has no column {column!r}; its first line must name path and label")
             for row in rows:
-                where, label, split = row["path"], row["label"], row["split"] if "split" in columns else TRAIN
-                if not where or not label or split not in (TRAIN, *HELD_OUT):
-                    known = ", ".join((TRAIN, *HELD_OUT))
-                    raise DataError(f"{path}, line {rows.line_num}: needs a path, a label and a split of {known}")
-                image = path.parent / where
-                if image in seen:
-                    raise DataError(f"{path}, line {rows.line_num}: {where} is listed twice")
-                seen.add(image)
-                splits[split][label].append(image)
-    except OSError as error:
-        raise DataError(f"cannot read the list {path}: {error.strerror or error}") from None
+                image = path.parent / row["path"] if row["path"] else None
+                yield Row(f"line {rows.line_num}", image, row["label"], row["split"] if "split" in columns else TRAIN)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no CSV file in UTF-8: {error}") from None
-    if not splits:
-        raise DataError(f"{path} lists no images")
-    return {split: {label: sorted(files[label]) for label in sorted(files)} for split, files in splits.items()}
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    extras.require("parquet")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with open(path, "rb") as file:
+            schema = parquet.read_schema(file)
+            wanted = [name for name in ("path", "image", "label", "split") if name in schema.names]
+            table = parquet.read_table(file, columns=wanted)
+        names = _label_names(schema)
+    except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
+    if "label" not in wanted or not {"path", "image"} & set(wanted):
+        raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
+    cells = table["image" if "image" in wanted else "path"]
+    for number in range(table.num_rows):
+        cell, label = cells[number].as_py(), table["label"][number].as_py()
+        if names is not None and type(label) is int:
+            label = names[label] if 0 <= label < len(names) else None
+        encoded, where = _encoded(cell), cell.get("path") if isinstance(cell, dict) else cell
+        image: Picture | None = None
+        if encoded:
+            image = Item(str(path.resolve()), number, partial(_open, cells))
+        elif isinstance(where, str) and where:
+            image = path.parent / where
+        split = table["split"][number].as_py() if "split" in wanted else TRAIN
+        yield Row(f"row {number + 1}", image, None if label is None else str(label), split)
+
+
+def _label_names(schema: Any) -> list[str] | None:
+    """What the numbers in the column label mean, if the file was written by Hugging Face's datasets."""
+    told = (schema.metadata or {}).get(b"huggingface")
+    feature = json.loads(told)["info"]["features"].get("label", {}) if told else {}
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return [str(name) for name in names] if names else None
+
+
+def _encoded(cell: Any) -> bytes | None:
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    return found if isinstance(found, bytes) else None
+
+
+def _open(cells: Any, index: int) -> io.BytesIO:
+    return io.BytesIO(_encoded(cells[index].as_py()) or b"")

@@ -75,7 +75,7 @@ def read_everything(file, folder):
         if name == "load":
             for task in result.header.tasks:
                 edit.extract_safetensors(result, task, output)
-                report.extracted(output, ".safetensors", result.header, task)
+                report.extracted(output, ".safetensors", result.header, task, as_json=False)
     assert set(os.listdir(folder)) <= {"in.st", "out.safetensors"}, os.listdir(folder)
     return outcomes
 

@@ -1,6 +1,5 @@
 """What a script or a shell relies on: no colour, quiet, environment variables, completion."""
 
-import json
 import os
 import pty
 import subprocess
@@ -51,39 +50,16 @@ def test_quiet_leaves_results_and_errors(tmp_path, folders, packnet):
     assert result.exit_code == 3 and "exists already" in result.stderr
 
 
-def test_metrics_as_lines_of_json(packed, tmp_path, folders, packnet):
-    """One for each epoch and each measured accuracy: added to the log, and on stderr in place of the bar."""
-    log = tmp_path / "metrics.jsonl"
-    log.write_text('{"event": "mine"}\n')
-    train = ("--epochs", 2, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu", "--json")
-    result = packnet(
-        "add-task", packed, "--data", folders[0], "--prune", 0.5, *train, "--log", log, "--progress", "json"
-    )
-    mine, *lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert mine == {"event": "mine"} and lines == [json.loads(line) for line in result.stderr.splitlines()]
-    events = [(line["event"], line["phase"], line.get("epoch")) for line in lines]
-    epochs = [("epoch", "train", 1), ("epoch", "train", 2), ("accuracy", "dense", None)]
-    assert events == [*epochs, ("accuracy", "pruned", None), ("epoch", "retrain", 1), ("accuracy", "retrained", None)]
-    assert set(lines[0]) == {"event", "phase", "epoch", "epochs", "loss", "accuracy", "images_per_second", "lr"}
-    assert (lines[0]["lr"], lines[1]["lr"], lines[4]["lr"]) == pytest.approx((1e-3, 1e-4, 1e-4))
-    told = json.loads(result.stdout)["task"]
-    assert {line["phase"]: line["top1"] for line in lines if line["event"] == "accuracy"} == told["accuracy"]
-    again = ("prune", packed, "--task", "red", "--prune", 0.5, *train[2:])
-    result = packnet("-q", *again, "--log", log, "--progress", "json")
-    assert result.stderr == "" and len(log.read_text().splitlines()) == 7 + 3
-
-
-def test_a_log_that_cannot_be_written(packed, tmp_path, folders, packnet, monkeypatch):
-    """Is one clear error before training; once training is on it is a warning, and the task is kept."""
-    add = ("add-task", packed, "--data", folders[0], "--epochs", 1, "--workers", 0, "--device", "cpu")
-    before = packed.read_bytes()
-    result = packnet(*add, "--log", tmp_path)
-    assert result.exit_code == 3 and "cannot write the log" in result.stderr and result.stderr.count("\n") == 1
-    assert packnet(*add, "--log", packed).exit_code == 2
-    assert packed.read_bytes() == before
-    result = packnet("-q", *add, "--log", "/dev/full")
-    assert result.exit_code == 0 and result.stderr.startswith("warning: cannot write the log /dev/full any more: No sp")
-    assert result.stderr.count("warning") == 1
+def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
+    """Beside the same results; without it no word of either."""
+    arguments = ("eval", full, "--task", "red", "--workers", 0, "--device", "cpu")
+    told = run("-v", *arguments)
+    assert "packnet: device cpu" in told and "torch 2" in told and " s in all" in told and "Traceback" not in told
+    told = run("-v", "info", "none.st")
+    assert "Traceback" in told and told.index("Traceback") < told.index("error: none.st does not exist")
+    assert run("info", "none.st").count("\n") == 1
+    result = packnet("-q", "-v", *arguments)
+    assert result.exit_code == 2 and "exclude each other" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -108,5 +84,7 @@ def test_the_shell_completes_task_names(full):
     """Those of the file on the command line, wherever it stands there."""
     assert complete(f"packnet eval {full} --task ") == ["red", "green", "blue"]
     assert complete(f"packnet extract -o x {full} --task g") == ["green"]
+    for command in ("predict", "info", "prune", "remove-task", "rename"):
+        assert complete(f"packnet {command} {full} --task b") == ["blue"]
     assert complete("packnet eval none.st --task ") == complete("packnet eval --task ") == []
     assert complete("packnet pre") == ["predict"]

@@ -11,7 +11,7 @@ import torch
 from conftest import make_folder
 from PIL import Image
 
-from packnet_cli.engine import data, sources
+from packnet_cli.engine import data, feed, sources
 from packnet_cli.errors import DataError
 
 CONFIG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
@@ -226,8 +226,8 @@ def test_names_that_are_no_text(folder):
 def test_batches(folder):
     """Normalised float32 (N, C, H, W); evaluation goes through every image once, in order."""
     held_out = open_training(folder).held_out.split
-    feed = dict(batch_size=4, workers=0, device=torch.device("cpu"))
-    batches = list(data.batches(held_out, CONFIG, training=False, **feed))
+    how = dict(batch_size=4, workers=0, device=torch.device("cpu"))
+    batches = list(feed.batches(held_out, CONFIG, training=False, **how))
     assert [images.shape for images, _ in batches] == [(4, 3, 32, 32), (4, 3, 32, 32), (1, 3, 32, 32)]
     assert torch.cat([labels for _, labels in batches]).tolist() == held_out.labels
     assert all(images.dtype == torch.float32 and images.abs().max() <= 1 for images, _ in batches)
@@ -236,9 +236,9 @@ def test_batches(folder):
 def test_training_leaves_out_a_lone_last_image_only(folder):
     """Batch norm cannot take statistics of one image; of two it can."""
     train = open_training(folder).train  # 18 images
-    feed = dict(training=True, workers=0, device=torch.device("cpu"))
-    assert len(data.batches(train, CONFIG, batch_size=17, **feed)) == 1
-    assert len(data.batches(train, CONFIG, batch_size=16, **feed)) == 2
+    how = dict(training=True, workers=0, device=torch.device("cpu"))
+    assert len(feed.batches(train, CONFIG, batch_size=17, **how)) == 1
+    assert len(feed.batches(train, CONFIG, batch_size=16, **how)) == 2
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
@@ -249,6 +249,6 @@ def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     split = data.Split([file, file], [0, 1])
     data.check_images(split)
     images, _ = next(
-        iter(data.batches(split, CONFIG, training=False, batch_size=2, workers=0, device=torch.device("cpu")))
+        iter(feed.batches(split, CONFIG, training=False, batch_size=2, workers=0, device=torch.device("cpu")))
     )
     assert images.shape == (2, 3, 32, 32)

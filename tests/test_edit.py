@@ -138,5 +138,5 @@ def test_rename(full, packnet):
     """One line, or one document."""
     assert "task 1 is now rouge" in packnet("rename", full, "--task", "red", "--name", "rouge").stdout
     told = answer(packnet("rename", full, "--task", "rouge", "--name", "[red]", "--json"))
-    assert told == {"task": {"index": 1, "name": "[red]"}}
+    assert told["task"] == {"index": 1, "name": "[red]"}
     assert "[red]" in packnet("info", full).stdout

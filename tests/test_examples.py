@@ -2,10 +2,12 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 
@@ -60,6 +62,42 @@ def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
     header = format.load_header(tmp_path / "packed.st")
     shares = [sum(task.owned.values()) for task in header.tasks]
     assert max(shares) / min(shares) < 1.001
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run an example in this process, which has imported torch already; its standard output."""
+
+    def run(example, *arguments):
+        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_library_and_a_folder_of_labels(full, folders, tmp_path, run_here):
+    """Every task of every image, and both say the same; a file that is no image is named."""
+    images = sorted((folders[0] / "val").rglob("*.png"))
+    told = [line.split("\t") for line in run_here("library.py", full, *images).splitlines()]
+    assert [(task, path) for task, path, *_ in told] == [
+        (task, str(path)) for task in ("red", "green", "blue") for path in images
+    ]
+    (tmp_path / "all").symlink_to(folders[0] / "val")
+    run_here("label_folder.py", full, tmp_path / "all", tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = {(task, str(folders[0] / "val" / row["path"])): row[task] for row in rows for task in ("red", "green")}
+    assert labels == {(task, path): label for task, path, label, _ in told if task != "blue"}
+
+
+def test_the_method_in_steps(run_here):
+    """No task is changed by a later one; each gets its share, and in the end nothing is free."""
+    first, *steps, one, two, three = run_here("method.py").splitlines()
+    assert all("to the bit" in line for line in (one, two, three))
+    owners = [line[38:].partition("error")[0].split() for line in (first, *steps)]
+    assert set("".join(owners[0])) == {"."} and [len(layer) for layer in owners[0]] == [48, 6]
+    assert [[layer.count(task) for task in "123."] for layer in owners[-1]] == [[16, 16, 16, 0], [2, 2, 2, 0]]
 
 
 def test_benchmark_prints_a_line_for_each_thing(tmp_path):

@@ -56,6 +56,16 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~export._umask()}
 
 
+def test_a_card_of_what_was_never_measured(tmp_path, packnet):
+    """A base that was kept without images has no accuracy, and a card that says so."""
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "x.pt")
+    path, prune = tmp_path / "packed.st", ("--prune", 0.5, "--name", "base", "--img-size", 32)
+    assert packnet("init", path, "--arch", "test_resnet", "--weights", tmp_path / "x.pt", *prune).exit_code == 0
+    result = packnet("extract", path, "--task", "base", "-o", tmp_path / "hub")
+    assert result.exit_code == 0, result.stderr
+    assert "accuracy has not been measured" in (tmp_path / "hub" / "README.md").read_text()
+
+
 def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(full, tmp_path, packnet, monkeypatch):
     """And is whole, or not there."""
     (tmp_path / "there").mkdir()

@@ -96,6 +96,7 @@ def rewrite(path, change):
         (lambda t, f: f.update(format=2), "metadata cannot be read"),
         (lambda t, f: f.update(tasks=None), "metadata cannot be read"),
         (lambda t, f: f.update(surprise=1), "metadata cannot be read"),
+        (lambda t, f: f["tasks"][0].update(temperature=0), "impossible temperature"),
         (lambda t, f: f.update(tasks=f["tasks"][::-1]), "not numbered from 1"),
         (lambda t, f: t.pop("mask.w"), "must come together"),
         (lambda t, f: t.pop("shared.w"), "must come together"),

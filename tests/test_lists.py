@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from packnet_cli import extras
 from packnet_cli.artifact import format
 from packnet_cli.engine import data
 from packnet_cli.errors import DataError
-from packnet_cli.lists import is_list, read_list, task_name
+from packnet_cli.images import is_list, task_name
+from packnet_cli.lists import read_list
 
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
@@ -74,7 +76,7 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,label\na.png,\n", "line 2: needs"),
         ("path,label\na.png\n", "line 2: needs"),
         ("path,label,split\na.png,x,train\nb.png,x,trian\n", "line 3: needs .* train, val, validation, test"),
-        ("path,label\na.png,x\na.png,y\n", "line 3: a.png is listed twice"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: .*a.png is listed twice"),
         ("path,label\na.png,x\n", "has only the class 'x'"),
         ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "4 of 4 files are not readable"),
         (b"path,label\n\xff\xfe,x\n", "no CSV file in UTF-8"),
@@ -100,3 +102,68 @@ def test_a_missing_list_and_a_folder_of_that_name(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     assert not is_list(tmp_path / "folder.csv") and task_name(tmp_path / "folder.csv") == "folder.csv"
     assert task_name(tmp_path / "v1.0") == "v1.0" and task_name(tmp_path / "birds.csv") == "birds"
+
+
+def parquet(path, columns, metadata=None):
+    """A Parquet file."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table(columns)
+    parquet.write_table(table.replace_schema_metadata(metadata or {}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["path", "struct", "bytes"])
+def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
+    """Of paths, or of the images themselves, with the names of the classes in numbers: the same task to the bit."""
+    images = [image for part in ("train", "val") for image in sorted((folders[0] / part).rglob("*.png"))]
+    columns = {"label": [image.parent.name for image in images], "split": [image.parts[-3] for image in images]}
+    metadata = None
+    if kind == "path":
+        columns["path"] = list(map(str, images))
+    else:
+        encoded = [image.read_bytes() for image in images]
+        columns["image"] = encoded if kind == "bytes" else [{"bytes": one, "path": "x"} for one in encoded]
+        names = ["class0", "class1", "class2"]
+        columns["label"] = [names.index(name) for name in columns["label"]]
+        metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    where = parquet(tmp_path / "red.parquet", columns, metadata)
+    bits, entries = packed.read_bytes(), []
+    for source in (folders[0], where):
+        packed.write_bytes(bits)
+        assert packnet("add-task", packed, "--data", source, *QUICK).exit_code == 0
+        entries.append(format.load(packed).header.tasks[0])
+    one, other = entries
+    assert (one.name, one.digest, one.classes, one.top1) == (other.name, other.digest, other.classes, other.top1)
+    result = packnet("eval", packed, "--json", "--workers", 0, "--device", "cpu")
+    assert json.loads(result.stdout)["tasks"][0]["top1"] == one.top1
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"file": ["a.png"], "label": ["x"]}, "has the columns file, label; it needs label, and path or image"),
+        ({"path": ["a.png", None], "label": ["x", "x"]}, "row 2: needs a path"),
+        ({"path": ["a.png", "a.png"], "label": ["x", "y"]}, "row 2: .*a.png is listed twice"),
+        ({"image": [b"x", b""], "label": [1, 2]}, "row 2: needs a path"),
+        ({"path": [1], "label": [2]}, "row 1: needs a path"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_used(tmp_path, columns, message):
+    """Is one clear error."""
+    with pytest.raises(DataError, match=message):
+        read_list(parquet(tmp_path / "x.parquet", columns))
+
+
+def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
+    """Or cannot be read for want of the extra: one line."""
+    where = tmp_path / "x.parquet"
+    where.write_bytes(b"PAR1 and no more")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    result = packnet("add-task", packed, "--data", where)
+    assert result.exit_code == 2 and "packnet-cli[parquet]" in result.stderr and result.stderr.count("\n") == 1
+    monkeypatch.undo()
+    pytest.importorskip("pyarrow")
+    result = packnet("add-task", packed, "--data", where)
+    assert result.exit_code == 6 and "x.parquet" in result.stderr and result.stderr.count("\n") == 1

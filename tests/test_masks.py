@@ -89,6 +89,18 @@ def test_keep_visible_is_exact():
     assert kept.view(np.uint32).tolist() == np.array([0.0, -0.0, 1.5, 0.0], np.float32).view(np.uint32).tolist()
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (5, 2, 1, 3), (2, 3 * masks.PIECE), (0, 3), (3, 0)])
+def test_keep_visible_in_pieces_is_the_whole(shape):
+    """Whatever the shape, and also into an array whose axes lie in memory otherwise."""
+    rng = np.random.default_rng(0)
+    values, mask = rng.standard_normal(shape, np.float32), rng.integers(0, 4, shape, np.uint8)
+    expected = np.where((mask > 0) & (mask <= 2), values, np.float32(0))
+    out = np.full(shape[::-1], np.nan, np.float32).T
+    assert masks.keep_visible(values, mask, 2, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(masks.keep_visible(values, mask, 2), expected)
+
+
 def test_claim_free_takes_only_the_free():
     """Everything free, and nothing else, is the new task's."""
     assert masks.claim_free(np.array([0, 1, 2, 0], np.uint8), 3).tolist() == [3, 1, 2, 3]

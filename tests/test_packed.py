@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import packnet_cli
-from packnet_cli.engine import data, network, pack
+from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.errors import ArtifactError, NetworkError, TaskError
 
 PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_the_transform_is_that_of_eval(full, tmp_path):
     """To the bit, and timm's own for the network's configuration; any kind of image is taken."""
     packed = packnet_cli.load(full)
     [path, *_] = (make_folder(tmp_path / "data") / "val" / "class0").iterdir()
-    batches = data.batches(
+    batches = feed.batches(
         data.Split([path], [0]),
         packed.artifact.header.data_config,
         training=False,
@@ -121,6 +121,6 @@ def test_odd_images_look_to_a_task_as_in_training(full, tmp_path):
         split = data.Split([tmp_path / name], [0])
         config = packed.artifact.header.data_config
         device = torch.device("cpu")
-        [(batch, _)] = data.batches(split, config, training=False, batch_size=1, workers=0, device=device)
+        [(batch, _)] = feed.batches(split, config, training=False, batch_size=1, workers=0, device=device)
         with Image.open(tmp_path / name) as image:
             assert torch.equal(packed.transform(image), batch[0])

@@ -49,8 +49,10 @@ def test_the_probabilities_are_plain_timms_to_the_bit(full, tmp_path, pictures, 
             assert {top["class"]: top["probability"] for top in lone["tasks"][0]["top"]} == dict(
                 zip(task.classes, row, strict=True)
             )
-            entropy = -sum(p * math.log(p) for p in row) / math.log(count)
-            assert lone["tasks"][0]["entropy"] == pytest.approx(entropy, abs=1e-6)
+            calibrated = [p ** (1 / task.temperature) for p in row]  # which is the logits over the temperature
+            shares = [p / sum(calibrated) for p in calibrated]
+            entropy = -sum(p * math.log(p) for p in shares) / math.log(count)
+            assert lone["tasks"][0]["entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
 def test_each_image_is_decoded_once(full, pictures, packnet, monkeypatch):
@@ -98,8 +100,12 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packn
     (pictures / "empty").mkdir()
     arguments = (pictures / "none.png", pictures, pictures / "empty", "--batch-size", 2)
     result = packnet("predict", full, "--task", "red", *arguments, "--json", *QUICK)
-    assert result.exit_code == 6 and len(lines(result)) == 4
+    answers = lines(result)
+    assert result.exit_code == 6 and len(answers) == 7
+    assert [bool(answer["problem"]) for answer in answers] == [not answer["tasks"] for answer in answers]
+    assert sum(bool(answer["problem"]) for answer in answers) == 3
     missing, broken, empty, total = result.stderr.splitlines()
+    assert packnet("predict", full, "--task", "red", *arguments, "--csv", *QUICK).stdout.count("\n") == 1 + 4 * 3
     assert "none.png: No such file" in missing and "class2/0.png: it is not an image" in broken
     assert "empty: the folder holds no images" in empty and "3 of 7 images" in total
 

@@ -7,14 +7,16 @@ import pytest
 from conftest import make_folder
 
 from packnet_cli import errors
+from packnet_cli.artifact import format
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_library_examples_run(tmp_path, monkeypatch, capsys):
     """As printed, on small images, with a small network and in few epochs; the second makes what the first loads."""
-    using, making = re.findall(r"```python\n(.*?)```", README, re.S)
+    using, making, _ = PYTHON
     for name in ("zero-to-three", "four-to-six", "seven-to-nine"):
         make_folder(tmp_path / "digits" / name)
     monkeypatch.chdir(tmp_path)
@@ -28,12 +30,31 @@ def test_the_library_examples_run(tmp_path, monkeypatch, capsys):
     assert [name for _, name, _ in lines[3:]] == tasks
 
 
+def test_the_reader_in_numpy_reads_the_same_bits(full):
+    """Each task's state dict, with nothing but numpy, in thirty lines or so."""
+    reader = {}
+    exec(PYTHON[2], reader)
+    assert len(PYTHON[2].splitlines()) <= 35 and set(re.findall(r"^import (\w+)", PYTHON[2], re.M)) == {"json", "numpy"}
+    tensors, metadata = reader["read"](full)
+    artifact = format.load(full)
+    assert [task["name"] for task in metadata["tasks"]] == [task.name for task in artifact.header.tasks]
+    for task in artifact.header.tasks:
+        state = reader["task_state"](tensors, task.index)
+        assert format.digest(state) == task.digest
+        assert all(state[name].tobytes() == array.tobytes() for name, array in artifact.state(task.index).items())
+
+
 def test_every_command_line_is_one_that_the_program_takes(packnet):
     """Each command there is exists, each of its flags too, and each command is shown at least once."""
     script = (ROOT / "examples" / "quickstart.sh").read_text().replace("\\\n", " ")
     lines = re.findall(r"(?:^ {4}|\$ |run )packnet ([a-z][a-z-]*)( .*)?$", README + script, re.M)
     names = set(re.findall(r"^│ ([a-z][a-z-]*) ", packnet("--help").stdout, re.M))
     assert {command for command, _ in lines} == names
+    for command in names:  # and so are the examples in the help of each
+        examples = packnet(command, "--help").stdout.rpartition("╯")[2].split("$ ")[1:]
+        shown = [re.search(r"packnet ([a-z-]+)( .*)?", " ".join(example.split())).groups() for example in examples]
+        assert {example for example, _ in shown} == {command}
+        lines += shown
     for command, rest in lines:
         text = packnet(command, "--help").stdout
         for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):

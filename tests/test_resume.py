@@ -24,7 +24,7 @@ PHASES += [("retrain", 1, 1), ("retrain", 1, 3), ("retrain", 2, 2), ("retrain", 
 def stop_at(phase, epoch, step, number=signal.SIGINT):
     """A progress callback that asks the process to stop, as a user or the system does."""
 
-    def progress(running, at):
+    def progress(task, running, at):
         if isinstance(at, Step) and (running, at.epoch, at.step) == (phase, epoch, step):
             os.kill(os.getpid(), number)
 
@@ -90,7 +90,7 @@ def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
     path = tmp_path / "packed.st"
     init(path)
 
-    def crash(phase, at):
+    def crash(task, phase, at):
         if (phase, at.epoch) == ("train", 2):
             raise ZeroDivisionError
 
@@ -98,8 +98,8 @@ def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
         add(path, folders[0], progress=crash, checkpoint_minutes=0)
     seen = []
     add(path, folders[0], progress=lambda *told: seen.append(told), resume=True)
-    phase, at = seen[0]
-    assert (phase, at.epoch, at.step) == ("train", 2, 1)
+    task, phase, at = seen[0]
+    assert (task, phase, at.epoch, at.step) == ("red", "train", 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
             add(path, folders[1])
     assert path.read_bytes() == whole["momentum"][0]
     seen = []
-    add(path, folders[1], resume=True, progress=lambda phase, at: isinstance(at, Step) and seen.append(at))
+    add(path, folders[1], resume=True, progress=lambda task, phase, at: isinstance(at, Step) and seen.append(at))
     assert path.read_bytes() == whole["momentum"][1] and not seen
 
 
@@ -193,7 +193,7 @@ def test_a_stopped_search_starts_again_after_training(tmp_path, folders):
     with pytest.raises(InterruptedRun, match="go on with --resume"):
         add(path, folders[0], prune=0.0, max_drop=99.0, progress=stop_at("retrain at 0.5", 1, 1))
     phases = set()
-    add(path, folders[0], prune=0.0, max_drop=99.0, resume=True, progress=lambda phase, at: phases.add(phase))
+    add(path, folders[0], prune=0.0, max_drop=99.0, resume=True, progress=lambda task, phase, at: phases.add(phase))
     assert "retrain at 0.5" in phases and "train" not in phases
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_format import GOLDEN, rewrite
 
-from packnet_cli.artifact import format, verify
+from packnet_cli.artifact import format, masks, verify
 from packnet_cli.artifact.verify import Finding
 from packnet_cli.errors import ArtifactError, DamageError
 
@@ -81,8 +81,8 @@ def test_what_cannot_be_verified(tmp_path):
 def test_a_digest_in_pieces_is_that_of_the_whole(full, monkeypatch):
     """Its slow twin makes the state dict first."""
     artifact = format.load(full)
-    for piece in (7, format.PIECE):
-        monkeypatch.setattr(format, "PIECE", piece)
+    for piece in (7, masks.PIECE):
+        monkeypatch.setattr(masks, "PIECE", piece)
         for task in artifact.header.tasks:
             assert artifact.digest(task.index) == format.digest(artifact.state(task.index)) == task.digest
 
@@ -101,7 +101,7 @@ def test_the_command(full, packnet):
     """One line if the file is whole; else one for each finding, and exit code 9."""
     result = packnet("verify", full)
     assert result.exit_code == 0 and "is whole" in result.stdout
-    assert json.loads(packnet("verify", full, "--json").stdout) == {"whole": True, "findings": []}
+    assert json.loads(packnet("verify", full, "--json").stdout) == {"packnet": 1, "whole": True, "findings": []}
     artifact = format.load(full)
     artifact.mask["conv1.0.weight"].reshape(-1)[0] ^= 3
     format.save(artifact, full)

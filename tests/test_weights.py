@@ -1,6 +1,7 @@
 """Weights from files of other origin: the same network, whatever the names in the file are."""
 
 import argparse
+import pickle
 
 import pytest
 import timm
@@ -85,6 +86,17 @@ def test_a_file_without_weights(tmp_path):
     torch.save({"epoch": 3, "best": {"top1": 0.5}}, tmp_path / "x.pt")
     with pytest.raises(NetworkError, match="lacks"):
         load(timm.create_model("test_resnet"), tmp_path / "x.pt", "test_resnet")
+
+
+@pytest.mark.parametrize("content", ["module", "pickle", b"junk"])
+def test_what_is_no_state_dict_is_one_line(tmp_path, packnet, content):
+    """A whole network, a pickle of another kind, and no such file at all; it says what is expected."""
+    if content == "module":
+        torch.save(torch.nn.Linear(1, 1), tmp_path / "x.pt")
+    else:
+        (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}, protocol=4) if content == "pickle" else content)
+    result = packnet("init", "--arch", "test_resnet", "--weights", tmp_path / "x.pt", tmp_path / "a.st")
+    assert result.exit_code == 7 and result.stderr.count("\n") == 1 and "Expected is a state dict" in result.stderr
 
 
 def test_init_says_which_keys_did_not_fit(tmp_path, packnet):

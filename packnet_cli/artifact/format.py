@@ -28,7 +28,8 @@ equal content makes equal bytes; of at most 2**25 characters, 2**17 of them open
 * `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
   `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
   interpolation.
-* `tasks`: a list in order of index, of objects with the fields of `header.Task`. The `digest` of a task is that of its
+* `tasks`: a list in order of index, of objects with the fields of `header.Task`. A `temperature` is left out if none is
+  known, as in files of before there was one; no weight depends on it. The `digest` of a task is that of its
   state dict. One that holds proves that the task is what it was when it was added.
 * `removed`: of each removed task whose weights later ones use, by index, how many it owns of each packed parameter.
 * `tensors`: the digest of every tensor in the file, as a state dict of its own, by key. So no bit of a tensor, free
@@ -71,7 +72,6 @@ from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.errors import ArtifactError, DamageError
 
-PIECE = 2**17  # weights that are hashed at once
 Array = NDArray[Any]
 State = dict[str, Array]
 
@@ -101,8 +101,8 @@ class Artifact:
                 continue
             sha.update(_title(name, self.shared[name]))
             values, mask = self.shared[name].reshape(-1), self.mask[name].reshape(-1)
-            for start in range(0, values.size, PIECE):
-                piece = slice(start, start + PIECE)
+            for start in range(0, values.size, masks.PIECE):
+                piece = slice(start, start + masks.PIECE)
                 sha.update(_bytes(masks.keep_visible(values[piece], mask[piece], task)))
         return f"sha256:{sha.hexdigest()}"
 

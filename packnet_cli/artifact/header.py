@@ -35,6 +35,7 @@ class Task:
     search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
     digest: str
     skipped: int = 0  # so many images in the folder were not readable, and left out
+    temperature: float | None = None  # its logits over this are as certain as right; unknown without held-out images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,9 @@ def write(header: Header) -> str:
     fields = dataclasses.asdict(header)
     if header.compact is None:
         del fields["compact"]
+    for task in fields["tasks"]:
+        if task["temperature"] is None:
+            del task["temperature"]
     return seal(fields | {"format": COMPACT if header.compact else PLAIN})
 
 
@@ -148,7 +152,7 @@ def _header(fields: dict[str, Any], version: int) -> Header:
     del fields["seal"]
     rules.check("the artifact", fields, rules.HEADER_RULES | (rules.OF_COMPACT if version == COMPACT else {}))
     for task in fields["tasks"]:
-        rules.check("a task", task, rules.TASK_RULES)
+        rules.check("a task", task, rules.TASK_RULES, optional=rules.OF_MEASURED)
     tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in fields["tasks"])
     removed = {int(index): owned for index, owned in fields["removed"].items()}
     compact = fields.get("compact")

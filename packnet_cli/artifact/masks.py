@@ -20,6 +20,7 @@ Keys = NDArray[np.uint32]
 
 FREE = 0
 MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
+PIECE = 1 << 17  # weights that are looked at at once
 SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
 PIECE = 1 << 16  # weights that are looked at together
 OTHERS = 0xFFFFFFFF  # a key above all magnitudes
@@ -33,10 +34,15 @@ def visible(mask: Mask, task: int) -> Bools:
 
 def keep_visible(values: Floats, mask: Mask, task: int, out: Floats | None = None) -> Floats:
     """`values` with everything that `task` does not see set to exactly 0: a copy, or written into `out`."""
-    # On the bits: a number and all ones is itself, and all zeros is +0. Six times as fast as numpy.where.
-    ones = -visible(mask, task).view(np.int8)  # -1 is all ones, also once it is widened to 32 bits
-    bits = np.bitwise_and(values.view(np.int32), ones, out=None if out is None else out.view(np.int32))
-    return bits.view(np.float32)
+    out = np.empty_like(values) if out is None else out
+    rows, kept, indices = np.atleast_1d(values), np.atleast_1d(out), np.atleast_1d(mask)  # there are lone numbers
+    count = max(1, PIECE * len(rows) // max(1, rows.size))
+    for start in range(0, len(rows), count):  # so that what is in between stays in the processor's cache
+        piece = slice(start, start + count)
+        # On the bits: a number and all ones is itself, and all zeros is +0. Six times as fast as numpy.where.
+        ones = -visible(indices[piece], task).view(np.int8)  # -1 is all ones, also once it is widened to 32 bits
+        np.bitwise_and(rows[piece].view(np.int32), ones, out=kept[piece].view(np.int32))
+    return out
 
 
 def claim_free(mask: Mask, task: int) -> Mask:

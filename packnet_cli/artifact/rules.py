@@ -11,12 +11,13 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 Rule = Callable[[Any], bool]
 
 
-def check(what: str, fields: Any, rules: dict[str, Rule]) -> None:
-    """Raise ValueError unless there are exactly these fields, and each is as its rule says."""
-    if not isinstance(fields, dict) or fields.keys() != rules.keys():
+def check(what: str, fields: Any, rules: dict[str, Rule], *, optional: dict[str, Rule] | None = None) -> None:
+    """Raise ValueError unless there are exactly these fields, but for `optional` ones, and each is as its rule says."""
+    optional = optional or {}
+    if not isinstance(fields, dict) or fields.keys() - optional.keys() != rules.keys():
         raise ValueError(f"the fields of {what} are not those of its format")
-    for name, rule in rules.items():
-        if not rule(fields[name]):
+    for name, value in fields.items():
+        if not (rules | optional)[name](value):
             raise ValueError(f"{what} has an impossible {name}")
 
 
@@ -123,6 +124,10 @@ COMPACT_RULES: dict[str, Rule] = {
 }
 
 OF_COMPACT: dict[str, Rule] = {"compact": _is_compact}  # what the artifact has beside, in format 2
+
+OF_MEASURED: dict[str, Rule] = {  # what a task has beside, if it had held-out images
+    "temperature": lambda value: _is_number(value) and 1e-3 <= value <= 1e3
+}
 
 TASK_RULES: dict[str, Rule] = {
     "index": lambda value: is_count(value) and 1 <= value <= masks.MAX_TASKS,

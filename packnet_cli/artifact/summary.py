@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Header, Task
@@ -17,10 +17,13 @@ ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16"
 class Summary:
     """An artifact in numbers. Counts are of weights, sizes are bytes."""
 
+    LORA_RANK: ClassVar[int] = 8  # the usual one
+
     header: Header
     layers: dict[str, int]  # weights of each packed parameter, numbers in names counting as numbers
     file_bytes: int
     separate_bytes: int  # as many networks, each with its own copy of everything
+    lora_bytes: int  # one network, and for each task a low-rank adapter and a head
 
     @property
     def packed_weights(self) -> int:
@@ -63,7 +66,11 @@ class Summary:
             "packed_weights": self.packed_weights,
             "free_fraction": self.free_fraction,
             "removed_fraction": self.removed_fraction,
-            "bytes": {"file": self.file_bytes, "separate_networks": self.separate_bytes},
+            "bytes": {
+                "file": self.file_bytes,
+                "separate_networks": self.separate_bytes,
+                "lora_adapters": self.lora_bytes,
+            },
             "compact": self.header.compact and self.header.compact.dtype,
             "tasks": [self.task_dict(task) for task in self.header.tasks],
         }
@@ -81,6 +88,7 @@ class Summary:
             "prune": task.prune,
             "owned_weights": sum(task.owned.values()),
             "owned_fraction": self.owned_fraction(task),
+            "temperature": task.temperature,
             "data": task.data,
             "recipe": task.recipe,
             "digest": task.digest,
@@ -97,7 +105,7 @@ def summarize(path: Path) -> Summary:
     layers = {name: math.prod(shared[name]) for name in sorted(shared, key=_natural)}
     if not any(layers.values()):
         raise DamageError(f"{path} is damaged: it holds no packed weights")
-    own = 0
+    own = heads = 0
     of_task: dict[str, int] = {}
     for task in header.tasks:
         start = f"task.{task.index}."
@@ -107,8 +115,21 @@ def summarize(path: Path) -> Summary:
         # In a compact file what is not there is as the task before has it.
         of_task = (of_task if header.compact else {}) | {key.removeprefix(start): size for key, size in sizes.items()}
         own += sum(of_task.values())
-    packed = 4 * sum(layers.values())
-    return Summary(header, layers, path.stat().st_size, own + packed * len(header.tasks))
+        heads += sum(of_task[name] for name in of_task if name.startswith(tuple(f"{head}." for head in header.head)))
+    packed, tasks = 4 * sum(layers.values()), len(header.tasks)
+    rest = (own - heads) // max(1, tasks)  # biases, normalisation and the like: of as many bytes in each task
+    lora = packed + rest + heads + tasks * sum(map(_lora_bytes, shared.values()))
+    return Summary(header, layers, path.stat().st_size, own + packed * tasks, lora)
+
+
+def _lora_bytes(shape: list[int]) -> int:
+    """A low-rank adapter of one matrix (out, in) or filter (out, in, height, width), in float32.
+
+    It is two factors, (out, r) and (r, in * height * width), r being Summary.LORA_RANK or what the matrix has at most
+    (Hu et al. 2021, arXiv 2106.09685; a convolution's as Hugging Face PEFT makes it).
+    """
+    out, rest = math.prod(shape[:1]), math.prod(shape[1:])  # a file may hold a lone number
+    return 4 * min(Summary.LORA_RANK, out, rest) * (out + rest)
 
 
 def _bytes(dtype: str, shape: list[int], compact: bool) -> int:

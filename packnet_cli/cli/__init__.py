@@ -1,31 +1,62 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
+import logging
+import os
 import sys
+import time
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import PackNetError, ToldElsewhere, UsageError
+
+PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
+JSON_WANTED = "packnet.json"
+
+log = logging.getLogger("packnet")
 
 
 class _Group(TyperGroup):
-    """Turns every expected error into one line and its exit code, here and nowhere else."""
+    """Turns every expected error into one line and its exit code, here and nowhere else.
+
+    With --json it is also the document on stdout, where a command would have put its own.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        began = time.perf_counter()
+        ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
         try:
             return super().invoke(ctx)
         except PackNetError as error:
-            report.error(str(error))
-            sys.exit(error.exit_code)
+            if isinstance(error, ToldElsewhere):
+                sys.exit(error.exit_code)
+            log.info("raised here:", exc_info=True)
+            self._fail(ctx, str(error), error.exit_code, in_results=error.in_results)
         except KeyboardInterrupt:
-            report.error("interrupted; nothing was written")
-            sys.exit(130)
+            self._fail(ctx, "interrupted; nothing was written", 130)
+        except Exception as error:
+            if ctx.meta[JSON_WANTED] and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
+                report.failed(error.format_message(), UsageError.exit_code)
+            raise
+        finally:
+            log.info("%.1f s in all", time.perf_counter() - began)
+
+    def _fail(self, ctx: Any, message: str, exit_code: int, *, in_results: bool = False) -> NoReturn:
+        if ctx.meta[JSON_WANTED] and not in_results:
+            report.failed(message, exit_code)
+        report.error(message)
+        sys.exit(exit_code)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        panels = [PACK, USE, LOOK, KEEP]
+        return sorted(self.commands, key=lambda name: panels.index(getattr(self.commands[name], "rich_help_panel", "")))
 
 
 app = typer.Typer(
@@ -43,6 +74,14 @@ METRICS = "Metrics"
 Option: Any = partial(typer.Option, show_envvar=False)
 
 
+Verb = Callable[..., None]
+
+
+def command(panel: str, *examples: str, name: str | None = None) -> Callable[[Verb], Verb]:
+    """A command of the program, in this panel of `packnet --help`; its own --help ends with the examples."""
+    return app.command(name, rich_help_panel=panel, epilog="\n\n".join(f"$ {example}" for example in examples))
+
+
 def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """For the shell: the names of the tasks in the file that the command line names, with what they are."""
     from packnet_cli.artifact import format
@@ -58,7 +97,18 @@ def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 # Arguments that several commands share.
 Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
-Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+OneTask = Annotated[str, Option("--task", help="Index or name of the task.", autocompletion=complete_task)]
+
+
+def _remember_json(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.meta[JSON_WANTED] = wanted
+    return wanted
+
+
+# Eager, so that it is known, from the environment too, also if another argument is wrong.
+_json = partial(Option, "--json", callback=_remember_json, is_eager=True)
+Json = Annotated[bool, _json(help="Print one JSON document on stdout.")]
+JsonLines = Annotated[bool, _json(help="Print one JSON document a line for each image.")]
 BatchSize = Annotated[int, Option(min=1, help="Images in a batch.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str,
@@ -73,7 +123,7 @@ Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Processes that decode images; default, 0 on a CPU, up to 8 with a GPU.",
+        help="Threads that read images, the next batch while one is computed; default, up to 8.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
@@ -102,6 +152,30 @@ Deterministic = Annotated[
 ]
 
 
+class Where(str, Enum):
+    """Where decoded images are kept."""
+
+    AUTO = "auto"
+    RAM = "ram"
+    DEVICE = "device"
+    OFF = "off"
+
+
+Cache = Annotated[
+    Where,
+    Option(
+        help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheGb = Annotated[
+    float,
+    Option(
+        min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.", rich_help_panel=MACHINE
+    ),
+]
+
+
 class Form(str, Enum):
     """How progress is shown."""
 
@@ -115,8 +189,9 @@ Progress = Annotated[
 Log = Annotated[
     Path | None,
     Option(
-        metavar="FILE.jsonl",
-        help="Add the metrics of each epoch and each measured accuracy to this file, as lines of JSON.",
+        metavar="DIR",
+        help="Add the metrics of each epoch and each measured accuracy to a log in this folder: metrics.jsonl, and "
+        "events for TensorBoard if that is installed.",
         rich_help_panel=METRICS,
     ),
 ]
@@ -136,15 +211,29 @@ def packnet(
         Option("--version", callback=_show_version, is_eager=True, allow_from_autoenv=False, help="Show it."),
     ] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No talk and no progress; warnings and errors stay.")] = False,
+    verbose: Annotated[
+        bool, Option("--verbose", "-v", help="Also what was chosen, how long it took, and where an error arose.")
+    ] = False,
 ) -> None:
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
-    report.talk.quiet = quiet
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other")
+    report.talk.quiet = quiet or _is_a_further_process()
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too
+
+
+def _is_a_further_process() -> bool:
+    """Whether this is one of several processes of a run that torchrun has started, and not the first, which speaks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
 
 
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
+    if _is_a_further_process():
+        sys.stdout = open(os.devnull, "w")
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")

@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    PACK,
+    Cache,
+    CacheGb,
     CheckpointMinutes,
     Compile,
     Deterministic,
@@ -17,23 +20,28 @@ from packnet_cli.cli import (
     Progress,
     Resume,
     TrainAmp,
+    Where,
     Workers,
-    app,
+    command,
+    complete_task,
 )
 from packnet_cli.cli.packing import Distill, prepare_to_train, report_newest
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.recipe import Recipe
 
 
-@app.command()
+@command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
 @with_settings(*RETRAINING, show_defaults=False)
 def prune(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the newest task; no other can be pruned.")],
+    task: Annotated[
+        str,
+        Option(help="Index or name of the newest task; no other can be pruned.", autocompletion=complete_task),
+    ],
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to retrain on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to retrain on; default, those it was added with.")
     ] = None,
     distill: Distill = None,
     json: Json = False,
@@ -42,6 +50,8 @@ def prune(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -69,6 +79,8 @@ def prune(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,
@@ -77,7 +89,7 @@ def prune(
     report_newest(path, json)
 
 
-@app.command()
+@command(PACK, "packnet plan packed.st --tasks 5 --layers")
 def plan(
     path: Packed,
     tasks: Annotated[int, Option(min=1, max=255, help="How many tasks the file is to hold in the end.")],

@@ -3,16 +3,12 @@
 import sys
 from typing import Annotated
 
-from typer import Option
-
 from packnet_cli import report
-from packnet_cli.cli import BatchSize, Device, Json, Packed, Workers, app
+from packnet_cli.cli import KEEP, BatchSize, Device, Json, OneTask, Option, Packed, Workers, command
 from packnet_cli.errors import UsageError, VerificationError
 
-OneTask = Annotated[str, Option("--task", help="Index or name of the task.")]
 
-
-@app.command()
+@command(KEEP, "packnet verify packed.st", "packnet verify packed.st --data")
 def verify(
     path: Packed,
     data: Annotated[
@@ -36,7 +32,7 @@ def verify(
         raise VerificationError(f"{path} is damaged ({len(findings)} finding(s)); go back to a copy that is whole")
 
 
-@app.command()
+@command(KEEP, "packnet remove-task packed.st --task cubs")
 def remove_task(
     path: Packed,
     task: OneTask,
@@ -57,13 +53,13 @@ def remove_task(
             raise UsageError("remove-task asks before it removes, and there is no terminal to ask at; give --yes")
         report.explain_removal(header, found, freed)
         if not report.confirm("Remove it?"):
-            report.say("nothing was written")
+            report.removed(path, None, 0, as_json=json)
             return
     edit.remove_task(path, found.index, unchanged_since=unchanged_since)
     report.removed(path, found, freed, as_json=json)
 
 
-@app.command()
+@command(KEEP, "packnet rename packed.st --task 2 --name warblers")
 def rename(
     path: Packed,
     task: OneTask,

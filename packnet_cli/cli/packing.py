@@ -7,6 +7,9 @@ from typer import Argument
 
 from packnet_cli import report
 from packnet_cli.cli import (
+    PACK,
+    Cache,
+    CacheGb,
     CheckpointMinutes,
     Compile,
     Deterministic,
@@ -19,12 +22,13 @@ from packnet_cli.cli import (
     Progress,
     Resume,
     TrainAmp,
+    Where,
     Workers,
-    app,
+    command,
 )
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import task_name
 from packnet_cli.recipe import SETTINGS
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -37,7 +41,12 @@ Distill = Annotated[
 ]
 
 
-@app.command()
+@command(
+    PACK,
+    "packnet init packed.st --arch resnet50",
+    "packnet init packed.st --arch vgg16 --weights vgg16.pth",
+    "packnet init packed.st --arch vgg16 --prune 0.5 --data ./imagenet",
+)
 @with_settings(*RETRAINING)
 def init(
     path: Annotated[Path, Argument(metavar="PACKED", help="The file to make, for example packed.st.")],
@@ -58,7 +67,7 @@ def init(
         Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
+        Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
     name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
@@ -85,6 +94,8 @@ def init(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -134,6 +145,8 @@ def init(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,
@@ -148,14 +161,21 @@ def init(
         report.added(summarize(path), as_json=False)
 
 
-@app.command()
+@command(
+    PACK,
+    "packnet add-task packed.st --data ./cubs --prune 0.5",
+    "packnet add-task packed.st --data ./cubs --prune auto --tasks-left 2 --recipe adamw",
+    "packnet add-task packed.st --data ./cubs --resume",
+)
 @with_settings(*SETTINGS)
 def add_task(
     path: Packed,
     data: Annotated[
         Path,
         Option(
-            metavar="DIR|CSV", help="Images: train/<class>/... and val/<class>/..., or just <class>/...; or a list."
+            metavar="DATA",
+            help="Images: a folder with train/<class>/... and val/<class>/..., or just <class>/...; a list (.csv, "
+            ".parquet); or a dataset: torch/NAME, hfds/NAME, tfds/NAME, wds/DIR.",
         ),
     ],
     settings: dict[str, Any],
@@ -180,6 +200,8 @@ def add_task(
     amp: TrainAmp = None,
     compile: Compile = None,
     deterministic: Deterministic = False,
+    cache: Cache = Where.AUTO,
+    cache_gb: CacheGb = 4,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 5,
     log: Log = None,
@@ -216,6 +238,8 @@ def add_task(
             amp=amp,
             compile=compile,
             deterministic=deterministic,
+            cache=cache.value,
+            cache_gb=cache_gb,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
@@ -229,7 +253,7 @@ def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
     from packnet_cli.artifact import atomic
 
     if log is not None and log.resolve() == path.resolve():
-        raise UsageError(f"--log {log} is the packed model itself; name another file")
+        raise UsageError(f"--log {log} is the packed model itself; name a folder")
     folder = atomic.checkpoint_folder(path)
     if resume and not folder.exists():
         report.say(f"there is no interrupted run in {folder}; starting from the beginning")

@@ -8,19 +8,45 @@ from typing import Annotated
 from typer import Argument
 
 from packnet_cli import extras, report
-from packnet_cli.cli import Amp, BatchSize, Device, Json, Option, Packed, Workers, app, complete_task
-from packnet_cli.errors import DataError, UsageError
+from packnet_cli.cli import (
+    LOOK,
+    USE,
+    Amp,
+    BatchSize,
+    Device,
+    Json,
+    JsonLines,
+    OneTask,
+    Option,
+    Packed,
+    Workers,
+    command,
+    complete_task,
+)
+from packnet_cli.errors import UnreadableError, UsageError
 
 FOLDER = ""
 FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
 
 
-@app.command("eval")
+@command(
+    USE,
+    "packnet eval packed.st",
+    "packnet eval packed.st --task cubs --data ./other-birds",
+    "packnet eval packed.st --task auto",
+    name="eval",
+)
 def evaluate(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task, or 'all'.", autocompletion=complete_task)] = "all",
+    task: Annotated[
+        str,
+        Option(
+            help="Index or name of the task; 'all'; or 'auto': how often predict --task auto picks the right task.",
+            autocompletion=complete_task,
+        ),
+    ] = "all",
     data: Annotated[
-        Path | None, Option(metavar="DIR|CSV", help="Images to evaluate on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to evaluate on; default, those it was added with.")
     ] = None,
     json: Json = False,
     batch_size: BatchSize = 32,
@@ -29,6 +55,14 @@ def evaluate(
     amp: Amp = False,
 ) -> None:
     """Measure the accuracy of a task, or of all, on held-out images."""
+    if task == "auto":
+        if data is not None:
+            raise UsageError("--task auto is measured on the images that the tasks remember; leave out --data")
+        from packnet_cli.engine.auto import evaluate_auto
+
+        choices = evaluate_auto(path, batch_size=batch_size, workers=workers, device=device, amp=amp)
+        report.chosen(list(choices), as_json=json)
+        return
     from packnet_cli.engine import unpack
 
     results = unpack.evaluate_tasks(
@@ -37,7 +71,12 @@ def evaluate(
     report.evaluated(list(results), as_json=json)
 
 
-@app.command()
+@command(
+    USE,
+    "packnet predict packed.st --task cubs bird.jpg photos/",
+    "packnet predict packed.st --task all photos/ --json > labels.jsonl",
+    "find /archive -name '*.jpg' | packnet predict packed.st --task cubs - --csv > labels.csv",
+)
 def predict(
     path: Packed,
     images: Annotated[
@@ -46,13 +85,13 @@ def predict(
     task: Annotated[
         str,
         Option(
-            help="Index or name of the task; 'all'; or 'auto' (experimental): of each image the task of the lowest "
-            "entropy, not calibrated.",
+            help="Index or name of the task; 'all'; or 'auto' (experimental): of each image the task that is most "
+            "certain; eval --task auto says how often that is right.",
             autocompletion=complete_task,
         ),
     ],
     top: Annotated[int, Option(min=1, help="Classes to show, the likeliest first.")] = 5,
-    json: Annotated[bool, Option("--json", help="Print one JSON document a line for each image.")] = False,
+    json: JsonLines = False,
     csv: Annotated[bool, Option("--csv", help="Print a line of CSV for each image, task and class shown.")] = False,
     batch_size: BatchSize = 32,
     device: Device = "auto",
@@ -74,6 +113,8 @@ def predict(
         amp=amp,
         read_ahead=not standard_input,
     )
+    if task == "auto":
+        report.say(f"--task auto only guesses the task; `packnet eval {path} --task auto` says how often it is right")
     show = report.predictions("json" if json else "csv" if csv else "table", top)
     unreadable = total = 0
     for answer in answers:
@@ -81,25 +122,29 @@ def predict(
         if answer.problem:
             unreadable += 1
             report.error(f"cannot read {answer.path}: {answer.problem}")
-        else:
+        if json or not answer.problem:  # a document for each image, whatever became of it
             show(answer)
     if unreadable:
-        raise DataError(f"{unreadable} of {total} images could not be read and were left out")
+        raise UnreadableError(f"{unreadable} of {total} images could not be read and were left out")
 
 
-@app.command()
+@command(
+    USE,
+    "packnet extract packed.st --task cubs -o cubs/",
+    "packnet extract packed.st --task cubs -o cubs.onnx",
+)
 def extract(
     path: Packed,
-    task: Annotated[str, Option(help="Index or name of the task.", autocompletion=complete_task)],
+    task: OneTask,
     output: Annotated[
         str,
         Option("--output", "-o", metavar="PATH", help="A folder, or a .safetensors, .pt, .onnx or .pt2 file to write."),
     ],
+    json: Json = False,
 ) -> None:
     """Write one task so that others open it: a folder as on the hub, a plain checkpoint, ONNX, an exported program.
 
-    A folder, which timm.create_model("local-dir:DIR", pretrained=True) opens, is what a path without a suffix, or with
-    a / at its end, becomes.
+    A path without a suffix, or with / at its end, is a folder, for timm.create_model("local-dir:DIR", pretrained=True).
     """
     from packnet_cli.artifact import atomic, format
 
@@ -119,7 +164,7 @@ def extract(
 
         write = export.WRITERS[form]
     write(artifact, found, target)
-    report.extracted(target, form, artifact.header, found)
+    report.extracted(target, form, artifact.header, found, as_json=json)
 
 
 def _form(output: str) -> str:
@@ -132,7 +177,7 @@ def _form(output: str) -> str:
     return path.suffix
 
 
-@app.command()
+@command(LOOK, "packnet info packed.st --layers", "packnet info packed.st --task cubs --json")
 def info(
     path: Packed,
     layers: Annotated[bool, Option("--layers", help="Show for each layer which task owns how much.")] = False,
@@ -144,7 +189,12 @@ def info(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes."""
+    """Show what is packed: tasks, accuracy, shares of the weights, what is free, bytes.
+
+    The bytes are set beside those of a network for each task, and of one network with a head and an adapter for each.
+
+    An adapter is LoRA's, of rank 8, on each packed matrix and filter: 8 * (outputs + inputs * taps) float32 numbers.
+    """
     from packnet_cli.artifact.summary import summarize
 
     if task is not None:
@@ -156,7 +206,11 @@ def info(
     report.summary(summarize(path), layers=layers, as_json=json)
 
 
-@app.command()
+@command(
+    USE,
+    "packnet compact packed.st -o ship.st",
+    "packnet compact packed.st -o ship.st --dtype bfloat16 --check",
+)
 def compact(
     path: Packed,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The compact file to write.")],
@@ -184,18 +238,23 @@ def compact(
     report.compacted(output, *sizes, list(zip(*accuracies, strict=True)), as_json=json)
 
 
-@app.command()
+@command(LOOK, "packnet plot packed.st -o packed.png")
 def plot(
     path: Packed,
-    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png or .svg file to write.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="A .png, .svg or .html file to write.")],
+    log: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Also draw the training curves in this log, which training wrote with --log."),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Draw who owns how much of each layer, and each task's accuracy before and after pruning."""
-    if output.suffix not in (".png", ".svg"):
-        raise UsageError(f"{output} must end in .png or .svg, which says what to write")
+    """Draw who owns how much of each layer, each task's accuracy before and after pruning, and training curves."""
+    if output.suffix not in (".png", ".svg", ".html"):
+        raise UsageError(f"{output} must end in .png, .svg or .html, which says what to write")
     extras.require("plot")
     from packnet_cli import plot
     from packnet_cli.artifact.summary import summarize
 
     numbers = summarize(path)
-    plot.draw(numbers, output)
-    report.plotted(output, numbers)
+    plot.draw(numbers, output, log)
+    report.plotted(output, numbers, as_json=json)

@@ -8,7 +8,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from packnet_cli.engine import data, sources
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
-from packnet_cli.lists import task_name
+from packnet_cli.images import task_name
 from packnet_cli.recipe import Recipe
 
 

@@ -1,4 +1,4 @@
-"""Images as batches: which are trained on, which held out, and timm's transforms for the network."""
+"""Which images are trained on and which held out, and that all of them can be read."""
 
 import dataclasses
 import hashlib
@@ -10,25 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
 
-from packnet_cli.engine import sources
-from packnet_cli.engine.network import CHANNELS
+from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
-from packnet_cli.lists import ClassFiles
+from packnet_cli.images import ClassFiles, Picture
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
-CACHE_BYTES = 2 << 30  # of decoded images that one split keeps in memory, in each process that decodes
 
 
 @dataclass(frozen=True)
 class Split:
-    """Image files and the index of each one's class."""
+    """Images, in files or in a dataset, and the index of each one's class."""
 
-    paths: list[Path]
+    paths: list[Picture]
     labels: list[int]
 
 
@@ -57,7 +52,7 @@ class TrainingImages:
 def open_training(
     folder: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None
 ) -> TrainingImages:
-    """The classes, training images and held-out images in a folder, or in a list (see `lists.py`).
+    """The classes, training images and held-out images in a folder, list or dataset (see `sources.py`).
 
     `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone.
     If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
@@ -112,7 +107,7 @@ def open_held_out(
 def open_unlabelled(folder: Path) -> Split:
     """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
     paths = sources.images_below(folder)
-    return Split(paths, [0] * len(paths))
+    return Split([*paths], [0] * len(paths))
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -121,19 +116,22 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     label_of = dict(zip(split.paths, split.labels, strict=True))
     for path, label in label_of.items():
         files.setdefault(str(label), []).append(path)
-    parts = (sorted(path for paths in part.values() for path in paths) for part in _hold_out(files, fraction, seed))
-    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in parts)
+    parts = ({path for paths in part.values() for path in paths} for part in _hold_out(files, fraction, seed))
+    in_order = ([path for path in split.paths if path in part] for part in parts)
+    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in in_order)
     if not aside.paths:
         raise DataError("with one image in each class none can be set aside to search on; give a fraction to prune")
     return kept, aside
 
 
 def fingerprint(images: TrainingImages) -> str:
-    """A digest of which images there are, by class folder, name and size, and how they are labelled and split."""
+    """A digest of which images there are, by class folder, name and size, or by dataset and index, and how they are
+    labelled and split."""
     sha = hashlib.sha256(repr(images.classes).encode())
     for split in images.splits:
         for path, label in zip(split.paths, split.labels, strict=True):
-            sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode(errors=NAMES))
+            file = f"{path.parent.name}/{path.name} {path.stat().st_size}" if isinstance(path, Path) else str(path)
+            sha.update(f"{file} {label}\n".encode(errors=NAMES))
         sha.update(b"--\n")
     return sha.hexdigest()
 
@@ -168,7 +166,9 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of odd metadata and the like
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        problems = {path: problem for path, problem in zip(paths, pool.map(_problem, paths), strict=True) if problem}
+        part = paths[distributed.rank() :: distributed.world()]
+        found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
+    problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
     if problems and not skip_bad:
         listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(
@@ -180,61 +180,6 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
         for split in splits
         for kept in [[pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in problems]]
     ]
-
-
-def batches(
-    split: Split,
-    data_config: dict[str, Any],
-    *,
-    training: bool,
-    batch_size: int,
-    workers: int | None,
-    device: torch.device,
-    crop_scale: float = 0.08,
-) -> DataLoader[Any]:
-    """Batches of images (N, C, H, W), normalised float32, and labels (N,), int64.
-
-    For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
-    `crop_scale`, resized); the last batch is left out if it is a lone image, of which batch norm takes no statistics.
-    """
-    if workers is None:  # on a CPU the training wants every core itself
-        workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    transform = create_transform(**data_config, is_training=training, color_jitter=0, scale=(crop_scale, 1))
-    lone = training and len(split.paths) % batch_size == 1 and len(split.paths) > batch_size
-    return DataLoader(
-        ImageFiles(split, transform, CHANNELS[data_config["input_size"][0]]),
-        batch_size,
-        shuffle=training and bool(split.paths),
-        drop_last=lone,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0 and training,
-    )
-
-
-class ImageFiles(Dataset[Any]):
-    """The images of a split, transformed one at a time; each is decoded once and kept, as far as `room` bytes go."""
-
-    def __init__(self, split: Split, transform: Any, mode: str, room: int = CACHE_BYTES) -> None:
-        self.split, self.transform, self.mode, self.room = split, transform, mode, room
-        self.kept: dict[int, Image.Image] = {}
-
-    def __len__(self) -> int:
-        return len(self.split.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self._decoded(index)), self.split.labels[index]
-
-    def _decoded(self, index: int) -> Image.Image:
-        if index in self.kept:
-            return self.kept[index]
-        with Image.open(self.split.paths[index]) as file:
-            image = convert(file, self.mode)
-        size = image.width * image.height * len(self.mode)
-        if size <= self.room:
-            self.kept[index] = image
-            self.room -= size
-        return image
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -263,12 +208,12 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
     return Split([path for path, _ in pairs], [label for _, label in pairs])
 
 
-def _problem(path: Path) -> str | None:
-    """Why a file cannot be used as an image, if so."""
-    if not path.is_file():
+def _problem(picture: Picture) -> str | None:
+    """Why it cannot be used as an image, if so."""
+    if isinstance(picture, Path) and not picture.is_file():
         return "no file, or a link to none"  # to open a pipe would be to wait
     try:
-        with Image.open(path) as image:
+        with sources.open_picture(picture) as image:
             image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
             image.load()
             return "floating-point pixels, of unknown range" if image.mode == "F" else None

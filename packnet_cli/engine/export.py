@@ -176,6 +176,10 @@ def _umask() -> int:
 def _model_card(artifact: Artifact, task: Task) -> str:
     header = artifact.header
     classes = "\n".join(f"{number}. {name}" for number, name in enumerate(task.classes))
+    accuracy = "Its accuracy has not been measured."
+    if task.top1 is not None:
+        top5 = "" if task.top5 is None else f"; top-5: {task.top5:.2f} %"
+        accuracy = f"Top-1 accuracy on {task.images:,} held-out images: {task.top1:.2f} %{top5}."
     return f"""\
 ---
 library_name: timm
@@ -189,7 +193,7 @@ tags:
 A {header.arch} for {len(task.classes)} classes, one of the tasks of a packed model, made by the method of PackNet
 ([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {header.source}
 
-Top-1 accuracy on {task.images:,} held-out images: {task.top1:.2f} %; top-5: {task.top5:.2f} %.
+{accuracy}
 
 ## Use
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from timm.utils import decay_batch_step
 
-from packnet_cli.engine import data, network
+from packnet_cli.engine import data, distributed, network
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.newtask import Machine, NewTask, silent
 from packnet_cli.engine.resume import Say, interrupted_run
@@ -34,6 +34,8 @@ def fit_batch_size(
     most = recipe.batch_size
     if not isinstance(most, AtMost) or not images.train.paths:
         return dataclasses.replace(recipe, batch_size=int(most))
+    if distributed.world() > 1:
+        raise UsageError("--batch-size auto is for one process; give several a number, of which each takes its part")
     there = interrupted_run(path).get("recipe", {}).get("batch_size") if resume else None
     if there is not None:
         return dataclasses.replace(recipe, batch_size=there)
@@ -54,7 +56,9 @@ def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Ma
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:
         with machine.training():
-            NewTask(claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(retrain=retrain)
+            NewTask("", claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(
+                retrain=retrain
+            )
     except (RuntimeError, MemoryError) as error:
         if not network.is_out_of_memory(error):
             raise

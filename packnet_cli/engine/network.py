@@ -10,6 +10,7 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,9 @@ from packnet_cli.artifact.format import Header, State, Task
 from packnet_cli.errors import NetworkError, UsageError
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
+
+
+log = logging.getLogger("packnet")
 
 
 class Kind(enum.Enum):
@@ -130,12 +134,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 def choose_device(wanted: str) -> torch.device:
     """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
+    versions = torch.__version__, timm.__version__
+    log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
     return device
 
 
@@ -171,3 +177,15 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
 def reason(error: Exception) -> str:
     """The first sentence of an error's message."""
     return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+@contextmanager
+def without_hub_log() -> Iterator[None]:
+    """Leave the Hugging Face hub's log of its retries unsaid; the error that it ends with says enough."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

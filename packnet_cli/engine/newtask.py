@@ -12,7 +12,8 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
-from packnet_cli.engine import compute, data, network, resume
+from packnet_cli.engine import compute, data, distributed, feed, network, resume
+from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -22,12 +23,12 @@ from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN = "train", "retrain"
 
-# Called after each step with the phase ("train", "retrain") and the step, and after each measurement on the held-out
-# images with what was measured ("dense", "pruned", "retrained") and the accuracy.
-Progress = Callable[[str, Step | Accuracy], None]
+# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
+# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
+Progress = Callable[[str, str, Step | Accuracy], None]
 
 
-def silent(phase: str, seen: Step | Accuracy) -> None:
+def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
 
 
@@ -36,10 +37,12 @@ class Machine:
     """What to run on; nothing of it is meant to change the result."""
 
     device: str = "auto"
-    workers: int | None = None  # processes that decode images
+    workers: int | None = None  # threads that read images
     amp: bool | None = None  # train in bfloat16; None: as it suits the device
     compile: bool | None = None
     deterministic: bool = False
+    cache: str = "auto"  # where decoded images are kept, see feed.rooms
+    cache_gb: float = feed.CACHE_GB
 
     def training(self) -> AbstractContextManager[None]:
         """Where training is at home: see `compute.training_on`."""
@@ -65,6 +68,7 @@ class NewTask:
 
     def __init__(
         self,
+        name: str,
         claim: Claim,
         images: data.TrainingImages,
         recipe: Recipe,
@@ -72,7 +76,8 @@ class NewTask:
         progress: Progress,
         keeper: Keeper | None = None,
     ) -> None:
-        self.recipe, self.progress, self.keeper = recipe, progress, keeper
+        self.recipe, self.keeper = recipe, keeper
+        self.progress = partial(silent if distributed.rank() else progress, name)
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -90,11 +95,12 @@ class NewTask:
         self.freezer = self._set_starting_values(claim.state, device)
         self.constants = network.constants(self.model)
         self.feed = partial(
-            data.batches,
+            feed.batches,
             data_config=header.data_config,
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,
+            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
@@ -135,6 +141,7 @@ class NewTask:
 
         Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
         """
+        trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
         goals = self._goals if self.resumed else self._release_goals(prune)
 
@@ -147,7 +154,7 @@ class NewTask:
                 weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
             self.freezer.hold(weights, self._trainable())
             if step == steps:
-                self.measure("pruned")
+                self.measure("pruned", trial)
 
         if not self.resumed:
             weight = self.recipe.distill_weight
@@ -157,7 +164,7 @@ class NewTask:
         for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
             if 0 < epoch < steps:
                 release(epoch + 1)
-        self.measure("retrained")
+        self.measure("retrained", trial)
 
     def _release_goals(self, prune: float) -> dict[str, tuple[int, int]]:
         """How many weights of each layer the task owns, and how many of these it is to release."""
@@ -199,12 +206,16 @@ class NewTask:
             after_step=partial(self._keep, phase),
         )
 
-    def measure(self, phase: str) -> None:
+    def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
             self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
-            self.progress(phase, self.final)
+            self.progress(phase + trial, self.final)
+
+    def temperature(self) -> float | None:
+        """The task's temperature as it is now; None without held-out images."""
+        return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""
@@ -220,6 +231,7 @@ class NewTask:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
         if self.keeper is None:
             return
+        self.keeper.agree()
         self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, optimizer)
         if self.keeper.is_due():
             self._write_checkpoint()
@@ -272,6 +284,7 @@ class NewTask:
         tensors, notes = checkpoint.room("optimizer"), checkpoint.notes
         return Resume(
             Place(*notes["place"]),
+            self.train_batches.skip,
             partial(resume.set_optimizer_state, tensors=tensors, numbers=notes["optimizer"]),
             partial(resume.set_random_state, notes["random"]),
         )

@@ -15,6 +15,8 @@ from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
+from packnet_cli.engine.distributed import check_equal, rank, together
+from packnet_cli.engine.feed import CACHE_GB
 from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
@@ -23,13 +25,13 @@ from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.engine.train import check_optimizer
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
-from packnet_cli.lists import task_name
+from packnet_cli.images import location, task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def init(
     path: Path,
     arch: str,
@@ -51,6 +53,8 @@ def init(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -93,11 +97,11 @@ def init(
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        machine = Machine(device, workers, amp, compile, deterministic)
+        machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
         keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
         with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
-            task = NewTask(claim, images, recipe, machine, progress, keeper)
+            task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
@@ -105,7 +109,7 @@ def init(
             artifact = _keep(task, claim, name, images, folder, prune)
             _write(artifact, path, task, keeper)
     else:
-        format.save(artifact, path)
+        _save(artifact, path)
     return artifact
 
 
@@ -138,7 +142,7 @@ def _all_free(origin: Origin) -> Artifact:
 # --- add-task -------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def add_task(
     path: Path,
     folder: Path,
@@ -154,6 +158,8 @@ def add_task(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -180,14 +186,15 @@ def add_task(
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
-    machine, retrain = Machine(device, workers, amp, compile, deterministic), bool(prune) or max_drop is not None
+    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    retrain = bool(prune) or max_drop is not None
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
     run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(claim, images, recipe, machine, progress, keeper)
+        task = NewTask(name, claim, images, recipe, machine, progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
         task.train()
@@ -205,7 +212,7 @@ def add_task(
 # --- prune ----------------------------------------------------------------------------------------------------------
 
 
-@atomic.exclusive
+@together
 def prune_task(
     path: Path,
     wanted: str,
@@ -219,6 +226,8 @@ def prune_task(
     amp: bool | None = None,
     compile: bool | None = None,
     deterministic: bool = False,
+    cache: str = "auto",
+    cache_gb: float = CACHE_GB,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -246,11 +255,11 @@ def prune_task(
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim, machine = claim_again(artifact), Machine(device, workers, amp, compile, deterministic)
+    claim, machine = claim_again(artifact), Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
     keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
-        task = NewTask(claim, images, recipe, machine, progress, keeper)
+        task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:
             task.go_on_from(keeper.load())
@@ -331,11 +340,12 @@ def _keep(
         top1=final.top1 if final else None,
         top5=final.top5 if final else None,
         images=final.images if final else 0,
-        data=str(folder.resolve()) if folder else "",
+        data=location(folder) if folder else "",
         recipe=dataclasses.asdict(task.recipe),
         search=search or {},
         digest="",
         skipped=images.skipped,
+        temperature=task.temperature(),
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
@@ -347,9 +357,16 @@ def _write(
 ) -> None:
     """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
     try:
-        format.save(artifact, path, unchanged_since=unchanged_since)
+        _save(artifact, path, unchanged_since)
     except (ArtifactError, ConflictError) as error:
         if task.keep_result():
             raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
         raise
     keeper.remove()
+
+
+def _save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
+    """Write the artifact, which is the same in every process of the run, in the first."""
+    check_equal("".join(task.digest for task in artifact.header.tasks))
+    if not rank():
+        format.save(artifact, path, unchanged_since=unchanged_since)

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network
+from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.packed import Packed, Transform
 from packnet_cli.errors import TaskError
 
@@ -29,7 +30,7 @@ class Prediction:
 
     task: Task
     probabilities: list[float]
-    entropy: float  # of the probabilities, as a share of the greatest possible: 0 is certain, 1 a mere guess
+    entropy: float  # at the task's temperature, from 0 (certain) to 1 (a mere guess): what `auto` goes by
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, the likeliest first."""
@@ -58,7 +59,8 @@ def predict(
 ) -> Iterator[Answer]:
     """An answer for each image file, in their order, as soon as its batch is done; each is decoded once.
 
-    `wanted` is the index or name of a task, "all", or "auto": of each picture, the task of the lowest entropy. With
+    `wanted` is the index or name of a task, "all", or "auto": of each picture, the task of the lowest entropy (see
+    `auto.py` for how often that is right). With
     `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError, UsageError.
     """
     torch_device = network.choose_device(device)
@@ -112,9 +114,7 @@ def _ask(model: nn.Module, task: Task, pictures: torch.Tensor, amp: bool) -> lis
     with torch.autocast(pictures.device.type, torch.bfloat16, enabled=amp):
         logits = model(pictures)  # (N, classes)
     probabilities = logits.float().softmax(1).cpu()
-    most = torch.tensor(float(len(task.classes))).log()
-    entropies = torch.special.entr(probabilities).sum(1) / most
-    pairs = zip(probabilities.tolist(), entropies.tolist(), strict=True)
+    pairs = zip(probabilities.tolist(), entropies(logits, task.temperature).tolist(), strict=True)
     return [Prediction(task, of_classes, entropy) for of_classes, entropy in pairs]
 
 

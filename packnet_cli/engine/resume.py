@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from packnet_cli.artifact import atomic
+from packnet_cli.engine import distributed
 from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
 
 FILE = "checkpoint.safetensors"
@@ -67,7 +68,7 @@ class Keeper:
         self.folder = atomic.checkpoint_folder(artifact)
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
-        self.stopping = False
+        self.asked = self.stopping = False
 
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
@@ -89,11 +90,20 @@ class Keeper:
             )
         return Checkpoint(tensors, notes)
 
+    def agree(self) -> None:
+        """Have all processes of the run stop, after the same step, if one was asked to."""
+        self.stopping = distributed.total([self.asked]) > [0]
+
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every
 
     def save(self, tensors: Tensors, notes: dict[str, Any]) -> bool:
-        """Write a checkpoint in place of the last one, which stays if that cannot be; whether it could."""
+        """Write a checkpoint in place of the last one, which stays if that cannot be; whether it could.
+
+        Of several processes the first writes it.
+        """
+        if distributed.rank():
+            return True
         self.written = time.monotonic()
         whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         try:
@@ -108,6 +118,7 @@ class Keeper:
     def stop_if_asked(self) -> None:
         """Raise InterruptedRun if the user or the system has asked for it."""
         if self.stopping:
+            distributed.wait_for_all()  # the first has written its checkpoint
             kept = "go on with --resume" if (self.folder / FILE).exists() else "nothing was written"
             raise InterruptedRun(f"interrupted; the packed model is as it was before; {kept}")
 
@@ -116,9 +127,9 @@ class Keeper:
         """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait."""
 
         def ask(number: int, frame: Any) -> None:
-            if self.stopping:
+            if self.asked and distributed.world() == 1:  # torchrun passes on what the terminal has sent
                 raise KeyboardInterrupt
-            self.stopping = True
+            self.asked = True
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -131,7 +142,8 @@ class Keeper:
                 signal.signal(number, handler)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not distributed.rank():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:
@@ -186,8 +198,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str
 
 def set_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]) -> None:
     """Put it back into a new optimizer over the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers take for granted
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,16 +1,12 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
-from typing import Any
-
-from torch.utils.data import DataLoader
-
 from packnet_cli.engine.newtask import NewTask
-from packnet_cli.engine.train import evaluate
+from packnet_cli.engine.train import Batches, evaluate
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 
 
-def prune_as_far_as(task: NewTask, max_drop: float, selection: DataLoader[Any]) -> tuple[float, dict[str, float]]:
+def prune_as_far_as(task: NewTask, max_drop: float, selection: Batches) -> tuple[float, dict[str, float]]:
     """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points; by bisection.
 
     The accuracy that decides is that on `selection`, images that are neither trained on nor reported. Returns the

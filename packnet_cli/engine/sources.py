@@ -1,14 +1,17 @@
-"""Where images come from: folders with a folder for each class, or lists. Finds files, and opens none of them."""
+"""Where images come from: folders with a folder for each class, lists, or datasets."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from packnet_cli.engine import datasets
 from packnet_cli.errors import DataError
-from packnet_cli.lists import HELD_OUT, TRAIN, ClassFiles, is_list, read_list
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Picture, is_dataset, is_list
+from packnet_cli.lists import read_list
 
 
 class HeldOutFiles(NamedTuple):
@@ -19,19 +22,19 @@ class HeldOutFiles(NamedTuple):
 
 
 def training_files(data: Path) -> ClassFiles:
-    """The training images of a folder or list. Raises DataError."""
-    if not is_list(data):
+    """The training images of a folder, list or dataset. Raises DataError."""
+    splits = _splits(data)
+    if splits is None:
         return _class_files(_training_folder(data))
-    files = read_list(data).get(TRAIN)
-    if files is None:
+    if TRAIN not in splits:
         raise DataError(f"{data} lists held-out images only, and none of the split {TRAIN!r}")
-    return files
+    return splits[TRAIN]
 
 
 def held_out_files(data: Path) -> HeldOutFiles | None:
-    """The held-out images of a folder or list, if it has any of its own. Raises DataError."""
-    if is_list(data):
-        splits = read_list(data)
+    """The held-out images of a folder, list or dataset, if it has any of its own. Raises DataError."""
+    splits = _splits(data)
+    if splits is not None:
         split = next((name for name in HELD_OUT if name in splits), None)
         return split and HeldOutFiles(f"the split {split!r} of {data}", splits[split]) or None
     folder = _held_out_folder(data)
@@ -40,9 +43,23 @@ def held_out_files(data: Path) -> HeldOutFiles | None:
 
 def class_names(data: Path) -> tuple[str, ...]:
     """The names of the classes, sorted: the training images', else the held-out ones'. Raises DataError."""
-    trains = TRAIN in read_list(data) if is_list(data) else (data / TRAIN).is_dir()
+    splits = _splits(data)
+    trains = (data / TRAIN).is_dir() if splits is None else TRAIN in splits
     held_out = None if trains else held_out_files(data)
     return tuple(held_out.files if held_out else training_files(data))
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """The image, to be closed; its pixels are not decoded yet, unless they were stored as such."""
+    found = picture if isinstance(picture, Path) else picture.images(picture.index)
+    return found if isinstance(found, Image.Image) else Image.open(found)
+
+
+def _splits(data: Path) -> dict[str, ClassFiles] | None:
+    """The images of a list or dataset by split and class; None of a folder."""
+    if is_list(data):
+        return read_list(data)
+    return datasets.read(data) if is_dataset(data) else None
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -50,7 +67,7 @@ def images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
     try:
-        paths = sorted(path for path in _walk(folder) if _is_image_name(path))
+        paths = _images_in(folder)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     if not paths:
@@ -78,12 +95,16 @@ def _class_files(folder: Path) -> ClassFiles:
     """The image files of each class folder, both in order of name."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files = {name: sorted(path for path in _walk(folder / name) if _is_image_name(path)) for name in names}
+        files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     if not any(files.values()):
         raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
     return files
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in _walk(folder) if _is_image_name(path))
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import nn
 
 from packnet_cli.artifact.format import Header
 from packnet_cli.artifact.rules import is_argument
+from packnet_cli.engine import network
 from packnet_cli.engine.network import CHANNELS, create, reason
 from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError
@@ -156,12 +156,10 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _from_hub(arch: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the hub becomes one NetworkError, without the hub's log of its retries."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Whatever goes wrong between here and the hub becomes one NetworkError."""
     try:
-        yield
+        with network.without_hub_log():
+            yield
     except NetworkError:
         raise
     except Exception as error:
@@ -169,5 +167,3 @@ def _from_hub(arch: str) -> Iterator[None]:
             f"cannot fetch the pretrained weights of {arch} ({reason(error)}); "
             "give a file with --weights FILE, or start from random ones with --no-pretrained"
         ) from None
-    finally:
-        log.setLevel(level)

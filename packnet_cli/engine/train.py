@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,22 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import Forward, fused
 from packnet_cli.errors import DivergedError, UsageError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PIECE = 2**17  # weights that a core writes back at once
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
+
+
+class Batches(Protocol):
+    """Batches of images (N, C, H, W), float32, and labels (N,), int64; each iteration goes through them once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Resume:
     """Where to go on with a phase, and how to put back what a stopped run had there."""
 
     place: Place
+    skip: Callable[[int], None]  # so many batches of the next epoch
     set_optimizer: Callable[[torch.optim.Optimizer], None]
     set_random: Callable[[], None]
 
@@ -145,7 +154,7 @@ class Teacher:
 
 def train(
     model: nn.Module,
-    batches: DataLoader[Any],
+    batches: Batches,
     freezer: Freezer,
     *,
     epochs: int,
@@ -167,7 +176,7 @@ def train(
     """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
-    yielded again, and what it has seen is skipped.
+    yielded again, and the batches that it has seen are skipped.
 
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `forward` is the compiled network;
@@ -211,11 +220,11 @@ def train(
         if not train_norm:
             _stop_statistics(model)
         meter = _Meter(device)
-        for step, (images, labels) in enumerate(batches):
-            if step < skip:
-                if resume and step == skip - 1:
-                    resume.set_random()
-                continue
+        if resume and skip:
+            resume.skip(skip)
+        for step, (images, labels) in enumerate(batches, skip):
+            if resume and 0 < step == skip:
+                resume.set_random()
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # (N, C, H, W)
             labels = labels.to(device, non_blocking=True)  # (N,)
             usual = max(usual, len(labels))
@@ -224,6 +233,7 @@ def train(
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             optimizer.zero_grad()
             loss.backward()
+            distributed.average_gradients(model, len(labels))
             optimizer.step()
             freezer.write_back()
             rate = optimizer.param_groups[0]["lr"]
@@ -237,6 +247,8 @@ def train(
                     raise _diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}", lr)
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *meter.means(), rate))
                 after_step(Place(epoch, step + 1), optimizer)
+        if train_norm:
+            distributed.average_statistics(model)
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
@@ -247,7 +259,9 @@ class _Meter:
     """Means over an epoch so far, of numbers that are left on the device until there is a reason to wait for them."""
 
     def __init__(self, device: torch.device, pause: float | None = None) -> None:
-        self.pause = pause or (0.0 if device.type == "cpu" else PAUSE)
+        # Processes that agree on when to stop have to look at the same steps.
+        at_once = device.type == "cpu" or distributed.world() > 1
+        self.pause = pause or (0.0 if at_once else PAUSE)
         self.loss_sum, self.correct, self.seen = 0.0, 0.0, 0
         self.began = self.last = time.perf_counter()
         self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # of each step: mean loss, hits, images
@@ -270,7 +284,8 @@ class _Meter:
 
     def means(self) -> tuple[float, float, float]:
         """Loss, accuracy in percent, images a second."""
-        return self.loss_sum / self.seen, 100 * self.correct / self.seen, self.seen / (self.last - self.began)
+        speed = distributed.world() * self.seen / (self.last - self.began)
+        return self.loss_sum / self.seen, 100 * self.correct / self.seen, speed
 
 
 def _with_head_apart(
@@ -292,20 +307,28 @@ def _diverged(what: str, lr: float) -> DivergedError:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: DataLoader[Any], *, amp: bool = False) -> Accuracy:
-    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The network's logits (N, classes) for each batch, and its labels (N,), both where the network is."""
     device = next(model.parameters()).device
     model.eval()
-    top1 = top5 = seen = 0
     for images, labels in batches:
         images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(images)  # (N, classes)
+            logits = model(images)
+        yield logits, labels
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
+    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+    top1 = top5 = seen = 0
+    for logits, labels in answers(model, batches, amp=amp):
         best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
         hits = best == labels[:, None]
         top1 += int(hits[:, 0].sum())
         top5 += int(hits.sum())
         seen += len(labels)
+    top1, top5, seen = distributed.total([top1, top5, seen])
     return Accuracy(100 * top1 / seen, 100 * top5 / seen, seen)
 
 

@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
-from packnet_cli.engine import data, network
+from packnet_cli.engine import data, feed, network
 from packnet_cli.engine.packed import Packed
-from packnet_cli.engine.train import Accuracy, evaluate
+from packnet_cli.engine.train import Accuracy, Batches, evaluate
 from packnet_cli.errors import DataError, TaskError
+from packnet_cli.images import is_dataset, location
 from packnet_cli.recipe import Recipe
 
 
@@ -53,7 +55,7 @@ def evaluate_tasks(
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
-    held_outs = {task.index: _held_out(task, folder) for task in there}
+    held_outs = {task.index: held_out_images(task, folder) for task in there}
     packed = Packed(artifact)
     model = network.place(packed.model(tasks[0].index), torch_device)
     for task in tasks:
@@ -62,14 +64,7 @@ def evaluate_tasks(
             continue
         held_out = held_outs[task.index]
         packed.switch(model, task.index)
-        batches = data.batches(
-            held_out.split,
-            artifact.header.data_config,
-            training=False,
-            batch_size=batch_size,
-            workers=workers,
-            device=torch_device,
-        )
+        batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with network.enough_memory(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
         yield Evaluation(task, accuracy, held_out.missing)
@@ -98,18 +93,27 @@ def check_accuracies(
     return findings
 
 
-def _held_out(task: Task, folder: Path | None) -> data.HeldOut:
+def batches_of(
+    artifact: Artifact, held_out: data.HeldOut, *, batch_size: int, workers: int | None, device: torch.device
+) -> Batches:
+    """Batches of held-out images as the artifact's network takes them."""
+    config = artifact.header.data_config
+    return feed.batches(held_out.split, config, training=False, batch_size=batch_size, workers=workers, device=device)
+
+
+def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
+    """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
-    if folder is None and not where.exists():
+    if folder is None and not (where.exists() or is_dataset(where)):
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,
         task.classes,
         val_split=task.recipe.get("val_split", Recipe.val_split),
         seed=task.recipe.get("seed", Recipe.seed),
-        trained_on=where.resolve() == Path(task.data),
+        trained_on=location(where) == task.data,
     )
     [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
     if not split.paths:

@@ -5,6 +5,7 @@ Taken are plain state dicts and training checkpoints that hold one, of timm, tor
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,12 +67,17 @@ def _read(path: Path) -> Tensors:
         raise NetworkError(f"the weights file {path} does not exist")
     torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
     try:
-        found = load_state_dict(str(path), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the file was written
+            found = load_state_dict(str(path), weights_only=True)
         if not any(isinstance(value, torch.Tensor) for value in found.values()):
             found = next((value for value in found.values() if _is_state(value)), {})  # "model_state_dict", "net", ...
         found = clean_state_dict(found)
     except Exception as error:
-        raise NetworkError(f"cannot read weights from {path}: {reason(error)}") from None
+        raise NetworkError(
+            f"cannot read weights from {path}: {reason(error)}. Expected is a state dict, as "
+            "torch.save(model.state_dict(), ...) writes it, or a checkpoint with one in it"
+        ) from None
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 

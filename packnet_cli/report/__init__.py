@@ -1,19 +1,21 @@
 """What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
 
-from packnet_cli.report.answers import evaluated, predictions
-from packnet_cli.report.console import confirm, error, say, talk, visible, warning
+from packnet_cli.report.answers import chosen, evaluated, predictions
+from packnet_cli.report.console import confirm, error, failed, say, talk, visible, warning
 from packnet_cli.report.contents import added, plan, plotted, started, summary, task
 from packnet_cli.report.deeds import compacted, explain_removal, extracted, removed, renamed, verified
 from packnet_cli.report.training import training
 
 __all__ = [
     "added",
+    "chosen",
     "compacted",
     "confirm",
     "error",
     "evaluated",
     "explain_removal",
     "extracted",
+    "failed",
     "plan",
     "plotted",
     "predictions",

@@ -9,6 +9,7 @@ from rich.text import Text
 from packnet_cli.report import console
 
 if TYPE_CHECKING:
+    from packnet_cli.engine.auto import Choice
     from packnet_cli.engine.predict import Answer
     from packnet_cli.engine.unpack import Evaluation
 
@@ -46,6 +47,33 @@ def evaluation_dict(result: "Evaluation") -> dict[str, Any]:
     }
 
 
+def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
+    """How often `auto` picks the right task."""
+    images = sum(choice.images for choice in choices)
+    right_task, top1 = (
+        sum(getattr(choice, name) * choice.images for choice in choices) / images for name in ("right_task", "top1")
+    )
+    if as_json:
+        tasks = [
+            {
+                "index": choice.task.index,
+                "name": choice.task.name,
+                "right_task": choice.right_task,
+                "top1": choice.top1,
+                "images": choice.images,
+            }
+            for choice in choices
+        ]
+        console.print_json({"right_task": right_task, "top1": top1, "images": images, "tasks": tasks})
+        return
+    table = console.new_table(None, "task", "name", "right task %", "and class %", "images")
+    for choice in choices:
+        cells = (f"{choice.right_task:.2f}", f"{choice.top1:.2f}", f"{choice.images:,}")
+        console.add_row(table, str(choice.task.index), choice.task.name, *cells)
+    console.add_row(table, "", "all", f"{right_task:.2f}", f"{top1:.2f}", f"{images:,}")
+    console.out.print(table)
+
+
 def predictions(form: str, top: int) -> "Callable[[Answer], None]":
     """What shows an answer at once, its `top` likeliest classes, in this form: "table", "json" or "csv"."""
     if form == "csv":
@@ -72,7 +100,7 @@ def _answer_json(answer: "Answer", top: int) -> None:
         }
         for prediction in answer.predictions
     ]
-    console.print_json({"image": str(answer.path), "tasks": tasks})
+    console.print_json({"image": str(answer.path), "problem": answer.problem or None, "tasks": tasks})
 
 
 def _answer_csv(answer: "Answer", top: int) -> None:

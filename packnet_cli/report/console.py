@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SCHEMA = 1  # of the documents of --json; a field may come under the same number, none may go or change its meaning
+
 # Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
 out = Console(markup=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
@@ -17,6 +19,11 @@ talk = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)  # wh
 
 def error(message: str) -> None:
     err.print(Text("error: ", style="bold red") + Text(visible(message)))
+
+
+def failed(message: str, exit_code: int) -> None:
+    """The document of a command that has no other to print."""
+    print_json({"error": message, "exit_code": exit_code})
 
 
 def say(message: str) -> None:
@@ -41,7 +48,8 @@ def tell(text: str) -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    text = json.dumps(document, ensure_ascii=False)
+    """Print a document, stamped with the version of all documents' fields (README, "JSON")."""
+    text = json.dumps({"packnet": SCHEMA} | document, ensure_ascii=False)
     print(visible(text), flush=True)  # which escapes as JSON does, and inside strings only
 
 

@@ -100,10 +100,12 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     console.out.print(_tasks_table(numbers))
     if layers:
         console.out.print(_layers_table(numbers))
-    file, separate = numbers.file_bytes / 1e6, numbers.separate_bytes / 1e6
-    networks = f"; {separate:,.1f} MB as a network for each task" if header.tasks else ""
+    file, separate, lora = (size / 1e6 for size in (numbers.file_bytes, numbers.separate_bytes, numbers.lora_bytes))
     compact = f" (compact, {header.compact.dtype}: no task can be added)" if header.compact else ""
-    console.tell(f"{file:,.1f} MB in this file{networks}{compact}")
+    console.tell(f"{file:,.1f} MB in this file{compact}")
+    if header.tasks:
+        console.tell(f"{separate:,.1f} MB as a network for each task")
+        console.tell(f"{lora:,.1f} MB as one network with a LoRA adapter of rank {numbers.LORA_RANK} for each task")
 
 
 def _tasks_table(numbers: "Summary") -> Table:
@@ -168,6 +170,8 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
         line("unreadable images", f"{task.skipped:,}")
     line("pruned by", f"{task.prune:g}")
     line("weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
+    if task.temperature is not None:
+        line("temperature", f"{task.temperature:g}")
     line("data", task.data or "not on record")
     line("digest", task.digest)
     compact = numbers.header.compact
@@ -178,5 +182,9 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
         line(f"  {name}", json.dumps(value))
 
 
-def plotted(output: Path, numbers: "Summary") -> None:
+def plotted(output: Path, numbers: "Summary", *, as_json: bool) -> None:
+    if as_json:
+        layers, tasks = len(numbers.layers), len(numbers.header.tasks)
+        console.print_json({"output": str(output), "layers": layers, "tasks": tasks})
+        return
     console.tell(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")

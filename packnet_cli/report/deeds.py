@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packnet_cli.report import console
 from packnet_cli.report.answers import evaluation_dict
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from packnet_cli.engine.unpack import Evaluation
 
 
-def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
+def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_json: bool) -> None:
     """What was written, `form` being its suffix or empty for a folder, and how to open it."""
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
@@ -24,6 +24,10 @@ def extracted(output: Path, form: str, header: "Header", task: "Task") -> None:
         ".onnx": f"onnxruntime.InferenceSession({str(output)!r}).run(None, {{'images': images}})",
         ".pt2": f"torch.export.load({str(output)!r}).module()",
     }
+    if as_json:
+        document = {"output": str(output), "task": _named(task), "num_classes": len(task.classes)}
+        console.print_json(document | {"opened_by": opened.get(form, plain)})
+        return
     console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
     console.tell(f"  {opened.get(form, plain)}")
 
@@ -40,7 +44,7 @@ def compacted(
     if as_json:
         tasks = [{"before": evaluation_dict(one), "after": evaluation_dict(other)} for one, other in accuracies]
         sizes = {"before": {**asdict(before), "total": before.total}, "after": {**asdict(after), "total": after.total}}
-        console.print_json({"bytes": sizes, **({"tasks": tasks} if accuracies else {})})
+        console.print_json({"output": str(output), "bytes": sizes, "tasks": tasks})
         return
     table = console.new_table(None, "", "before, MB", "after, MB")
     names = {
@@ -87,9 +91,13 @@ def explain_removal(header: "Header", task: "Task", freed: int) -> None:
         )
 
 
-def removed(path: Path, task: "Task", freed: int, *, as_json: bool) -> None:
+def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> None:
+    """That a task was removed, or none after all."""
     if as_json:
-        console.print_json({"removed": {"index": task.index, "name": task.name}, "freed_weights": freed})
+        console.print_json({"removed": task and _named(task), "freed_weights": freed})
+        return
+    if task is None:
+        console.say("nothing was written")
         return
     weights = f"{console.count(freed)} weights are free again" if freed else "later tasks keep running on its weights"
     console.tell(f"{path}: task {task.index} ({task.name}) removed; {weights}")
@@ -97,6 +105,10 @@ def removed(path: Path, task: "Task", freed: int, *, as_json: bool) -> None:
 
 def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
     if as_json:
-        console.print_json({"task": {"index": task.index, "name": task.name}})
+        console.print_json({"task": _named(task)})
         return
     console.tell(f"{path}: task {task.index} is now {task.name}")
+
+
+def _named(task: "Task") -> dict[str, Any]:
+    return {"index": task.index, "name": task.name}

@@ -1,0 +1,66 @@
+"""Which task an image belongs to, guessed: the one that is most certain. Experimental, hence the measurement."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from packnet_cli.artifact import format
+from packnet_cli.artifact.format import Task
+from packnet_cli.engine import network, unpack
+from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.train import Batches, answers
+from packnet_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of how many of a task's held-out images that task is picked, and of how many the right class as well."""
+
+    task: Task
+    right_task: float  # percent
+    top1: float  # percent
+    images: int
+
+
+def evaluate_auto(
+    path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto", amp: bool = False
+) -> Iterator[Choice]:
+    """How often the right task is picked, for each task that remembers images: every task is asked of each of them.
+
+    Raises DataError if no task remembers any, or those of one are gone; ArtifactError.
+    """
+    packed = Packed(format.load(path))
+    remembering = [task for task in packed.tasks if task.data and task.images]
+    if not remembering:
+        raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
+    held_outs = [unpack.held_out_images(task, None) for task in remembering]
+    torch_device = network.choose_device(device)
+    model = network.place(packed.model(packed.tasks[0].index), torch_device)
+    for task, held_out in zip(remembering, held_outs, strict=True):
+        batches = unpack.batches_of(
+            packed.artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device
+        )
+        with network.enough_memory(batch_size):
+            asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]
+        picked = torch.stack([entropy for entropy, _ in asked]).argmin(0)  # (N,)
+        place = packed.tasks.index(task)
+        right_task = picked == place
+        right_class = right_task & asked[place][1]
+        images = len(picked)
+        yield Choice(task, 100 * int(right_task.sum()) / images, 100 * int(right_class.sum()) / images, images)
+
+
+def _ask(
+    packed: Packed, model: nn.Module, task: Task, batches: Batches, amp: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The entropy (N,) of what a task says of each image, and whether its class has the label's number (N,)."""
+    packed.switch(model, task.index)
+    found = [
+        (entropies(logits, task.temperature), logits.argmax(1) == labels)
+        for logits, labels in answers(model, batches, amp=amp)
+    ]
+    return torch.cat([entropy for entropy, _ in found]), torch.cat([same for _, same in found])

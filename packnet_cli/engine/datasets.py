@@ -1,0 +1,224 @@
+"""Datasets by name, in timm's words: torch/NAME, hfds/NAME, tfds/NAME, and wds/FOLDER of web-dataset shards.
+
+Each gives images by index, with the names of their classes. timm reads the last two as streams; here the images of a
+split are told apart, so that the same ones are held out again, and shards, which are plain tar files, are read at the
+places of their members. No code that comes with a dataset is run, and nothing is unpickled but what torchvision itself
+unpickles (CIFAR's files, whose MD5 sums it knows).
+"""
+
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from packnet_cli import extras
+from packnet_cli.engine import network
+from packnet_cli.errors import DataError, PackNetError
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a dataset: what opens an image, the label of each, and what the labels are called, if not so."""
+
+    images: Callable[[int], Any]
+    labels: list[Any]
+    names: list[str] = field(default_factory=list)
+
+
+@lru_cache(maxsize=2)  # it is asked for more than once, and opening takes long
+def read(data: Path) -> dict[str, ClassFiles]:
+    """The images of each split, by class in order of label. Raises DataError, UsageError if a package is missing."""
+    kind, *rest = data.parts
+    try:
+        with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision talks of downloads
+            parts = dict(READERS[kind](*rest))
+        found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
+    except PackNetError:
+        raise
+    except Exception as error:  # whatever the libraries, the network and the disk come up with
+        raise DataError(
+            f"cannot open the dataset {data}: {network.reason(error).rstrip(':')}; check its name and, if it is to be "
+            "downloaded, the connection"
+        ) from None
+    if not any(found.values()):
+        raise DataError(f"the dataset {data} has no images in a split train, {', '.join(HELD_OUT)}")
+    return found
+
+
+def _by_class(where: str, part: Part) -> ClassFiles:
+    files: dict[Any, list[Any]] = {}
+    for index, label in enumerate(part.labels):
+        files.setdefault(label, []).append(Item(where, index, part.images))
+    names = part.names
+    unknown = [label for label in files if label is None or (names and not 0 <= label < len(names))]
+    if unknown:
+        raise DataError(f"{files[unknown[0]][0]} has the label {unknown[0]}, which is no class")
+    twice = {name for name in names if names.count(name) > 1}
+    called = {k: str(k) if not names else f"{names[k]} {k}" if names[k] in twice else names[k] for k in files}
+    return {called[label]: files[label] for label in sorted(files)}
+
+
+def _used(splits: Any) -> list[str]:
+    """Of the splits that there are, the one to train on and the one that is held out."""
+    return [TRAIN] * (TRAIN in splits) + [split for split in HELD_OUT if split in splits][:1]
+
+
+# --- torch ----------------------------------------------------------------------------------------------------------
+
+
+def _torch(name: str, *folder: str) -> Iterator[tuple[str, Part]]:
+    """torchvision's NAME, from torch/NAME/FOLDER, else from torch's own cache; downloaded if it is not there."""
+    if name in ("folder", "image_folder"):
+        raise DataError(f"torch/{name} is a folder of images; name the folder itself")
+    root = local(*folder) if folder else Path(torch.hub.get_dir()).parent / "datasets"
+    for split, timms in ((TRAIN, TRAIN), ("val", "validation")):
+        opening = partial(create_dataset, f"torch/{name}", root=str(root), split=timms)
+        try:
+            dataset = opening()
+        except RuntimeError:  # not there
+            root.mkdir(parents=True, exist_ok=True)
+            dataset = opening(download=True)
+        targets = getattr(dataset, "targets", None)
+        labels = np.asarray([label for _, label in dataset] if targets is None else targets)
+        labels = labels[:, 0] if labels.ndim == 2 else labels  # of QMNIST, the rest says who wrote the digit
+        names = [", ".join(name) if isinstance(name, tuple) else name for name in getattr(dataset, "classes", ())]
+        yield split, Part(partial(_first, dataset), labels.tolist(), names)
+
+
+def _first(dataset: Any, index: int) -> Any:
+    return dataset[index][0]
+
+
+# --- Hugging Face and TensorFlow ------------------------------------------------------------------------------------
+
+
+def _hfds(*name: str) -> Iterator[tuple[str, Part]]:
+    """A dataset of the hub, or a local folder that `datasets` can load; the first column of images and of labels."""
+    extras.require("hfds")
+    import datasets
+
+    where = str(local(*name))
+    for split in _used(datasets.get_dataset_split_names(where)):
+        dataset = datasets.load_dataset(where, split=split)
+        kinds = {column: type(feature) for column, feature in dataset.features.items()}
+        image, label = _column(kinds, datasets.Image), _column(kinds, datasets.ClassLabel, "label")
+        labels, names = list(dataset[label]), getattr(dataset.features[label], "names", [])
+        if set(labels) != {-1}:  # a test set keeps its labels to itself
+            column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            yield split, Part(partial(_encoded, column, image), labels, names)
+
+
+def _encoded(dataset: Any, column: str, index: int) -> Any:
+    found = dataset[index][column]
+    return BytesIO(found["bytes"]) if found["bytes"] else found["path"]
+
+
+def _tfds(*name: str) -> Iterator[tuple[str, Part]]:
+    """A dataset of TensorFlow's catalogue, in its fixed order; what is encoded is kept in memory."""
+    extras.require("tfds")
+    wanted = "/".join(name)
+    if not re.fullmatch(r"[\w/.-]+(:[\d.*]+)?", wanted):
+        raise DataError(f"tfds/{wanted} is no name in TensorFlow's catalogue; others come with code of their own")
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(wanted)
+    builder.download_and_prepare()
+    kinds = {column: type(feature) for column, feature in builder.info.features.items()}
+    image, label = _column(kinds, tfds.features.Image), _column(kinds, tfds.features.ClassLabel)
+    for split in _used(builder.info.splits):
+        stored = builder.as_dataset(split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()})
+        pairs = [(record[image], int(record[label])) for record in tfds.as_numpy(stored)]
+        images, labels = [one for one, _ in pairs], [number for _, number in pairs]
+        yield split, Part(partial(_from_memory, images), labels, list(builder.info.features[label].names))
+
+
+def _from_memory(images: list[bytes], index: int) -> BytesIO:
+    return BytesIO(images[index])
+
+
+def _column(kinds: dict[str, type], wanted: type, otherwise: str | None = None) -> str:
+    found = next((column for column, kind in kinds.items() if issubclass(kind, wanted)), otherwise)
+    if found not in kinds:
+        raise DataError(f"the dataset has no column of the kind {wanted.__name__}; it has {', '.join(kinds)}")
+    return found
+
+
+# --- web-dataset shards ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a shard: its bytes begin at `start`."""
+
+    shard: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.shard, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
+    """Shards in a folder and below: of each sample an image, and its label in `.cls`.
+
+    What split a shard is of its path says (train, val, ...), else it is trained on. A file `classnames.txt`, a name a
+    line, says what the labels mean if they are numbers.
+    """
+    root = local(*folder)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root} of web-dataset shards")
+    shards: dict[str, list[Path]] = {}
+    for shard in sorted(root.rglob("*.tar")):
+        words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
+        shards.setdefault(next((split for split in HELD_OUT if split in words), TRAIN), []).append(shard)
+    listed = root / "classnames.txt"
+    names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    for split in _used(shards):
+        samples = [sample for shard in shards[split] for sample in _samples(shard)]
+        labels: list[Any] = [label for _, label in samples]
+        numbered = all(label.isdecimal() for label in labels)
+        labels = list(map(int, labels)) if numbered else labels
+        yield split, Part(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
+
+
+def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
+    """The image and label of each sample: the files whose names agree up to the first dot."""
+    images, labels = {}, {}
+    with tarfile.open(shard, "r:") as tar:
+        for info in tar:
+            stem, _, ending = info.name.rpartition("/")[2].partition(".")
+            key = info.name.rpartition("/")[0], stem
+            if info.isreg() and ending.lower() == "cls":
+                labels[key] = Member(shard, info.offset_data, info.size).read().decode().strip()
+            elif info.isreg() and f".{ending.lower()}" in IMG_EXTENSIONS:
+                images[key] = Member(shard, info.offset_data, info.size)
+    for key, image in images.items():
+        if not labels.get(key):
+            raise DataError(f"{shard}: the sample {key[1]!r} has no label; expected is a file {key[1]}.cls beside it")
+        yield image, labels[key]
+
+
+def _member(members: list[Member], index: int) -> BytesIO:
+    return BytesIO(members[index].read())
+
+
+READERS: dict[str, Callable[..., Iterator[tuple[str, Part]]]] = {
+    "torch": _torch,
+    "hfds": _hfds,
+    "tfds": _tfds,
+    "wds": _wds,
+}

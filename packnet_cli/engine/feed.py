@@ -1,0 +1,226 @@
+"""Batches for the network: every image is decoded once and kept, as far as there is room, and augmented as a tensor.
+
+What is kept, and where, changes the speed and never the batches: which images an epoch shows when, and how they are
+cropped, follows from the state of torch's random numbers at its start and from nothing else. What is not kept is read
+by threads, the next batch while one is computed.
+"""
+
+import math
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform, str_to_interp_mode
+
+from packnet_cli.engine import distributed, sources
+from packnet_cli.engine.augment import augmented
+from packnet_cli.engine.data import Split, convert
+from packnet_cli.engine.network import CHANNELS
+from packnet_cli.errors import DataError, UsageError
+from packnet_cli.images import Picture
+
+CACHES = ("auto", "ram", "device", "off")
+CACHE_GB = 4.0
+AHEAD = 1  # batches that are read while one is computed
+
+Decode = Callable[[Picture], torch.Tensor]
+
+
+class Room:
+    """Memory of a device for so many bytes of images."""
+
+    def __init__(self, device: torch.device, size: float) -> None:
+        self.device, self.left, self.lock = device, size, Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether there was room for as many bytes; they are then taken."""
+        with self.lock:
+            if size > self.left:
+                return False
+            self.left -= size
+            return True
+
+
+def rooms(cache: str, gigabytes: float, device: torch.device) -> list[Room]:
+    """Where images may be kept, the first choice first: "ram", "device", "off", or "auto", the device and then the RAM.
+
+    Each room has so many gigabytes (1e9 bytes), a GPU's at most a quarter of what it has free. Raises UsageError.
+    """
+    if cache not in CACHES:
+        raise UsageError(f"--cache must be one of {', '.join(CACHES)}, not {cache!r}")
+    size, found = 1e9 * gigabytes, []
+    if device.type == "cuda" and cache in ("auto", "device"):
+        found.append(Room(device, min(size, torch.cuda.mem_get_info(device)[0] / 4)))
+    if cache in ("auto", "ram") or (cache == "device" and device.type != "cuda"):
+        found.append(Room(torch.device("cpu"), size))
+    return found
+
+
+class Pictures:
+    """The images of a split by number, uint8 (C, H, W); each is decoded once and kept in the first room that has space.
+
+    Raises DataError for one that can no longer be read.
+    """
+
+    def __init__(self, paths: Sequence[Picture], decode: Decode, rooms: Sequence[Room]) -> None:
+        self.paths, self.decode, self.rooms = paths, decode, rooms
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if number in self.kept:
+            return self.kept[number]
+        try:
+            picture = self.decode(self.paths[number])
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
+        for room in self.rooms:
+            if room.take(picture.nbytes):
+                self.kept[number] = picture = picture.to(room.device)
+                break
+        return picture
+
+
+class Batches:
+    """Batches of images (N, C, H, W), normalised float32 on the device, and labels (N,), int64: an epoch at a time.
+
+    Each process of a run gets its part of every batch.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        batch_size: int,
+        picture: Callable[[int, int], torch.Tensor],  # by the epoch's seed and number, uint8 (C, H, W)
+        normalise: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        shuffled: bool,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self.labels, self.batch_size, self.picture, self.normalise = labels, batch_size, picture, normalise
+        self.shuffled, self.workers, self.device = shuffled, workers, device
+        self.first = 0
+
+    def __len__(self) -> int:
+        count = len(self.labels)
+        # Of a lone image, in any process, batch norm takes no statistics.
+        few = self.shuffled and 0 < count % self.batch_size < 2 * distributed.world() and count > self.batch_size
+        return math.ceil(count / self.batch_size) - few
+
+    def skip(self, steps: int) -> None:
+        """Leave out the first steps of the next epoch, at no cost; the others stay the same."""
+        self.first = steps
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # of the epoch, by torch's own numbers
+        count, first, self.first = len(self.labels), self.first, 0
+        order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
+        waiting = deque[tuple[list[int], Iterable[torch.Tensor]]]()
+        with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
+            read = pool.map if pool else map
+            for step in range(first, len(self)):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                numbers = batch[distributed.rank() :: distributed.world()].tolist()
+                if numbers:
+                    waiting.append((numbers, read(partial(self.picture, seed), numbers)))
+                if len(waiting) > AHEAD:
+                    yield self._batch(*waiting.popleft())
+            while waiting:
+                yield self._batch(*waiting.popleft())
+
+    def _batch(self, numbers: list[int], pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = list(pictures)
+        home = torch.device("cpu") if all(picture.device.type == "cpu" for picture in found) else self.device
+        batch = torch.stack([picture.to(home) for picture in found])
+        if home != self.device:
+            batch = batch.pin_memory() if self.device.type == "cuda" else batch
+            batch = batch.to(self.device, non_blocking=True)
+        return self.normalise(batch), torch.tensor([self.labels[number] for number in numbers])
+
+
+def batches(
+    split: Split,
+    data_config: dict[str, Any],
+    *,
+    training: bool,
+    batch_size: int,
+    workers: int | None,
+    device: torch.device,
+    crop_scale: float = 0.08,
+    rooms: Sequence[Room] = (),
+) -> Batches:
+    """Batches of a split: for evaluation in order, and to the bit as timm transforms each image.
+
+    For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
+    `crop_scale`, resized); the last batch is left out if it is a lone image. Raises UsageError if a process of the run
+    would get less than two images of a batch.
+    """
+    least, processes = min(batch_size, len(split.paths)), distributed.world()
+    if training and split.paths and processes > 1 and least < 2 * processes:
+        raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")
+    channels, *size = data_config["input_size"]
+    height, width = size
+    if training:
+        # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
+        # sees: with fewer, the two reductions blur what one alone would not.
+        short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
+        pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
+        interpolation = str_to_interp_mode(data_config["interpolation"])
+
+        def picture(seed: int, number: int) -> torch.Tensor:
+            rng = random.Random(seed * len(split.paths) + number)
+            return augmented(pictures[number], (height, width), interpolation, crop_scale, rng)
+    else:
+        transform = create_transform(**data_config, is_training=False, normalize=False)
+        pictures = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
+
+        def picture(seed: int, number: int) -> torch.Tensor:
+            return pictures[number]
+
+    return Batches(
+        split.labels,
+        batch_size,
+        picture,
+        normaliser(data_config["mean"], data_config["std"], device),
+        shuffled=training,
+        workers=min(8, os.cpu_count() or 1) if workers is None else workers,
+        device=device,
+    )
+
+
+def normaliser(
+    mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From uint8 images (N, C, H, W) to float32, to the bit as torchvision's ToTensor and Normalize do it for one."""
+    white = torch.tensor(255.0, device=device)  # a tensor: by a plain number, a GPU divides less exactly
+    centre, spread = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        return images.float().div_(white).sub_(centre).div_(spread)
+
+    return normalise
+
+
+def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
+    """An image file as uint8 (C, H, W), reduced by a whole number if its short side is several times `short_side`."""
+    with sources.open_picture(picture) as file:
+        file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
+        image = convert(file, mode)
+    factor = min(image.size) // short_side
+    pixels = np.array(image.reduce(factor) if factor > 1 else image)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def transformed(picture: Picture, mode: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    """An image file as timm sees it in evaluation, uint8 (C, H, W)."""
+    with sources.open_picture(picture) as file:
+        return transform(convert(file, mode))

@@ -1,0 +1,63 @@
+"""What --data can name: a folder, a list, or a dataset; and what an image is in each. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TRAIN = "train"
+HELD_OUT = ("val", "validation", "test")  # the first of them that there is
+LISTS = (".csv", ".parquet")
+DATASETS = ("torch", "hfds", "tfds", "wds")  # timm's words for where a dataset comes from
+
+
+@dataclass(frozen=True)
+class Item:
+    """The image at `index` in a dataset or list called `where`; equal to another by these two."""
+
+    where: str
+    index: int
+    images: Callable[[int], Any] = field(compare=False, repr=False)  # gives what PIL opens, or an image that it opened
+
+    @property
+    def name(self) -> str:
+        return str(self.index)
+
+    def __str__(self) -> str:
+        return f"{self.where}, image {self.index}"
+
+
+Picture = Path | Item  # an image file, or one that is in no file of its own
+ClassFiles = dict[str, list[Picture]]  # class name -> its images
+
+
+def is_list(data: Path) -> bool:
+    """Whether a --data path is that of a list, and not of a folder."""
+    return data.suffix.lower() in LISTS and not data.is_dir()
+
+
+def is_dataset(data: Path) -> bool:
+    """Whether it names a dataset, such as hfds/NAME, and no folder is called so."""
+    return len(data.parts) > 1 and data.parts[0] in DATASETS and not data.exists()
+
+
+def task_name(data: Path) -> str:
+    """What a task that is trained on it is called if nobody says: as the folder, the dataset, or the file's stem."""
+    if is_dataset(data):
+        return data.parts[1] if data.parts[0] == "torch" else data.name.partition(":")[0]
+    return data.resolve().stem if is_list(data) else data.resolve().name
+
+
+def location(data: Path) -> str:
+    """What to remember it by: the absolute path; of a dataset the name, with that of its folder, if it has one."""
+    if not is_dataset(data):
+        return str(data.resolve())
+    place = 2 if data.parts[0] == "torch" else 1
+    folder = local(*data.parts[place:])
+    return str(Path(*data.parts[:place])) + str(folder.resolve()) if folder.exists() else str(data)
+
+
+def local(*parts: str) -> Path:
+    """The path that stands in a dataset's name. After a `/` one that is absolute looks as if it were not."""
+    relative = Path(*parts)
+    return relative if relative.exists() or not Path("/", relative).exists() else Path("/", relative)

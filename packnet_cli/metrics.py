@@ -1,0 +1,61 @@
+"""The metrics of training as lines of JSON: what each says, and how a log of them is read again. Imports no torch."""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from packnet_cli.engine.train import Accuracy, Step
+
+FILE = "metrics.jsonl"  # in the folder of a log
+Line = dict[str, Any]
+
+
+def line(task: str, phase: str, seen: "Step | Accuracy") -> Line | None:
+    """What there is to note of an epoch that is over, or of an accuracy; of the steps before nothing."""
+    numbers = asdict(seen)
+    if not hasattr(seen, "epoch"):  # told without its class, which stands where torch is
+        return {"event": "accuracy", "task": task, "phase": phase, **numbers}
+    over = numbers.pop("step") == numbers.pop("steps")
+    return {"event": "epoch", "task": task, "phase": phase, **numbers} if over else None
+
+
+def read(folder: Path) -> dict[str, list[Line]]:
+    """The lines of each task in a log, in their order; what is none of them, or was torn by a crash, is passed over.
+
+    A run that was resumed or repeated notes an epoch or accuracy again: that takes the place of the old line and of all
+    that came after it. Raises UsageError if there is no log.
+    """
+    try:
+        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot read the log {folder / FILE}: {reason}; training writes one with --log DIR") from None
+    tasks: dict[str, dict[Any, Line]] = defaultdict(dict)
+    for found in filter(None, map(_parse, text.splitlines())):
+        lines = tasks[found["task"]]
+        place = found["phase"], found["epoch"] if found["event"] == "epoch" else None
+        if place in lines:
+            places = list(lines)
+            for later in places[places.index(place) :]:
+                del lines[later]
+        lines[place] = found
+    return {task: list(lines.values()) for task, lines in tasks.items()}
+
+
+NUMBERS = {"epoch": ("epoch", "loss", "accuracy", "lr"), "accuracy": ("top1",)}  # what is made use of here
+MOST = 1e300  # beyond any number that was measured, but not beyond what can be drawn
+
+
+def _parse(text: str) -> Line | None:
+    try:
+        found = json.loads(text)
+        whole = all(isinstance(found[key], str) for key in ("event", "task", "phase"))
+        whole = whole and all(abs(found[key]) < MOST for key in NUMBERS[found["event"]])
+        return found if whole else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -1,0 +1,107 @@
+"""What there is to draw of an artifact, each drawing on a figure, or part of one, of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+
+from packnet_cli.artifact.format import Task
+from packnet_cli.artifact.summary import Summary
+from packnet_cli.metrics import Line
+
+PHASES = ("dense", "pruned", "retrained")
+FREE, REMOVED = "0.9", "0.7"  # greys
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # of the axes
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One drawing: how high it is, in inches, and what draws it."""
+
+    title: str
+    height: float
+    draw: Callable[[FigureBase], None]
+
+
+def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing]:
+    """Who owns what, accuracies, and the curves of each task that a log has something of."""
+    tall = 1.0 + max(2.0, 0.2 * len(numbers.layers))
+    found = [
+        Drawing(f"{numbers.header.arch}: who owns what", tall, partial(_draw_layers, numbers)),
+        Drawing("accuracy on held-out images", 2.5, partial(_draw_accuracy, numbers.header.tasks)),
+    ]
+    for name, lines in curves.items():
+        found.append(Drawing(f"training of {name}", 2.5, partial(_draw_curves, lines)))
+    return found
+
+
+def shades(tasks: tuple[Task, ...]) -> dict[int, Any]:
+    """The colour of each task, by its index."""
+    scale = matplotlib.colormaps["viridis"].resampled(max(2, len(tasks)))
+    return {task.index: scale(place) for place, task in enumerate(tasks)}
+
+
+def plain(name: str) -> str:
+    """A name without what matplotlib would take for a formula."""
+    return name.replace("$", r"\$")
+
+
+def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
+    """A bar for each layer, from the first at the top: the tasks' parts in order of index, then what is free."""
+    axes: Axes = figure.subplots()
+    header, colours = numbers.header, shades(numbers.header.tasks)
+    labels = {task.index: f"{task.index} {plain(task.name)}" for task in header.tasks}
+    names = [f"{plain(layer)}  ({weights:,})" for layer, weights in numbers.layers.items()]
+    shares = [numbers.shares(layer) for layer in numbers.layers]
+    left = [0.0] * len(names)
+    for index in range(1, header.last_index + 1):
+        widths = [100 * of_layer[index - 1] for of_layer in shares]
+        label = labels.get(index, f"{index} (removed)")
+        axes.barh(names, widths, left=left, color=colours.get(index, REMOVED), label=label)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.barh(names, [100 - start for start in left], left=left, color=FREE, label="free")
+    axes.set(xlim=(0, 100), xlabel="% of the layer's weights")
+    axes.margins(y=0.01)
+    axes.invert_yaxis()
+    axes.legend(**BESIDE)
+
+
+def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
+    """For each task a group of bars, one for each phase that it went through."""
+    axes: Axes = figure.subplots()
+    width = 0.8 / len(PHASES)
+    for place, phase in enumerate(PHASES):
+        known = [(at, task.accuracy[phase]) for at, task in enumerate(tasks) if phase in task.accuracy]
+        offset = (place - 1) * width
+        axes.bar([at + offset for at, _ in known], [top1 for _, top1 in known], width, label=phase, color=f"C{place}")
+    axes.set_xticks(range(len(tasks)), [plain(task.name) for task in tasks])
+    axes.set(xlim=(-0.5, max(1, len(tasks)) - 0.5), ylim=(0, 100), ylabel="top-1 %")
+    axes.legend(**BESIDE)
+
+
+def _draw_curves(lines: list[Line], figure: FigureBase) -> None:
+    """Loss, accuracy and rate of each epoch, the phases one after the other; what was measured between them as dots."""
+    panels = dict(zip(("loss", "accuracy", "lr"), figure.subplots(1, 3), strict=True))
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    phases = list(dict.fromkeys(line["phase"] for line in epochs))
+    for name, axes in panels.items():
+        for place, phase in enumerate(phases):
+            at = [number for number, line in enumerate(epochs, start=1) if line["phase"] == phase]
+            values = [epochs[number - 1][name] for number in at]
+            axes.plot(at, values, marker=".", color=f"C{place}", label=plain(phase))
+        axes.set(xlabel="epoch", title={"loss": "loss", "accuracy": "accuracy, %", "lr": "learning rate"}[name])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    seen = 0
+    for line in lines:
+        seen += line["event"] == "epoch"
+        if line["event"] == "accuracy":
+            panels["accuracy"].plot(seen, line["top1"], "kD", markersize=4, label="held out")
+    for name, axes in panels.items():
+        axes.set_ylim(0, 105 if name == "accuracy" else None)
+    handles, labels = panels["accuracy"].get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))  # each once
+    panels["lr"].legend(by_label.values(), by_label.keys(), **BESIDE)

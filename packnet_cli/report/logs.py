@@ -1,0 +1,95 @@
+"""The log of a training: its metrics as lines of JSON and, where that is installed, as events of TensorBoard."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from packnet_cli import extras, metrics
+from packnet_cli.errors import ArtifactError
+from packnet_cli.metrics import Line
+from packnet_cli.report import console
+
+Write = Callable[[Line], object]
+
+
+@contextmanager
+def log_to(folder: Path) -> Iterator[Write]:
+    """Lines to the end of metrics.jsonl in a folder, and events to a folder in it for each task; yields what writes.
+
+    Raises ArtifactError if it cannot be opened. One that cannot be written later, on a full disk for example, is no
+    reason to lose the training: that is a warning.
+    """
+    with ExitStack() as files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writers = [_lines(files.enter_context(_open(folder / metrics.FILE)))]
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the log {folder}: {error.strerror or error}; name a folder, made if there is none"
+            ) from None
+        missing = extras.missing("tensorboard")
+        if missing:
+            console.say(f"the log {folder} gets {metrics.FILE} only: events for TensorBoard need {missing}")
+        else:
+            writers.append(_events(folder, files))
+
+        def write(line: Line) -> None:
+            try:
+                for each in writers:
+                    each(line)
+            except OSError as error:
+                writers.clear()
+                console.warning(f"cannot write the log {folder} any more: {error.strerror or error}")
+
+        yield write
+
+
+def _open(path: Path) -> IO[bytes]:
+    return open(path, "ab", buffering=0)  # nothing is kept back from who watches it
+
+
+def _lines(file: IO[bytes]) -> Write:
+    return lambda line: file.write(json.dumps(line).encode() + b"\n")
+
+
+def _events(folder: Path, files: ExitStack) -> Write:
+    """What writes each number as a scalar `<phase>/<name>` over the phase's epochs, to a run by the task's name.
+
+    The records are written here and at once, as TensorBoard's own writer does it in a thread, a while later.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    records: dict[str, RecordWriter] = {}
+
+    def record(task: str) -> RecordWriter:
+        if task not in records:
+            run = folder / folder_name(task)
+            run.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+            records[task] = RecordWriter(files.enter_context(_open(run / name)))
+            records[task].write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        return records[task]
+
+    def write(line: Line) -> None:
+        values = [
+            Summary.Value(tag=f"{line['phase']}/{name}", simple_value=number)
+            for name, number in line.items()
+            if isinstance(number, int | float) and name not in ("epoch", "epochs")
+        ]
+        event = Event(wall_time=time.time(), step=line.get("epoch", 0), summary=Summary(value=values))
+        record(line["task"]).write(event.SerializeToString())
+
+    return write
+
+
+def folder_name(task: str) -> str:
+    """A task's name as that of a folder, on every system: letters, digits, - and _ as they are, the rest as %hex."""
+    escaped = (c if c.isalnum() or c in "-_" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in task)
+    return "".join(escaped)[:60]  # at most 240 bytes; most systems end at 255

@@ -1,0 +1,255 @@
+"""Datasets by name as --data: the same images as in folders are the same task; and what is refused."""
+
+import io
+import json
+import pickle
+import struct
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from packnet_cli import extras
+from packnet_cli.artifact import format
+from packnet_cli.engine import data, datasets, sources
+from packnet_cli.errors import DataError, UsageError
+from packnet_cli.images import is_dataset, location, task_name
+
+QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
+SPLITS = {"train": "train", "val": "validation"}
+
+
+def shards(folder: Path, where: Path) -> Path:
+    """train/ and val/ of a folder as shards, one for each class, and the names of the classes."""
+    where.mkdir()
+    for part, split in SPLITS.items():
+        for label, of_class in enumerate(sorted((folder / part).iterdir())):
+            with tarfile.open(where / f"set-{split}-{label}.tar", "w") as tar:
+                for image in sorted(of_class.iterdir()):
+                    add(tar, f"{label}{image.stem}.png", image.read_bytes())
+                    add(tar, f"{label}{image.stem}.cls", str(label).encode())
+    names = sorted(entry.name for entry in (folder / "train").iterdir())
+    (where / "classnames.txt").write_text("\n".join(names))
+    return where
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def mnist(root: Path, counts=(24, 12)) -> Path:
+    """Two sets in the form of MNIST, of three digits that are not read but told apart by how bright they are."""
+    raw, rng = root / "MNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for part, count in zip(("train", "t10k"), counts, strict=True):
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        pixels = rng.integers(0, 80, (count, 28, 28)).astype(np.uint8) + 80 * labels[:, None, None]
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    return root
+
+
+def in_three_ways(tmp_path, folder, kind):
+    """The images of a folder as a dataset of some kind."""
+    if kind == "wds":
+        return Path("wds", str(shards(folder, tmp_path / "set"))[1:])
+    package = pytest.importorskip("datasets")
+    package.disable_progress_bars()
+    return Path("hfds", str(folder)[1:])
+
+
+@pytest.mark.parametrize("kind", ["wds", "hfds"])
+def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet, monkeypatch, kind):
+    """To the bit, whether they lie in folders or in a dataset; eval and prune then find it from anywhere."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    named, bits = in_three_ways(tmp_path, folders[0], kind), packed.read_bytes()
+    entries = []
+    for source in (folders[0], named):
+        packed.write_bytes(bits)
+        result = packnet("add-task", packed, "--data", source, "--name", "red", *QUICK)
+        assert result.exit_code == 0, result.stderr
+        entries.append(format.load(packed).header.tasks[0])
+    one, other = entries
+    assert (one.digest, one.classes, one.accuracy) == (other.digest, other.classes, other.accuracy)
+    assert other.data == str(named) and task_name(named) == ("set" if kind == "wds" else "red")
+    monkeypatch.chdir("/tmp")
+    datasets.read.cache_clear()
+    here = ("--json", "--workers", 0, "--device", "cpu")
+    result = json.loads(packnet("eval", packed, *here).stdout)
+    assert result["tasks"][0]["top1"] == one.top1
+    assert result == json.loads(packnet("eval", packed, "--data", folders[0], *here).stdout)
+    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *QUICK[2:]).exit_code == 0
+
+
+def test_torchvisions(packed, tmp_path, packnet):
+    """MNIST from its files; the held-out images are those of its own."""
+    named = Path("torch/mnist", str(mnist(tmp_path / "root"))[1:])
+    assert packnet("add-task", packed, "--data", named, *QUICK, "--prune", 0.5).exit_code == 0
+    [task] = format.load(packed).header.tasks
+    assert (task.name, task.classes, task.images) == ("mnist", ("0 - zero", "1 - one", "2 - two"), 12)
+    assert task.data == str(named)
+    result = packnet("eval", packed, "--json", "--workers", 2, "--device", "cpu")
+    assert json.loads(result.stdout)["tasks"][0]["top1"] == task.top1
+    assert packnet("verify", packed, "--data", "--workers", 0).exit_code == 0
+
+
+def test_a_relative_name_is_remembered_as_an_absolute_one(tmp_path, folders, monkeypatch):
+    """And a folder that is called like a dataset is a folder."""
+    shards(folders[0], tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert location(Path("wds/set")) == "wds" + str(tmp_path / "set")
+    assert location(Path("hfds/user/birds")) == "hfds/user/birds" and task_name(Path("hfds/user/birds")) == "birds"
+    assert task_name(Path("torch/cifar10/there")) == "cifar10" and task_name(Path("tfds/mnist:3.0.1")) == "mnist"
+    assert is_dataset(Path("torch/cubs")) and not is_dataset(Path("torch")) and not is_dataset(Path("cubs/torch"))
+    (tmp_path / "torch" / "cubs").mkdir(parents=True)
+    assert not is_dataset(Path("torch/cubs")) and location(Path("torch/cubs")) == str(tmp_path / "torch" / "cubs")
+
+
+def test_without_splits_a_part_is_held_out(tmp_path, folders):
+    """Always the same images of each class; and more are set aside by the same means."""
+    where = shards(folders[0], tmp_path / "set")
+    for shard in where.glob("*validation*"):
+        shard.unlink()
+    for shard in where.glob("*.tar"):
+        shard.rename(where / shard.name.replace("train", "part"))
+    named = Path("wds", str(where)[1:])
+    images = data.open_training(named, val_split=0.3, seed=0)
+    held_out = images.held_out.split
+    assert [held_out.labels.count(label) for label in range(3)] == [2, 2, 2] and len(images.train.paths) == 12
+    assert not set(images.train.paths) & set(held_out.paths)
+    datasets.read.cache_clear()
+    assert data.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
+    kept, aside = data.set_aside(images.train, 0.25, 0)
+    assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
+    assert data.fingerprint(images) != data.fingerprint(data.open_training(named, val_split=0.3, seed=1))
+    with sources.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
+        assert image.size == (36, 36)
+
+
+def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
+    """Are named by place, or skipped; eval then skips them too."""
+    where = shards(folders[0], tmp_path / "set")
+    for split in SPLITS.values():
+        with tarfile.open(where / f"bad-{split}.tar", "w") as tar:
+            add(tar, "a.jpg", b"no image")
+            add(tar, "a.cls", b"1")
+    add_task = ("add-task", packed, "--data", Path("wds", str(where)[1:]), *QUICK)
+    result = packnet(*add_task)
+    assert result.exit_code == 6 and "2 of 29 files are not readable" in result.stderr
+    assert "split 'train', image 0 (no image)" in result.stderr and result.stderr.count("\n") == 1
+    assert packnet(*add_task, "--skip-bad-images").exit_code == 0
+    [task] = format.load(packed).header.tasks
+    assert (task.skipped, task.images) == (2, 9)
+    assert packnet("eval", packed, "--workers", 0).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "has no images in a split"),
+        ({"a.png": b"x"}, "the sample 'a' has no label; expected is a file a.cls"),
+        ({"a.png": b"x", "a.cls": b"0", "b.png": b"x", "b.cls": b"7"}, "image 1 has the label 7, which is no class"),
+        (b"x" * 600, "cannot open the dataset .*: (invalid header|truncated|bad checksum|not a tar)"),
+    ],
+)
+def test_shards_that_cannot_be_used(packed, tmp_path, packnet, content, message):
+    """Are one clear error."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "classnames.txt").write_text("x\ny")
+    if isinstance(content, bytes):
+        (tmp_path / "set" / "a.tar").write_bytes(content)
+    else:
+        with tarfile.open(tmp_path / "set" / "a.tar", "w") as tar:
+            for name, inside in content.items():
+                add(tar, name, inside)
+    named = Path("wds", str(tmp_path / "set")[1:])
+    with pytest.raises(DataError, match=message):
+        datasets.read(named)
+    result = packnet("add-task", packed, "--data", named)
+    assert result.exit_code == 6 and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torch/nonesuch", "cannot open the dataset torch/nonesuch: Unknown torchvision dataset nonesuch"),
+        ("torch/image_folder/x", "name the folder itself"),
+        ("tfds/kaggle:x", "code of their own"),
+        ("wds/nonesuch", "no folder nonesuch of web-dataset shards"),
+    ],
+)
+def test_a_name_that_leads_nowhere(monkeypatch, name, message):
+    """Is one clear error."""
+    monkeypatch.setattr(extras, "find_spec", lambda name: True)
+    with pytest.raises(DataError, match=message):
+        datasets.read(Path(name))
+
+
+@pytest.mark.parametrize("kind", ["hfds", "tfds"])
+def test_a_missing_package_is_one_line(packed, packnet, monkeypatch, kind):
+    """Which says how to install it."""
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    result = packnet("add-task", packed, "--data", f"{kind}/birds")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and f"packnet-cli[{kind}]" in result.stderr
+    with pytest.raises(UsageError):
+        datasets.read(Path(kind, "birds"))
+
+
+def test_tensorflows(monkeypatch):
+    """What its catalogue gives: encoded images in a fixed order, and names; a stand-in, as the package is large."""
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(png, "png")
+    records = {"train": [1, 0, 1], "test": [0], "extra": [1]}
+    features = ModuleType("features")
+    features.Image, features.ClassLabel = type("Image", (), {}), type("ClassLabel", (), {"names": ["cat", "dog"]})
+
+    class Builder:
+        info = SimpleNamespace(splits=records, features={"picture": features.Image(), "what": features.ClassLabel()})
+
+        def download_and_prepare(self):
+            pass
+
+        def as_dataset(self, split, shuffle_files, decoders):
+            assert not shuffle_files and decoders == {"picture": "skip"}
+            return [{"picture": png.getvalue(), "what": np.int64(label)} for label in records[split]]
+
+    stand_in = ModuleType("tensorflow_datasets")
+    stand_in.builder, stand_in.features, stand_in.as_numpy = lambda name: Builder(), features, iter
+    stand_in.decode = SimpleNamespace(SkipDecoding=lambda: "skip")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
+    monkeypatch.setattr(extras, "find_spec", lambda name: True)
+    found = datasets.read(Path("tfds/pets:1.0.0"))
+    assert {s: {k: [i.index for i in v] for k, v in files.items()} for s, files in found.items()} == {
+        "train": {"cat": [1], "dog": [0, 2]},
+        "test": {"cat": [0]},
+    }
+    with sources.open_picture(found["test"]["cat"][0]) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
+    """Words need no classnames.txt; what cannot be a label is one error."""
+    (tmp_path / "classnames.txt").write_text("x\ny")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, inside in {"a.png": b"x", "a.cls": b"dog", "b.png": b"x", "b.cls": b"cat"}.items():
+            add(tar, name, inside)
+    named = Path("wds", str(tmp_path)[1:])
+    assert list(datasets.read(named)["train"]) == ["cat", "dog"]
+    datasets.read.cache_clear()
+    boxes = datasets.Part(lambda index: None, [[1, 2], [3, 4]])
+    monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
+    with pytest.raises(DataError, match="cannot open the dataset"):
+        datasets.read(named)
+
+
+def test_classes_of_one_name_stay_apart():
+    """As the two cranes of ImageNet; and labels without names are their own."""
+    part = datasets.Part(lambda index: None, [2, 0, 1, 2], ["crane", "ox", "crane"])
+    assert {k: len(v) for k, v in datasets._by_class("x", part).items()} == {"crane 0": 1, "ox": 1, "crane 2": 2}
+    assert list(datasets._by_class("x", datasets.Part(lambda index: None, [10, 9]))) == ["9", "10"]

@@ -1,0 +1,176 @@
+"""Two processes train as one does, and fail as one."""
+
+import dataclasses
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, make_folder
+
+from packnet_cli.artifact import format, verify
+from packnet_cli.engine import data, feed, pack
+from packnet_cli.engine.resume import FILE
+from packnet_cli.engine.train import Freezer
+from packnet_cli.errors import DivergedError, UsageError
+
+# Processes that start from one which has imported everything, with no threads to copy.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["packnet_cli.engine.pack", "packnet_cli.cli"])
+
+ADD = ["--epochs", "2", "--retrain-epochs", "2", "--batch-size", "8", "--prune", "0.5", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes, told apart by their shade: 20 training images and 10 held-out ones."""
+    return make_folder(tmp_path_factory.mktemp("images") / "two", classes=2, train=10, val=5)
+
+
+def process(rank, port, log, arguments, event):
+    """One of torchrun's processes; at its fourth step the second has something happen to it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1), os.dup2(file, 2)
+    torch.set_num_threads(1)
+    from packnet_cli.cli import main
+
+    write_back, steps = Freezer.write_back, []
+
+    def step(freezer):
+        write_back(freezer)
+        steps.append(None)
+        if rank == 1 and len(steps) == 4:
+            event()
+
+    if event:
+        Freezer.write_back = step
+    sys.argv = ["packnet", *map(str, arguments)]
+    main()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def diverge():
+    raise DivergedError("training diverged")
+
+
+def run(folder, *arguments, event=None):
+    """Run a command line in two processes: their exit codes, and all that they say."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [folder / f"{rank}.log" for rank in (0, 1)]
+    both = [PROCESSES.Process(target=process, args=(n, port, logs[n], arguments, event)) for n in (0, 1)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(100)
+        each.kill()  # which one that has ended does not notice
+    said = "".join(log.read_text() for log in logs)
+    for log in logs:
+        log.unlink()
+    return [each.exitcode for each in both], said
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, folder):
+    """What one process trains: a network without batch norm, so that the parts of a batch make up the whole."""
+    path = tmp_path_factory.mktemp("alone") / "packed.st"
+    pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
+    before = path.read_bytes()
+    recipe = dataclasses.replace(QUICK, epochs=2, batch_size=8, lr=1e-3, retrain_lr=1e-3)
+    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, device="cpu")
+
+
+LIKE_ALONE = [*ADD, "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
+LIKE_ALONE += ["--prune-steps", "2"]
+
+
+def test_two_train_what_one_trains(tmp_path, folder, alone):
+    """The same weights but for rounding; and stopped at one of them, both go on to the same bytes."""
+    before, expected = alone
+    path = tmp_path / "packed.st"
+    path.write_bytes(before)
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE)
+    assert codes == [0, 0] and said.count("top-1 retrained") == 1, said
+    found = format.load(path)
+    for layer, values in expected.shared.items():
+        np.testing.assert_allclose(found.shared[layer], values, atol=2e-4)
+    whole = path.read_bytes()
+    path.write_bytes(before)
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, event=interrupt)
+    assert codes == [130, 130] and said.count("error: interrupted") == 1, said
+    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / FILE).exists()
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--resume")
+    assert codes == [0, 0] and path.read_bytes() == whole, said
+    assert os.listdir(tmp_path) == ["packed.st"]
+
+
+def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
+    """With batch norm: a task is pruned further and its accuracy is near one process's; the others keep every bit."""
+    alone = full.with_name("alone.st")
+    alone.write_bytes(full.read_bytes())
+    before = format.load(full)
+    how = ["--prune", "0.5", "--device", "cpu", "--batch-size", "8", "--retrain-epochs", "8"]
+    recipe = dataclasses.replace(QUICK, retrain_epochs=8)
+    expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, device="cpu")
+    codes, said = run(tmp_path, "prune", full, "--task", "blue", *how)
+    assert codes == [0, 0], said
+    after = format.load(full)
+    assert verify.verify(full) == []
+    for index in (1, 2):
+        assert all(np.array_equal(value, after.state(index)[name]) for name, value in before.state(index).items())
+    assert abs(after.header.tasks[-1].top1 - expected.header.tasks[-1].top1) <= 25
+
+
+@pytest.mark.parametrize(
+    ("event", "codes", "message"),
+    [
+        (die, [130, -signal.SIGKILL], "another process of this run has ended"),
+        (diverge, [130, 10], "training diverged"),
+        (None, [6, 6], "the data folder .*nowhere does not exist"),
+    ],
+)
+def test_one_failure_ends_all(tmp_path, folder, alone, event, codes, message):
+    """With one message and nothing written, be it the end of a process, an error in one or the same in both."""
+    path = tmp_path / "packed.st"
+    path.write_bytes(alone[0])
+    where = folder if event else tmp_path / "nowhere"
+    found, said = run(tmp_path, "add-task", path, "--data", where, *ADD, event=event)
+    assert found == codes, said
+    [line] = [line for line in said.splitlines() if "error" in line]
+    assert re.search(message, line)
+    assert path.read_bytes() == alone[0] and os.listdir(tmp_path) == ["packed.st"]
+
+
+def test_a_batch_is_shared_out(folder, monkeypatch):
+    """Each image goes to one process, with the crop it would have had; none gets less than two."""
+    split = data.open_training(folder, val_split=0.2, seed=0).train
+    config = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+
+    def batches(size, rank=0, world=1):
+        monkeypatch.setattr(feed.distributed, "rank", lambda: rank)
+        monkeypatch.setattr(feed.distributed, "world", lambda: world)
+        torch.manual_seed(0)
+        how = dict(training=True, batch_size=size, workers=0, device=torch.device("cpu"))
+        return [images for images, _ in feed.batches(split, config, **how)]
+
+    parts = [batches(8, rank, 3) for rank in range(3)]
+    for number, whole in enumerate(batches(8)[:2]):
+        assert all(torch.equal(whole[rank::3], parts[rank][number]) for rank in range(3))
+    assert [len(part) for part in parts] == [2, 2, 2]  # the last four images are too few for three
+    with pytest.raises(UsageError, match="11 processes cannot share a batch of 20 images"):
+        batches(64, 0, 11)

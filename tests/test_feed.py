@@ -1,0 +1,147 @@
+"""Batches: what is kept changes no bit of them, skipping is exact, and images look as timm makes them look."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_folder
+from PIL import Image
+from test_data import CONFIG
+from timm.data import create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as pil
+
+from packnet_cli.engine import augment, data, feed
+from packnet_cli.errors import DataError, UsageError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def split(tmp_path):
+    """Eighteen images of three classes."""
+    return data.open_training(make_folder(tmp_path / "data"), val_split=0.2, seed=0).train
+
+
+def batches(split, *, seed=0, skip=0, training=True, cache="auto", gigabytes=1.0, workers=0, epochs=1, config=CONFIG):
+    """All batches of some epochs, as [(images, labels), ...]."""
+    room = feed.rooms(cache, gigabytes, CPU)
+    found = feed.batches(
+        split, config, training=training, batch_size=5, workers=workers, device=CPU, crop_scale=0.3, rooms=room
+    )
+    torch.manual_seed(seed)
+    found.skip(skip)
+    return [batch for _ in range(epochs) for batch in found]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_kept_and_who_reads_changes_nothing(split, training):
+    """Kept all, in part or not at all, read here or by threads: the same batches in each epoch, to the bit."""
+    how = dict(training=training, epochs=3)
+    expected = batches(split, **how)
+    assert same(expected[:4], expected[4:8]) != training
+    for other in ({"cache": "off"}, {"gigabytes": 3e-5}, {"workers": 3}, {"workers": 2, "cache": "off"}):
+        assert same(batches(split, **how, **other), expected), other
+    assert same(batches(split, seed=1, **how), expected) != training
+
+
+def test_every_image_once_an_epoch(split):
+    """In an order of its own each time; evaluation in the split's."""
+    first, second = ([int(label) for _, labels in batches(split, seed=seed) for label in labels] for seed in (0, 1))
+    assert sorted(first) == sorted(second) == sorted(split.labels) and first != second
+    assert [int(label) for _, labels in batches(split, training=False) for label in labels] == split.labels
+
+
+@pytest.mark.parametrize("skip", [1, 3, 4])
+def test_skipping_is_exact_and_reads_nothing(split, skip, monkeypatch):
+    """What follows is as if the first batches had been computed; the next epoch is whole again."""
+    expected, read = batches(split, epochs=2), []
+    decoded = feed.decoded
+    monkeypatch.setattr(feed, "decoded", lambda path, **how: read.append(path) or decoded(path, **how))
+    assert same(batches(split, skip=skip), expected[skip:4]) and len(read) == max(0, 18 - 5 * skip)
+    assert same(batches(split, skip=skip, epochs=2), expected[skip:])
+
+
+def test_kept_images_are_decoded_once(split, monkeypatch):
+    """As far as there is room: 18 images of 3,888 bytes; the rest in each epoch."""
+    read = []
+    decoded = feed.decoded
+    monkeypatch.setattr(feed, "decoded", lambda path, **how: read.append(path) or decoded(path, **how))
+    for cache, gigabytes, expected in (("ram", 1, 18), ("device", 1, 18), ("off", 1, 54), ("auto", 4e-5, 18 + 2 * 8)):
+        read.clear()
+        batches(split, cache=cache, gigabytes=gigabytes, epochs=3)
+        assert len(read) == expected, cache
+    with pytest.raises(UsageError, match="one of auto, ram, device, off, not 'disk'"):
+        feed.rooms("disk", 1, CPU)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
+@pytest.mark.parametrize(("mode", "chans"), [("RGB", 3), ("L", 1), ("RGBA", 4)])
+def test_evaluation_sees_timms_pixels(tmp_path, interpolation, mode, chans):
+    """To the bit, whatever the kernel and the channels."""
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 4), np.uint8)
+    Image.fromarray(pixels, "RGBA").convert(mode).save(path)
+    config = CONFIG | {"input_size": [chans, 32, 32], "mean": [0.485] * chans, "std": [0.229] * chans}
+    config |= {"interpolation": interpolation, "crop_pct": 0.875}
+    [(found, _)] = batches(data.Split([path], [0]), training=False, config=config)
+    with Image.open(path) as image:
+        assert torch.equal(found[0], create_transform(**config)(image.convert(mode)))
+
+
+@pytest.mark.parametrize("interpolation", list(augment.SMOOTH) + [InterpolationMode.LANCZOS, InterpolationMode.NEAREST])
+def test_crops_look_as_pil_makes_them(interpolation):
+    """Made smaller or larger, to within one of 255: nothing is aliased."""
+    noise = torch.randint(256, (3, 60, 80), dtype=torch.uint8, generator=torch.manual_seed(0))
+    for part in (noise, noise[:, 3:20, 5:25]):
+        expected = pil.pil_to_tensor(pil.resize(pil.to_pil_image(part), [32, 32], interpolation))
+        found = augment.resized(part, (32, 32), interpolation)
+        assert found.dtype == torch.uint8 and (found.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
+def test_boxes_are_those_of_timm(size, monkeypatch):
+    """From the same random numbers the same boxes, the fallback for long images included."""
+    image = Image.new("L", size[::-1])
+    random.seed(5)
+    ours = random.Random(5)
+    for _ in range(50):
+        try:
+            expected = RandomResizedCropAndInterpolation.get_params(image, (0.3, 1), augment.RATIO)
+        except ValueError:
+            break
+        top, left, height, width = augment.random_box(*size, 0.3, ours)
+        assert (top, left, height, width) == (*expected[:2], max(1, expected[2]), max(1, expected[3]))
+
+
+def test_half_of_the_crops_are_flipped():
+    """And nothing else is done to a crop that is the whole image."""
+    image = torch.arange(32 * 32, dtype=torch.int32).remainder(256).byte().view(1, 32, 32)
+    whole = [augment.augmented(image, (32, 32), augment.SMOOTH[0], 0.9999999, random.Random(n)) for n in range(100)]
+    flipped = sum(torch.equal(each, image.flip(-1)) for each in whole)
+    assert 30 < flipped < 70 and flipped + sum(torch.equal(each, image) for each in whole) == 100
+
+
+def test_large_photographs_are_kept_smaller(tmp_path):
+    """By a whole number, so that nothing is blurred; a small image keeps all of its own pixels."""
+    noise = Image.effect_noise((900, 600), 50)
+    noise.save(tmp_path / "a.jpg")
+    noise.save(tmp_path / "a.png")
+    assert feed.decoded(tmp_path / "a.jpg", "RGB", short_side=120).shape == (3, 150, 225)
+    assert feed.decoded(tmp_path / "a.png", "RGB", short_side=120).shape == (3, 120, 180)
+    assert feed.decoded(tmp_path / "a.jpg", "L", short_side=301).shape == (1, 600, 900)
+
+
+def test_an_image_that_goes_away_is_named(split):
+    """No traceback, at whatever time."""
+    split.paths[3].unlink()
+    with pytest.raises(DataError, match="3.png can no longer be read: .*; nothing was written"):
+        batches(split, workers=2)
