@@ -38,7 +38,8 @@ from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
 from packnet_cli.engine.compute import forward_of, fused, training_on
-from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate
+from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.train import MOMENTUM, evaluate
 from packnet_cli.recipe import Recipe
 
 Timing = dict[str, list[float]]  # what was timed -> seconds, one for each repeat

@@ -35,7 +35,8 @@ from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
-from packnet_cli.engine.train import MOMENTUM, Freezer, evaluate, train
+from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.train import MOMENTUM, evaluate, train
 from packnet_cli.recipe import SETTINGS, Recipe
 
 WAYS = ("classifier", "lwf", "packnet", "individual")

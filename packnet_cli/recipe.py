@@ -7,6 +7,7 @@ from packnet_cli.errors import UsageError
 
 CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
+    "lr_scale": ("free", "none"),
     "rank": ("adaptive", "layer", "global"),
     "restart": ("pretrained", "zero"),
     "norm": ("task", "frozen"),
@@ -34,13 +35,14 @@ class Recipe:
     lr: float = _setting(1e-3, "Learning rate.")
     retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
+    lr_scale: str = _setting("free", "Raise the rates by as much as few weights are free, up to tenfold; or none.")
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
-    rank: str = _setting("adaptive", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
+    rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(
@@ -77,7 +79,7 @@ class Recipe:
 # What --recipe chooses between; every other flag then changes one setting of it.
 RECIPES = {
     "default": Recipe(),
-    "paper": Recipe(rank="layer", distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen"),
+    "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
     # For sets of a thousand images or so, on which SGD at the paper's rates comes not far in as many epochs.
     "adamw": Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", crop_scale=0.35),
 }

@@ -15,8 +15,8 @@ from conftest import QUICK, make_folder
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, feed, pack
+from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.resume import FILE
-from packnet_cli.engine.train import Freezer
 from packnet_cli.errors import DivergedError, UsageError
 
 # Processes that start from one which has imported everything, with no threads to copy.

@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import pack, train, unpack
+from packnet_cli.engine import newtask, pack, train, unpack
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 
 RUN = dict(recipe=QUICK, workers=0, device="cpu")
@@ -246,6 +246,19 @@ def test_which_weights_go(packed, folders, changes):
         assert any(count == 300 for count in owned.values())
     else:
         assert all((owned[layer] == size) == layer.startswith("conv1") for layer, size in sizes.items())
+
+
+@pytest.mark.parametrize(("lr_scale", "expected"), [("free", [1, 4, 10]), ("none", [1, 1, 1])])
+def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monkeypatch, lr_scale, expected):
+    """In both phases, up to tenfold; the head at its own multiple of that."""
+    seen = []
+    monkeypatch.setattr(newtask, "train", lambda *_, lr, rates, **__: seen.append((lr, rates)) or iter(()))
+    recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
+    for folder, prune in zip(folders, (0.75, 0.75, 0), strict=True):
+        pack.add_task(packed, folder, prune=prune, **RUN | {"recipe": recipe})
+    scales = [lr / plain for (lr, _), plain in zip(seen, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
+    assert scales == pytest.approx([expected[0], expected[0], expected[1], expected[1], expected[2]], rel=1e-3)
+    assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
 
 
 def test_prune_leaves_what_removed_tasks_left_behind(full):

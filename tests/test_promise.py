@@ -8,7 +8,7 @@ import torch
 from conftest import QUICK, make_folder
 
 from packnet_cli.artifact import format, masks, verify
-from packnet_cli.engine import network, pack, train, unpack
+from packnet_cli.engine import freezer, network, pack, unpack
 from packnet_cli.errors import ForgettingError, NetworkError
 
 OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate
@@ -125,7 +125,7 @@ def test_without_write_back_nothing_is_written(packed, folders, monkeypatch):
     """The proof that the promise is checked: take out what keeps it, and the file stays as it was."""
     add(packed, folders[0], 0.5)
     before = packed.read_bytes()
-    monkeypatch.setattr(train.Freezer, "write_back", lambda self: None)
+    monkeypatch.setattr(freezer.Freezer, "write_back", lambda self: None)
     with pytest.raises(ForgettingError, match="frozen weights"):
         add(packed, folders[1], 0.5)
     assert packed.read_bytes() == before

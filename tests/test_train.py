@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from packnet_cli.engine import compute
 from packnet_cli.engine import train as train_module
-from packnet_cli.engine.train import Freezer, check_optimizer, evaluate, train
+from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.train import check_optimizer, evaluate, train
 from packnet_cli.errors import DivergedError, UsageError
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]
@@ -46,6 +47,19 @@ def test_frozen_weights_stay_under_every_optimizer(opt):
     run(model, batches, freezer, opt=opt, lr=0.01)
     assert weight[2:].detach().numpy().tobytes() == before[2:].numpy().tobytes()
     assert (weight[:2] != before[:2]).all()
+
+
+def test_parameters_learn_at_their_own_multiples_of_the_rate():
+    """After one step of plain SGD each has moved by its multiple; the rate that is shown is the plain one."""
+    moves = []
+    for rates in ({}, {"0.weight": 4.0, "4.weight": 0.5}):
+        model, batches = tiny()
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        [step, *_] = run(model, list(batches)[:1], Freezer(model), epochs=1, opt="sgd", weight_decay=0, rates=rates)
+        assert step.lr == 0.1
+        moves.append({name: parameter.detach() - before[name] for name, parameter in model.named_parameters()})
+    for name, plain in moves[0].items():
+        torch.testing.assert_close(moves[1][name], plain * {"0.weight": 4.0, "4.weight": 0.5}.get(name, 1.0))
 
 
 def test_holding_more_between_epochs():

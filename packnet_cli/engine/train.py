@@ -4,14 +4,13 @@ import copy
 import difflib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
@@ -20,10 +19,10 @@ from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import Forward, fused
+from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError, UsageError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
-PIECE = 2**17  # weights that a core writes back at once
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
 
 
@@ -46,7 +45,7 @@ class Step:
     loss: float
     accuracy: float
     images_per_second: float
-    lr: float  # that of the step; the head's may be another
+    lr: float  # that of the step; some parameters learn at a multiple of it
 
 
 @dataclass(frozen=True)
@@ -87,54 +86,6 @@ def _nothing(place: Place, optimizer: torch.optim.Optimizer) -> None:
     """The callback of a run that is not kept."""
 
 
-class Freezer:
-    """Holds every packed weight that is not trainable at its value, whatever the optimizer does.
-
-    Masking gradients would not: weight decay, momentum and Adam's moments move a weight that has no gradient.
-    So after each step the frozen values are written back, in one pass over each partly frozen parameter. Beside the
-    frozen values that takes a byte of memory for each weight.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = dict(model.named_parameters())
-        self.held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-
-    @torch.no_grad()
-    def hold(self, values: dict[str, NDArray[np.float32]], trainable: dict[str, NDArray[np.bool_]]) -> None:
-        """Set each named parameter to its `values`, and from now on hold it there except where `trainable`."""
-        for name, array in values.items():
-            parameter = self.parameters[name]
-            parameter.copy_(torch.from_numpy(array))
-            parameter.requires_grad_(bool(trainable[name].any()))
-            self.held.pop(name, None)
-            if parameter.requires_grad and not trainable[name].all():
-                mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
-                frozen = parameter.detach().clone().masked_fill_(mask, 0)
-                if parameter.device.type == "cpu":
-                    mask, frozen = mask.view(torch.int8).neg_(), frozen.view(torch.int32)
-                self.held[name] = parameter, mask, frozen
-
-    @torch.no_grad()
-    def write_back(self) -> None:
-        for parameter, trainable, frozen in self.held.values():
-            if trainable.dtype == torch.bool:
-                torch.where(trainable, parameter, frozen, out=parameter)
-            else:
-                _write_bits(parameter, trainable, frozen)
-
-
-def _write_bits(parameter: torch.Tensor, trainable: torch.Tensor, frozen: torch.Tensor) -> None:
-    """`where` on a CPU, where torch's takes one weight at a time; on the bits it is four times as fast, and as exact.
-
-    `trainable` is int8, 0 or -1, which is all ones, also once it is widened to 32 bits; `frozen` the bits as int32.
-    """
-    # By pieces, so that the mask is widened in the cache and not to a copy as large as the weights.
-    rows = PIECE * torch.get_num_threads() // parameter[0].numel() + 1
-    bits = parameter.view(torch.int32).split(rows)
-    for weights, ones, values in zip(bits, trainable.split(rows), frozen.split(rows), strict=True):
-        weights.bitwise_and_(ones).bitwise_or_(values)
-
-
 class Teacher:
     """The network as it was before pruning: in retraining, its answers are part of what is asked for, or all of it."""
 
@@ -166,8 +117,7 @@ def train(
     amp: bool,
     progress: Callable[[Step], None],
     forward: Forward | None = None,
-    head: tuple[str, ...] = (),
-    head_lr: float = 1.0,
+    rates: Mapping[str, float] = MappingProxyType({}),
     teacher: Teacher | None = None,
     seed: int = 0,
     resume: Resume | None = None,
@@ -180,21 +130,20 @@ def train(
 
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `forward` is the compiled network;
-    batches smaller than the others do without it. Parameters below the modules `head` learn at `head_lr` times the
-    rate. `progress` and `after_step` are called after each step, on a GPU every PAUSE seconds and after the last of an
-    epoch. Raises DivergedError.
+    batches smaller than the others do without it. `rates` names parameters that learn at a multiple of the rate.
+    `progress` and `after_step` are called after each step, on a GPU every PAUSE seconds and after the last of an epoch.
+    Raises DivergedError.
     """
     if not epochs:
         return
     device = next(model.parameters()).device
-    groups = partial(_with_head_apart, weight_decay=weight_decay, head=head, lr=lr * head_lr)
     optimizer = create_optimizer_v2(
         model,
         opt=opt,
         lr=lr,
         weight_decay=weight_decay,
         momentum=MOMENTUM,
-        param_group_fn=groups if head_lr != 1 else None,
+        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates),
         **fused(opt, device),
     )
     scheduler, _ = create_scheduler_v2(
@@ -288,17 +237,15 @@ class _Meter:
         return self.loss_sum / self.seen, 100 * self.correct / self.seen, speed
 
 
-def _with_head_apart(
-    model: nn.Module, *, weight_decay: float, head: tuple[str, ...], lr: float
-) -> list[dict[str, Any]]:
-    """timm's parameter groups, with and without weight decay, and the same of the head at its own learning rate."""
-    of_head = {id(parameter) for name in head for parameter in model.get_submodule(name).parameters()}
+def _by_rate(model: nn.Module, *, weight_decay: float, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one comes first."""
+    multiples = {id(parameter): rates.get(name, 1.0) for name, parameter in model.named_parameters()}
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     groups = []
-    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables):
-        parameters = list(group["params"])
-        groups.append(group | {"params": [p for p in parameters if id(p) not in of_head]})
-        groups.append(group | {"params": [p for p in parameters if id(p) in of_head], "lr": lr})
+    for multiple in sorted(set(multiples.values()), key=lambda multiple: (multiple != 1, multiple)):
+        for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables):
+            parameters = [each for each in group["params"] if multiples[id(each)] == multiple]
+            groups.append(group | {"params": parameters, "lr": lr * multiple})
     return [group for group in groups if group["params"]]
 
 
