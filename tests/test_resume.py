@@ -108,8 +108,8 @@ def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
         ("recipe: lr 0.01, not 0.02", {"recipe": dataclasses.replace(RECIPE, lr=0.02)}),
         ("prune 0.5, not 0.25", {"prune": 0.25}),
         ("task 'red', not 'other'", {"name": "other"}),
-        ("images", {"folder": "another"}),
-        ("network", {"force": True}),
+        ("of another run: the images differ. Repeat", {"folder": "another"}),
+        ("of another run: the weights differ. Repeat", {"force": True}),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes):

@@ -314,7 +314,7 @@ def _run(
         **how,
         "recipe": dataclasses.asdict(recipe),
         "images": data.fingerprint(images),
-        "network": format.digest(state),
+        "weights": format.digest(state),
     }
 
 

@@ -28,6 +28,8 @@ from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
 FILE = "checkpoint.safetensors"
 CHECKPOINT_MINUTES = 5.0
 
+DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
+
 Tensors = dict[str, torch.Tensor]
 Say = Callable[[str], None]  # is told, in a line, what is going on
 
@@ -147,14 +149,14 @@ class Keeper:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:
-    """`recipe: lr 0.1, not 0.2` or `task 'cars', not 'birds'`, of the first that differs."""
+    """`recipe: lr 0.1, not 0.2`, `task 'cars', not 'birds'` or `the images differ`, of the first that differs."""
     key = keys[0]
     old, new = there.get(key), here.get(key)
     if isinstance(old, dict) and isinstance(new, dict):
         return f"{key}: " + _differences(
             old, new, sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         )
-    return f"{key} {old!r}, not {new!r}"
+    return f"the {key} differ" if key in DIGESTS else f"{key} {old!r}, not {new!r}"
 
 
 # --- what a checkpoint has to hold beside the network ---------------------------------------------------------------
