@@ -37,7 +37,7 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
-from packnet_cli.engine.compute import forward_of, fused, training_on
+from packnet_cli.engine.compute import Machine, forward_of, fused, training_on
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, evaluate
 from packnet_cli.recipe import Recipe
@@ -184,7 +184,7 @@ def time_whole(bench: "Bench") -> Timing:
     def packed() -> None:
         path = bench.folder / "whole.st"
         format.save(start, path)
-        pack.add_task(path, data, prune=0.5, recipe=recipe, device=str(bench.device), amp=bench.amp)
+        pack.add_task(path, data, prune=0.5, recipe=recipe, machine=bench.machine)
 
     def plain() -> None:
         model = timm.create_model(bench.arch, num_classes=5, **start.header.model_kwargs).to(bench.device)
@@ -264,7 +264,7 @@ def time_growth(bench: "Bench") -> Timing:
     def add(tasks: int) -> None:
         path = bench.folder / "growing.st"
         shutil.copy(files[tasks], path)
-        pack.add_task(path, data, name="new", prune=0.5, recipe=recipe, device=str(bench.device), amp=bench.amp)
+        pack.add_task(path, data, name="new", prune=0.5, recipe=recipe, machine=bench.machine)
 
     def use(task: int) -> None:
         list(unpack.evaluate_tasks(files[task], str(task), folder=data, amp=bench.amp, **where))
@@ -315,6 +315,7 @@ class Bench:
         self.folder, self.device = folder, network.choose_device(device)
         for name, value in settings.items():
             setattr(self, name, value)
+        self.machine = Machine(str(self.device), amp=self.amp)
 
 
 def main(

@@ -22,6 +22,7 @@ from packnet_cli.artifact import format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
+from packnet_cli.engine.compute import Machine
 from packnet_cli.recipe import SETTINGS
 
 
@@ -49,7 +50,7 @@ def main(
     for number, folder in enumerate(folders[done:tasks], start=done + 1):
         left = len(folders) - number
         fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
-        artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, amp=amp)
+        artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, machine=Machine(amp=amp))
         task = artifact.header.tasks[-1]
         print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
     artifact = format.load(packed)

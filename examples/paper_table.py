@@ -35,6 +35,7 @@ from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
+from packnet_cli.engine.compute import AUTO
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, evaluate, train
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -93,7 +94,7 @@ class Bench:
             workers=None,
             device=device,
             crop_scale=self.recipe.crop_scale,
-            rooms=feed.rooms("auto", feed.CACHE_GB, device),
+            rooms=feed.rooms(AUTO.cache, AUTO.cache_gb, device),
         )
 
 

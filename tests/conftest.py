@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing the commands adds them)
 from packnet_cli.engine import pack
+from packnet_cli.engine.compute import Machine
 from packnet_cli.recipe import Recipe
 
 torch.set_num_threads(1)  # these networks are too small to share out
 
+CPU = Machine("cpu", workers=0)
 QUICK = Recipe(
     rank="layer", distill_weight=0.0, epochs=1, retrain_epochs=2, lr=0.05, retrain_lr=0.02, batch_size=8, prune_steps=2
 )
@@ -58,7 +60,7 @@ def three_tasks(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -
     path = tmp_path_factory.mktemp("three") / "packed.st"
     pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32})
     for folder, prune in zip(folders, (0.5, 0.5, 0), strict=True):
-        pack.add_task(path, folder, prune=prune, recipe=QUICK, workers=0, device="cpu")
+        pack.add_task(path, folder, prune=prune, recipe=QUICK, machine=CPU)
     return path.read_bytes()
 
 

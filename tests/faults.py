@@ -22,14 +22,14 @@ from typing import Any
 
 import timm
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import atomic, edit, format, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.resume import FILE, Keeper
 from packnet_cli.errors import InterruptedRun
 
-RUN = dict(workers=0, device="cpu", checkpoint_minutes=0)
+RUN = dict(machine=CPU, checkpoint_minutes=0)
 MOMENTS = {"": "before it wrote", "c": "in a checkpoint", "d": "between checkpoints", "s": "in its save", "e": "after"}
 
 

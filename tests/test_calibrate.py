@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import CPU, QUICK
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import pack
@@ -58,9 +58,9 @@ def test_the_temperature_is_recorded(full, packed, folders, packnet):
     assert f"{format.load_header(full).task('red').temperature:g}" in packnet("info", full, "--task", "red").stdout
     images = folders[0] / "train"
     pack.init(packed, "test_resnet", weights=None, pretrained=False, force=True, data_config={"img_size": 32})
-    pack.add_task(packed, folders[0], recipe=QUICK, workers=0, device="cpu", prune=0.5)
+    pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU, prune=0.5)
     [before] = format.load_header(packed).tasks
-    pack.prune_task(packed, "red", prune=0.5, distill=images, recipe=QUICK, workers=0, device="cpu")
+    pack.prune_task(packed, "red", prune=0.5, distill=images, recipe=QUICK, machine=CPU)
     [after] = format.load_header(packed).tasks
     assert before.temperature is not None and after.temperature is None
     assert b"temperature" not in packed.read_bytes()

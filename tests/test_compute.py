@@ -5,18 +5,19 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import CPU, QUICK
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, pack
 from packnet_cli.errors import UsageError
 
-CPU = torch.device("cpu")
+HERE = torch.device("cpu")
+COMPILED = dataclasses.replace(CPU, compile=True)
 
 
-def add(path, folder, **how):
+def add(path, folder, machine=CPU, **how):
     recipe = dataclasses.replace(QUICK, distill_weight=how.pop("distill_weight", 0.0))
-    return pack.add_task(path, folder, prune=0.5, recipe=recipe, workers=0, device="cpu", **how)
+    return pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=machine, **how)
 
 
 def test_a_compiled_step_keeps_the_promise(packed, folders, monkeypatch):
@@ -30,7 +31,7 @@ def test_a_compiled_step_keeps_the_promise(packed, folders, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graph))  # the real one takes a minute
     before = add(packed, folders[0])
     assert not calls
-    after = add(packed, folders[1], compile=True, distill_weight=0.5, checkpoint_minutes=0)
+    after = add(packed, folders[1], COMPILED, distill_weight=0.5, checkpoint_minutes=0)
     assert calls and verify.verify(packed) == []
     for name, array in before.state(1).items():
         assert after.state(1)[name].tobytes() == array.tobytes()
@@ -44,28 +45,28 @@ def test_what_cannot_be_compiled_says_so(monkeypatch):
         raise OSError("no compiler was found")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
-    forward = compute.forward_of(torch.nn.Linear(2, 2), True, CPU, 1)
+    forward = compute.forward_of(torch.nn.Linear(2, 2), True, HERE, 1)
     with pytest.raises(UsageError, match="cannot compile this network here.*--no-compile"):
         forward(torch.zeros(1, 2))
     with pytest.raises(RuntimeError, match="shape"):
-        compute.forward_of(torch.nn.Linear(2, 2), None, CPU, 10**9)(torch.zeros(1, 3))
+        compute.forward_of(torch.nn.Linear(2, 2), None, HERE, 10**9)(torch.zeros(1, 3))
 
 
 def test_on_a_cpu_nothing_is_chosen_unasked():
     """bfloat16 and compilation only by hand."""
     model = torch.nn.Linear(2, 2)
-    assert compute.forward_of(model, None, CPU, 10**9) is model
-    assert not compute.in_bfloat16(None, CPU) and compute.in_bfloat16(True, CPU)
+    assert compute.forward_of(model, None, HERE, 10**9) is model
+    assert not compute.in_bfloat16(None, HERE) and compute.in_bfloat16(True, HERE)
 
 
 def test_settings_of_the_process_are_put_back():
     """Whatever ends the training; what has no deterministic way is one line."""
-    with pytest.raises(KeyError), compute.training_on(CPU, deterministic=True):
+    with pytest.raises(KeyError), compute.training_on(HERE, deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         raise KeyError
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(UsageError, match="--deterministic: .*put_.* leave it out"):
-        with compute.training_on(CPU, deterministic=True):
+        with compute.training_on(HERE, deterministic=True):
             raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
 
 

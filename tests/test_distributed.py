@@ -15,6 +15,7 @@ from conftest import QUICK, make_folder
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, feed, pack
+from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.resume import FILE
 from packnet_cli.errors import DivergedError, UsageError
@@ -92,7 +93,7 @@ def alone(tmp_path_factory, folder):
     pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
     before = path.read_bytes()
     recipe = dataclasses.replace(QUICK, epochs=2, batch_size=8, lr=1e-3, retrain_lr=1e-3)
-    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, device="cpu")
+    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=Machine("cpu"))
 
 
 LIKE_ALONE = [*ADD, "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
@@ -126,7 +127,7 @@ def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
     before = format.load(full)
     how = ["--prune", "0.5", "--device", "cpu", "--batch-size", "8", "--retrain-epochs", "8"]
     recipe = dataclasses.replace(QUICK, retrain_epochs=8)
-    expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, device="cpu")
+    expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, machine=Machine("cpu"))
     codes, said = run(tmp_path, "prune", full, "--task", "blue", *how)
     assert codes == [0, 0], said
     after = format.load(full)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import CPU, QUICK
 from test_cli import answer, read_until, refused
 
 from packnet_cli.artifact import atomic, edit, format, masks, verify
@@ -63,7 +63,7 @@ def test_a_task_is_added_after_removals(full, folders, norm):
     edit.remove_task(full, 1)
     before = edit.remove_task(full, 3)
     recipe = dataclasses.replace(QUICK, norm=norm)
-    after = pack.add_task(full, folders[2], name="new", prune=0.5, recipe=recipe, workers=0, device="cpu")
+    after = pack.add_task(full, folders[2], name="new", prune=0.5, recipe=recipe, machine=CPU)
     assert [task.index for task in after.header.tasks] == [2, 3] and set(after.header.removed) == {1}
     assert kept(after, 2) == kept(before, 2) and verify.verify(full) == []
 

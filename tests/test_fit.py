@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from conftest import QUICK
+from conftest import CPU, QUICK
 from test_cli import answer, refused
 from test_resume import stop_at
 
@@ -14,7 +14,7 @@ from packnet_cli.errors import InterruptedRun, UsageError
 from packnet_cli.recipe import AtMost
 
 RECIPE = dataclasses.replace(QUICK, distill_weight=0.5, opt="adamw", lr=0.01)
-RUN = dict(prune=0.5, workers=0, device="cpu")
+RUN = dict(prune=0.5, machine=CPU)
 FLAGS = ["--epochs", 1, "--retrain-epochs", 1, "--workers", 0, "--device", "cpu"]
 
 

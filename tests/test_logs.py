@@ -7,6 +7,7 @@ import pytest
 
 from packnet_cli import extras, metrics
 from packnet_cli.engine import pack
+from packnet_cli.engine.compute import Machine
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import Recipe
 from packnet_cli.report import logs
@@ -89,7 +90,7 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack.add_task(packed, folders[0], recipe=recipe, device="cpu", progress=stop, checkpoint_minutes=0)
+        pack.add_task(packed, folders[0], recipe=recipe, machine=Machine("cpu"), progress=stop, checkpoint_minutes=0)
     with logs.log_to(log) as write:
         for epoch in (1, 2, 3):  # the last two after the checkpoint
             write(

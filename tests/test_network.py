@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import QUICK
+from conftest import CPU, QUICK
 from torch import nn
 
 from packnet_cli.artifact.format import Header
@@ -96,8 +96,8 @@ def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, te
 
     monkeypatch.setattr(train.F, "cross_entropy", fail)
     with pytest.raises(UsageError, match="not enough for batches of 8 .*try --batch-size 4"):
-        pack.add_task(packed, folders[0], recipe=QUICK, workers=0, device="cpu")
+        pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU)
     assert packed.read_bytes() == before
     text = "another"
     with pytest.raises(RuntimeError, match="another"):
-        pack.add_task(packed, folders[0], recipe=QUICK, workers=0, device="cpu")
+        pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU)

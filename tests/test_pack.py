@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import newtask, pack, train, unpack
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 
-RUN = dict(recipe=QUICK, workers=0, device="cpu")
+RUN = dict(recipe=QUICK, machine=CPU)
 SMALL = dict(data_config={"img_size": 32})
 
 
@@ -148,7 +148,7 @@ def test_prune_the_newest(packed, folders, restart):
     recipe = dataclasses.replace(QUICK, restart=restart)
     pack.add_task(packed, folders[0], prune=0.5, **(RUN | {"recipe": recipe}))
     before = pack.add_task(packed, folders[1], **(RUN | {"recipe": recipe}))
-    after = pack.prune_task(packed, "green", prune=0.75, workers=0, device="cpu")
+    after = pack.prune_task(packed, "green", prune=0.75, machine=CPU)
     assert format.digest(after.state(1)) == before.header.task(1).digest
     assert not verify.altered_tasks(after)
     assert [task.name for task in after.header.tasks] == ["red", "green"]
@@ -170,7 +170,7 @@ def test_prune_starts_from_what_the_task_is(packed, folders):
     """With nothing to release and no epochs, nothing changes at all."""
     before = pack.add_task(packed, folders[0], prune=0.5, **RUN)
     recipe = dataclasses.replace(QUICK, retrain_epochs=0, restart="zero", norm="frozen")
-    after = pack.prune_task(packed, "red", prune=0.0, recipe=recipe, workers=0, device="cpu")
+    after = pack.prune_task(packed, "red", prune=0.0, recipe=recipe, machine=CPU)
     assert after.header.task(1).digest == before.header.task(1).digest
 
 
@@ -265,7 +265,7 @@ def test_prune_leaves_what_removed_tasks_left_behind(full):
     """A task in the middle is gone, its weights are still the newest one's to see, and nobody's to release."""
     edit.remove_task(full, "green")
     before = format.load(full)
-    after = pack.prune_task(full, "blue", prune=0.5, workers=0, device="cpu")
+    after = pack.prune_task(full, "blue", prune=0.5, machine=CPU)
     assert format.load(full).header.removed == before.header.removed != {}
     for layer, mask in after.mask.items():
         assert (mask[before.mask[layer] == 2] == 2).all()

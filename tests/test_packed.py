@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
@@ -42,7 +42,7 @@ def test_a_switched_model_is_a_fresh_one_to_the_bit(tmp_path, folders, arch):
     path = tmp_path / "packed.st"
     pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
     for folder, prune in zip(folders, (0.5, 0.5, 0), strict=True):
-        pack.add_task(path, folder, prune=prune, recipe=QUICK, workers=0, device="cpu")
+        pack.add_task(path, folder, prune=prune, recipe=QUICK, machine=CPU)
     packed = packnet_cli.load(path)
     fresh = {name: packed.model(name) for name in ("red", "green", "blue")}
     answers = {name: bits(model) for name, model in fresh.items()}

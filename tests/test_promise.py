@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import format, masks, verify
 from packnet_cli.engine import freezer, network, pack, unpack
@@ -30,7 +30,7 @@ def logits(path, index):
 def add(path, folder, prune, **changes):
     """Add a task in a second or so."""
     recipe = dataclasses.replace(QUICK, **changes)
-    return pack.add_task(path, folder, prune=prune, recipe=recipe, workers=0, device="cpu")
+    return pack.add_task(path, folder, prune=prune, recipe=recipe, machine=CPU)
 
 
 NETWORKS = [("test_resnet", "task"), ("test_resnet", "frozen"), ("test_vit", "task"), ("test_vit", "frozen")]

@@ -8,7 +8,7 @@ import signal
 import pytest
 import timm
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 from test_faults import STEPS, count_steps
 
 from packnet_cli.engine import pack, resume
@@ -37,7 +37,7 @@ def init(path):
 
 
 def add(path, folder, recipe=RECIPE, prune=0.5, **how):
-    return pack.add_task(path, folder, prune=prune, recipe=recipe, workers=0, device="cpu", **how)
+    return pack.add_task(path, folder, prune=prune, recipe=recipe, machine=CPU, **how)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
 def test_an_error_at_each_step_of_a_training_run(packed, folders):
     """That of a checkpoint is said, and the training goes on; that of the result leaves the file as it was."""
     steps = [*STEPS[:-1], (resume, "save_file")]  # a folder that cannot be removed is left
-    run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), workers=0, device="cpu")
+    run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), machine=CPU)
     old, seen = packed.read_bytes(), []
     new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
     for number in range(1, 100, 2):
@@ -209,7 +209,7 @@ def raiser(error):
 def test_base_and_prune_resume_too(tmp_path, folders):
     """`init --prune` and `prune` keep checkpoints in the same way."""
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
-    how = dict(recipe=RECIPE, workers=0, device="cpu", folder=folders[2])
+    how = dict(recipe=RECIPE, machine=CPU, folder=folders[2])
 
     def base(name, **more):
         path = tmp_path / name
@@ -225,7 +225,7 @@ def test_base_and_prune_resume_too(tmp_path, folders):
     assert base("stopped.st", resume=True) == expected
 
     path = tmp_path / "whole.st"
-    again = dict(prune=0.5, workers=0, device="cpu")
+    again = dict(prune=0.5, machine=CPU)
     with pytest.raises(InterruptedRun):
         pack.prune_task(path, "1", progress=stop_at("retrain", 2, 1), **again)
     pack.prune_task(path, "1", resume=True, **again)

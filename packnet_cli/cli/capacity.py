@@ -64,6 +64,7 @@ def prune(
     header.check_changeable(path)
     recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
     from packnet_cli.engine import pack
+    from packnet_cli.engine.compute import Machine
 
     prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
@@ -74,13 +75,7 @@ def prune(
             folder=data,
             distill=distill,
             recipe=recipe,
-            device=device,
-            workers=workers,
-            amp=amp,
-            compile=compile,
-            deterministic=deterministic,
-            cache=cache.value,
-            cache_gb=cache_gb,
+            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,

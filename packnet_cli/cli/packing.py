@@ -109,6 +109,7 @@ def init(
             raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
+    from packnet_cli.engine.compute import Machine
     from packnet_cli.engine.start import parse_model_kwargs
 
     how: dict[str, Any] = {
@@ -140,13 +141,7 @@ def init(
             name=name,
             class_names=class_names,
             recipe=recipe,
-            device=device,
-            workers=workers,
-            amp=amp,
-            compile=compile,
-            deterministic=deterministic,
-            cache=cache.value,
-            cache_gb=cache_gb,
+            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             progress=told,
@@ -222,6 +217,7 @@ def add_task(
         report.plan(shares, as_json=json)
         return
     from packnet_cli.engine import pack
+    from packnet_cli.engine.compute import Machine
 
     prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
@@ -233,13 +229,7 @@ def add_task(
             max_drop=max_drop,
             head_only=head_only,
             recipe=recipe,
-            device=device,
-            workers=workers,
-            amp=amp,
-            compile=compile,
-            deterministic=deterministic,
-            cache=cache.value,
-            cache_gb=cache_gb,
+            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,

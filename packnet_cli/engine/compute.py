@@ -8,20 +8,41 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.optim import get_optimizer_class
 from torch import nn
 
-from packnet_cli.engine.network import reason
+from packnet_cli.engine.network import choose_device, reason
 from packnet_cli.errors import UsageError
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 COMPILE_STEPS = 10_000  # from so many on, the minute that compiling takes is thought to be won back
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to train on, and how it computes there; nothing of it is meant to change the result."""
+
+    device: str = "auto"
+    workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
+    amp: bool | None = None  # train in bfloat16; None: as it suits the device
+    compile: bool | None = None  # None: where it pays
+    deterministic: bool = False
+    cache: str = "auto"  # where decoded images are kept, see `feed.rooms`
+    cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
+
+    def training(self) -> AbstractContextManager[None]:
+        """Where training is at home: see `training_on`."""
+        return training_on(choose_device(self.device), deterministic=self.deterministic)
+
+
+AUTO = Machine()
 
 
 def in_bfloat16(wanted: bool | None, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ alone locks, writes and shows; whatever ends one ends all, and the first to fail
 nothing here does anything.
 """
 
+import dataclasses
 import functools
 import os
 import signal
@@ -20,6 +21,7 @@ from timm.utils.distributed import init_distributed_device_so
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
+from packnet_cli.engine.compute import AUTO
 from packnet_cli.engine.network import reason
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError
 
@@ -48,8 +50,9 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Pa
         if not (distributed.is_available() and distributed.is_torchelastic_launched()):
             with atomic.locked(path):
                 return verb(path, *args, **kwargs)
-        kind = str(kwargs.get("device", "auto")).partition(":")[0]
-        kwargs["device"] = kind  # of several GPUs each process takes its own
+        machine: Any = kwargs.get("machine", AUTO)
+        kind = machine.device.partition(":")[0]
+        kwargs["machine"] = dataclasses.replace(machine, device=kind)  # of several GPUs each process takes its own
         with _joined(kind), _one_message(), _lock(path):
             result = verb(path, *args, **kwargs)
             wait_for_all()

@@ -29,7 +29,6 @@ from packnet_cli.errors import DataError, UsageError
 from packnet_cli.images import Picture
 
 CACHES = ("auto", "ram", "device", "off")
-CACHE_GB = 4.0
 AHEAD = 1  # batches that are read while one is computed
 
 Decode = Callable[[Picture], torch.Tensor]

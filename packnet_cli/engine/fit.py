@@ -9,7 +9,8 @@ from timm.utils import decay_batch_step
 
 from packnet_cli.engine import data, distributed, network
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.newtask import Machine, NewTask, silent
+from packnet_cli.engine.compute import Machine
+from packnet_cli.engine.newtask import NewTask, silent
 from packnet_cli.engine.resume import Say, interrupted_run
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import AtMost, Recipe

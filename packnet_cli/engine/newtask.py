@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +14,7 @@ from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.resume import Checkpoint, Keeper
@@ -32,23 +32,6 @@ Progress = Callable[[str, str, Step | Accuracy], None]
 
 def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What to run on; nothing of it is meant to change the result."""
-
-    device: str = "auto"
-    workers: int | None = None  # threads that read images
-    amp: bool | None = None  # train in bfloat16; None: as it suits the device
-    compile: bool | None = None
-    deterministic: bool = False
-    cache: str = "auto"  # where decoded images are kept, see feed.rooms
-    cache_gb: float = feed.CACHE_GB
-
-    def training(self) -> AbstractContextManager[None]:
-        """Where training is at home: see `compute.training_on`."""
-        return compute.training_on(network.choose_device(self.device), deterministic=self.deterministic)
 
 
 def _pairs(owned: dict[str, int], released: dict[str, int]) -> dict[str, tuple[int, int]]:

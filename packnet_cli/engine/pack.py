@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 from timm.utils import random_seed as _seed
 
-from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
-from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.artifact import atomic, format, plan
+from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, data, network
-from packnet_cli.engine.claim import Claim, claim_again, claim_free, claim_nothing
-from packnet_cli.engine.distributed import check_equal, rank, together
-from packnet_cli.engine.feed import CACHE_GB
+from packnet_cli.engine.checks import check_capacity, check_settings, describe_run, load_whole
+from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
+from packnet_cli.engine.compute import AUTO, Machine
+from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.newtask import Machine, NewTask, Progress, silent
+from packnet_cli.engine.newtask import NewTask, Progress, silent
+from packnet_cli.engine.result import save, with_trained, write
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
-from packnet_cli.engine.train import check_optimizer
-from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, TaskError, UsageError
-from packnet_cli.images import location, task_name
+from packnet_cli.errors import ArtifactError, CapacityError, TaskError
+from packnet_cli.images import task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -48,13 +49,7 @@ def init(
     name: str | None = None,
     class_names: Path | None = None,
     recipe: Recipe | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    amp: bool | None = None,
-    compile: bool | None = None,
-    deterministic: bool = False,
-    cache: str = "auto",
-    cache_gb: float = CACHE_GB,
+    machine: Machine = AUTO,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -77,7 +72,7 @@ def init(
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
-        _check_settings(prune, recipe)
+        check_settings(prune, recipe)
     _seed(seed)
     origin = start_from(
         arch,
@@ -97,19 +92,19 @@ def init(
         artifact.header.check_new_name(name)
         images, recipe = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-        keeper = Keeper(path, _run(claim, name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
+        run = describe_run(claim, name, images, recipe, prune=prune, amp=machine.amp)
+        keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
         with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
             task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
             task.measure("dense")
             task.prune_and_retrain(prune)
-            artifact = _keep(task, claim, name, images, folder, prune)
-            _write(artifact, path, task, keeper)
+            artifact = with_trained(task, claim, name, images, folder, prune)
+            write(artifact, path, task, keeper)
     else:
-        _save(artifact, path)
+        save(artifact, path)
     return artifact
 
 
@@ -123,7 +118,7 @@ def plan_init(
     data_config: dict[str, Any],
 ) -> plan.Plan:
     """Who would own what after `init` with these arguments. Needs no weights, and writes nothing."""
-    _check_settings(prune or 0.0, recipe)
+    check_settings(prune or 0.0, recipe)
     origin = start_from(arch, weights=None, pretrained=False, model_kwargs=model_kwargs, data_config=data_config)
     wanted = {} if prune is None else {name or "task 1": prune}
     return plan.share_out(_all_free(origin), wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
@@ -153,13 +148,7 @@ def add_task(
     head_only: bool = False,
     skip_bad_images: bool = False,
     recipe: Recipe | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    amp: bool | None = None,
-    compile: bool | None = None,
-    deterministic: bool = False,
-    cache: str = "auto",
-    cache_gb: float = CACHE_GB,
+    machine: Machine = AUTO,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -174,10 +163,10 @@ def add_task(
     """
     recipe = recipe or Recipe()
     # Try everything that can fail now, before hours of training.
-    _check_settings(prune, recipe, max_drop, head_only)
+    check_settings(prune, recipe, max_drop, head_only)
     unchanged_since = atomic.stamp(path)
-    artifact = _load_whole(path)
-    _check_capacity(path, artifact, head_only)
+    artifact = load_whole(path)
+    check_capacity(path, artifact, head_only)
     name = name or task_name(folder)
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
@@ -186,11 +175,10 @@ def add_task(
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
-    machine = Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
     retrain = bool(prune) or max_drop is not None
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
 
-    run = _run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=amp)
+    run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=machine.amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
@@ -204,8 +192,8 @@ def add_task(
             prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
         elif prune:
             task.prune_and_retrain(prune)
-        after = _keep(task, claim, name, images, folder, prune, search)
-        _write(after, path, task, keeper, unchanged_since)
+        after = with_trained(task, claim, name, images, folder, prune, search)
+        write(after, path, task, keeper, unchanged_since)
     return after
 
 
@@ -221,13 +209,7 @@ def prune_task(
     folder: Path | None = None,
     distill: Path | None = None,
     recipe: Recipe | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    amp: bool | None = None,
-    compile: bool | None = None,
-    deterministic: bool = False,
-    cache: str = "auto",
-    cache_gb: float = CACHE_GB,
+    machine: Machine = AUTO,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -240,7 +222,7 @@ def prune_task(
     by; `folder` and `distill` are as for `init`. Returns the new artifact; errors are those of `add_task`.
     """
     unchanged_since = atomic.stamp(path)
-    artifact = _load_whole(path)
+    artifact = load_whole(path)
     entry = artifact.header.task(wanted)
     newest = artifact.header.tasks[-1]
     if entry != newest:
@@ -251,13 +233,14 @@ def prune_task(
     if not any(entry.owned.values()):
         raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
     recipe = recipe or Recipe.recorded(entry.recipe)
-    _check_settings(prune, recipe)
+    check_settings(prune, recipe)
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
     images, recipe = base.open_images(entry.classes, folder, distill, recipe)
-    claim, machine = claim_again(artifact), Machine(device, workers, amp, compile, deterministic, cache, cache_gb)
+    claim = claim_again(artifact)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-    keeper = Keeper(path, _run(claim, entry.name, images, recipe, prune=prune, amp=amp), 60 * checkpoint_minutes, say)
+    run = describe_run(claim, entry.name, images, recipe, prune=prune, amp=machine.amp)
+    keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
     with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
         task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
@@ -265,108 +248,6 @@ def prune_task(
             task.go_on_from(keeper.load())
         task.prune_and_retrain(prune)
         total = 1 - (1 - entry.prune) * (1 - prune)
-        after = _keep(task, claim, entry.name, images, folder, total, entry.search)
-        _write(after, path, task, keeper, unchanged_since)
+        after = with_trained(task, claim, entry.name, images, folder, total, entry.search)
+        write(after, path, task, keeper, unchanged_since)
     return after
-
-
-# --- what they share ------------------------------------------------------------------------------------------------
-
-
-def _check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
-    if not 0 <= prune < 1:
-        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
-    if max_drop is not None and not 0 <= max_drop < 100:
-        raise UsageError(f"--max-drop is a number of points from 0 to 100, not {max_drop}")
-    if head_only and (prune or max_drop is not None):
-        raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
-    check_optimizer(recipe.opt)
-
-
-def _load_whole(path: Path) -> Artifact:
-    """The artifact at `path`, if every task in it is what was added, and the disk has room for one more."""
-    artifact = verify.load_verified(path)
-    largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
-    atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
-    return artifact
-
-
-def _check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
-    tasks = artifact.header.tasks
-    if artifact.header.last_index >= masks.MAX_TASKS:
-        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
-    if head_only and not tasks:
-        raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
-    if not head_only and artifact.free_count() == 0:
-        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
-        if not any(tasks[-1].owned.values()):
-            room = ""
-        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
-
-
-def _run(
-    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
-) -> dict[str, Any]:
-    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
-    state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
-    return {
-        "task": name,
-        **how,
-        "recipe": dataclasses.asdict(recipe),
-        "images": data.fingerprint(images),
-        "weights": format.digest(state),
-    }
-
-
-def _keep(
-    task: NewTask,
-    claim: Claim,
-    name: str,
-    images: data.TrainingImages,
-    folder: Path | None,
-    prune: float,
-    search: dict[str, float] | None = None,
-) -> Artifact:
-    """The artifact with the trained task in it, if training left everything else alone."""
-    task.check_constants()
-    final = task.final
-    entry = Task(
-        index=claim.index,
-        name=name,
-        classes=images.classes,
-        prune=prune,
-        owned={},
-        accuracy=task.accuracy,
-        top1=final.top1 if final else None,
-        top5=final.top5 if final else None,
-        images=final.images if final else 0,
-        data=location(folder) if folder else "",
-        recipe=dataclasses.asdict(task.recipe),
-        search=search or {},
-        digest="",
-        skipped=images.skipped,
-        temperature=task.temperature(),
-    )
-    state = network.read(task.model)
-    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
-    return edit.with_task(claim.artifact, entry, state, task.mask, own)
-
-
-def _write(
-    artifact: Artifact, path: Path, task: NewTask, keeper: Keeper, unchanged_since: atomic.Stamp | None = None
-) -> None:
-    """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
-    try:
-        _save(artifact, path, unchanged_since)
-    except (ArtifactError, ConflictError) as error:
-        if task.keep_result():
-            raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
-        raise
-    keeper.remove()
-
-
-def _save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
-    """Write the artifact, which is the same in every process of the run, in the first."""
-    check_equal("".join(task.digest for task in artifact.header.tasks))
-    if not rank():
-        format.save(artifact, path, unchanged_since=unchanged_since)

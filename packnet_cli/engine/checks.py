@@ -1,0 +1,58 @@
+"""What can fail is tried before hours of training, and what a run is a run of is written down."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from packnet_cli.artifact import atomic, format, masks, verify
+from packnet_cli.artifact.format import Artifact
+from packnet_cli.engine import data
+from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.train import check_optimizer
+from packnet_cli.errors import CapacityError, UsageError
+from packnet_cli.recipe import Recipe
+
+
+def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
+    if not 0 <= prune < 1:
+        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise UsageError(f"--max-drop is a number of points from 0 to 100, not {max_drop}")
+    if head_only and (prune or max_drop is not None):
+        raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
+    check_optimizer(recipe.opt)
+
+
+def load_whole(path: Path) -> Artifact:
+    """The artifact at `path`, if every task in it is what was added, and the disk has room for one more."""
+    artifact = verify.load_verified(path)
+    largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
+    atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
+    return artifact
+
+
+def check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
+    tasks = artifact.header.tasks
+    if artifact.header.last_index >= masks.MAX_TASKS:
+        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
+    if head_only and not tasks:
+        raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
+    if not head_only and artifact.free_count() == 0:
+        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
+        if not any(tasks[-1].owned.values()):
+            room = ""
+        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
+
+
+def describe_run(
+    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
+) -> dict[str, Any]:
+    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
+    state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
+    return {
+        "task": name,
+        **how,
+        "recipe": dataclasses.asdict(recipe),
+        "images": data.fingerprint(images),
+        "weights": format.digest(state),
+    }

@@ -1,0 +1,68 @@
+"""What a trained task becomes: an entry, and weights, in a new artifact, which replaces the file."""
+
+import dataclasses
+from pathlib import Path
+
+from packnet_cli.artifact import atomic, edit, format
+from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.engine import data, network
+from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.distributed import check_equal, rank
+from packnet_cli.engine.newtask import NewTask
+from packnet_cli.engine.resume import Keeper
+from packnet_cli.errors import ArtifactError, ConflictError
+from packnet_cli.images import location
+
+
+def with_trained(
+    task: NewTask,
+    claim: Claim,
+    name: str,
+    images: data.TrainingImages,
+    folder: Path | None,
+    prune: float,
+    search: dict[str, float] | None = None,
+) -> Artifact:
+    """The artifact with the trained task in it, if training left everything else alone."""
+    task.check_constants()
+    final = task.final
+    entry = Task(
+        index=claim.index,
+        name=name,
+        classes=images.classes,
+        prune=prune,
+        owned={},
+        accuracy=task.accuracy,
+        top1=final.top1 if final else None,
+        top5=final.top5 if final else None,
+        images=final.images if final else 0,
+        data=location(folder) if folder else "",
+        recipe=dataclasses.asdict(task.recipe),
+        search=search or {},
+        digest="",
+        skipped=images.skipped,
+        temperature=task.temperature(),
+    )
+    state = network.read(task.model)
+    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
+    return edit.with_task(claim.artifact, entry, state, task.mask, own)
+
+
+def write(
+    artifact: Artifact, path: Path, task: NewTask, keeper: Keeper, unchanged_since: atomic.Stamp | None = None
+) -> None:
+    """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
+    try:
+        save(artifact, path, unchanged_since)
+    except (ArtifactError, ConflictError) as error:
+        if task.keep_result():
+            raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
+        raise
+    keeper.remove()
+
+
+def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
+    """Write the artifact, which is the same in every process of the run, in the first."""
+    check_equal("".join(task.digest for task in artifact.header.tasks))
+    if not rank():
+        format.save(artifact, path, unchanged_since=unchanged_since)
