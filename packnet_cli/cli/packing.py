@@ -126,7 +126,8 @@ def init(
     if dry_run:
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
         return
-    prepare_to_train(path, resume, log)
+    if prune is not None:
+        prepare_to_train(path, resume, log)
     with report.training(log=log, as_json=progress is Form.JSON) as told:
         artifact = pack.init(
             path,

@@ -98,6 +98,10 @@ def _class_files(folder: Path) -> ClassFiles:
         files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    if names and all((folder / name / TRAIN).is_dir() for name in names):
+        raise DataError(
+            f"{folder} holds {len(names)} data folders, each with its train/; name one, such as {folder / names[0]}"
+        )
     if not any(files.values()):
         raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
     return files
