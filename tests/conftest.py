@@ -20,7 +20,7 @@ from packnet_cli.recipe import Recipe
 
 torch.set_num_threads(1)  # these networks are too small to share out
 
-CPU = Machine("cpu", workers=0)
+CPU = Machine("cpu", workers=0, amp=False)
 QUICK = Recipe(
     rank="layer", distill_weight=0.0, epochs=1, retrain_epochs=2, lr=0.05, retrain_lr=0.02, batch_size=8, prune_steps=2
 )

@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import pytest
+import timm
 import torch
 from conftest import CPU, QUICK
 
@@ -52,11 +53,21 @@ def test_what_cannot_be_compiled_says_so(monkeypatch):
         compute.forward_of(torch.nn.Linear(2, 2), None, HERE, 10**9)(torch.zeros(1, 3))
 
 
-def test_on_a_cpu_nothing_is_chosen_unasked():
-    """bfloat16 and compilation only by hand."""
+def test_on_a_cpu_nothing_is_compiled_unasked():
     model = torch.nn.Linear(2, 2)
     assert compute.forward_of(model, None, HERE, 10**9) is model
-    assert not compute.in_bfloat16(None, HERE) and compute.in_bfloat16(True, HERE)
+
+
+def test_bfloat16_where_the_processor_and_the_network_are_fast_in_it(monkeypatch):
+    """Not with depthwise convolutions, nor on a processor without it or whose torch cannot tell."""
+    plain, depthwise = (timm.create_model(arch) for arch in ("test_resnet", "test_efficientnet"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert compute.in_bfloat16(None, HERE, plain) and not compute.in_bfloat16(False, HERE, plain)
+    assert not compute.in_bfloat16(None, HERE, depthwise) and compute.in_bfloat16(True, HERE, depthwise)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not compute.in_bfloat16(None, HERE, plain)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert not compute.in_bfloat16(None, HERE, plain)
 
 
 def test_settings_of_the_process_are_put_back():
@@ -74,7 +85,7 @@ def test_bfloat16_and_determinism_reach_the_file(packnet, packed, folders):
     """The flags as a user gives them; deterministic or not, a CPU makes the same bytes of one seed."""
     start, made = packed.read_bytes(), []
     sizes = ["--data", folders[0], "--epochs", 1, "--retrain-epochs", 1, "--prune", 0.5, "--lr", 0.01]
-    for flags in (["--deterministic"], ["--no-amp"], ["--amp"]):
+    for flags in (["--no-amp", "--deterministic"], ["--no-amp"], ["--amp"]):
         packed.write_bytes(start)
         assert packnet("add-task", packed, *sizes, *flags).exit_code == 0
         made.append(packed.read_bytes())

@@ -139,7 +139,7 @@ Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHIN
 TrainAmp = Annotated[
     bool | None,
     Option(
-        help="Train in bfloat16, with float32 weights; default, on a GPU that is made for it.", rich_help_panel=MACHINE
+        help="Train in bfloat16, with float32 weights; default, where that is fast.", rich_help_panel=MACHINE
     ),
 ]
 Compile = Annotated[

@@ -1,7 +1,7 @@
 """How training computes: number formats, compilation, kernels and memory, by what the device is good at.
 
-What is left to be chosen (None) follows from the device. On a CPU bfloat16 and compilation are chosen by hand only: the
-first is much faster for some networks there and slower for others (README, "Measured").
+What is left to be chosen (None) follows from the device and the network, never from the clock, so that the same run makes
+the same bytes. On a CPU compilation is chosen by hand only.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import torch
 from timm.optim import get_optimizer_class
 from torch import nn
 
-from packnet_cli.engine.network import choose_device, reason
+from packnet_cli.engine.network import choose_device, is_depthwise, reason
 from packnet_cli.errors import UsageError
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -45,11 +45,17 @@ class Machine:
 AUTO = Machine()
 
 
-def in_bfloat16(wanted: bool | None, device: torch.device) -> bool:
-    """Whether to compute in bfloat16, the weights staying float32: by default on a GPU that is made for it."""
+def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
+    """Whether to compute in bfloat16, the weights staying float32: by default where the device is made for it.
+
+    On such a CPU most networks are faster in it, but those with depthwise convolutions slower (README, "Measured").
+    """
     if wanted is not None:
         return wanted
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in torch before 2.6
+    return device.type == "cpu" and made_for_it() and not any(map(is_depthwise, model.modules()))
 
 
 def forward_of(model: nn.Module, wanted: bool | None, device: torch.device, steps: int) -> Forward:

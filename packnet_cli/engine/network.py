@@ -43,7 +43,7 @@ def classify(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     tables: set[str] = getattr(model, "no_weight_decay", set)()  # timm's list of tokens and position tables
-    depthwise = {f"{name}.weight" for name, module in model.named_modules() if _is_depthwise(module)}
+    depthwise = {f"{name}.weight" for name, module in model.named_modules() if is_depthwise(module)}
     kinds = {}
     for name, value in model.state_dict().items():
         if name in parameters and value.dtype == torch.float32:
@@ -63,7 +63,7 @@ def classify(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     return kinds
 
 
-def _is_depthwise(module: nn.Module) -> bool:
+def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 

@@ -92,7 +92,7 @@ class NewTask:
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
-        self.amp = compute.in_bfloat16(machine.amp, device)
+        self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         steps = len(self.train_batches) * (recipe.epochs + recipe.retrain_epochs)
         self.forward = compute.forward_of(self.model, machine.compile, device, steps)
 
