@@ -113,6 +113,12 @@ def test_counts_across_layers_by_magnitude():
         assert list(masks.counts_across(layers, count, adaptive=False).values()) == expected
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (5, 2 * masks.PIECE), (0, 3)])
+def test_counts_by_owner_are_those_of_each_task(shape):
+    mask = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    assert masks.count_by_owner(mask) == [masks.count_owned(mask, task) for task in range(256)]
+
+
 def test_counts_across_layers_by_lamp():
     """Against the definition, written out; and a layer's largest weight outlives all others, however small it is."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CPU, QUICK, make_folder
 
-from packnet_cli.artifact import format, masks, verify
+from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import freezer, network, pack, unpack
 from packnet_cli.errors import ForgettingError, NetworkError
 
@@ -129,6 +129,22 @@ def test_without_write_back_nothing_is_written(packed, folders, monkeypatch):
     with pytest.raises(ForgettingError, match="frozen weights"):
         add(packed, folders[1], 0.5)
     assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize("room", ["shared", "dormant", "mask", "own"])
+def test_training_that_reaches_into_what_was_loaded_is_found(full, room):
+    """The earlier tasks' arrays in memory, too, must be what the file holds; of the oldest task as of the newest."""
+    edit.remove_task(full, 3)
+    before = format.load(full)
+    layer = "conv1.0.weight"
+    claimed = masks.claim_free(before.mask[layer], 3)
+    trained = {name: masks.keep_visible(before.shared[name], mask, 3) for name, mask in before.mask.items()}
+    arrays = {"shared": before.shared[layer], "dormant": before.shared[layer], "mask": before.mask[layer]}
+    array = (arrays | {"own": before.own[1]["fc.bias"]})[room]
+    where = int(np.flatnonzero(before.mask[layer] == (0 if room == "dormant" else 1))[0]) if room != "own" else 0
+    array.reshape(-1)[where] = 2
+    with pytest.raises(ForgettingError, match="nothing was written"):
+        edit.with_task(before, before.header.tasks[0], trained, before.mask | {layer: claimed}, before.own[2])
 
 
 def test_a_hidden_buffer_that_moves_is_refused(packed, folders, monkeypatch):

@@ -18,9 +18,14 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
 
     `trained` holds the packed weights as they came out of training, `mask` the new task-index masks, `own` the new
     task's tensors that are not packed. Only the weights that the new task owns are taken from `trained`.
-    Raises ForgettingError unless training left every other weight as it must be, to the bit (an earlier task's as it
-    was, a released one at 0), and every earlier task still has the digest that it was added with.
+    Raises ForgettingError unless training left every other weight as it must be, to the bit: an earlier task's as it
+    was, a released one at 0. Of earlier tasks it is proved that the tensors and masks are those that were loaded, and
+    by the newest one's digest, which takes in all of them, that so are the weights: that takes no longer with many.
     """
+    if format.tensor_digests(before.tensors()) != before.header.tensors:
+        raise ForgettingError(
+            "training changed what earlier tasks are made of; nothing was written. Please report this"
+        )
     shared = {}
     for name, values in before.shared.items():
         shared[name] = np.where(mask[name] == task.index, trained[name], values)
@@ -31,7 +36,7 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         if not np.array_equal(mask[name][taken], before.mask[name][taken]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
     after = format.make(before.header, shared, mask, (*before.own, own))
-    for changed in verify.altered_tasks(after):
+    for changed in verify.altered_tasks(after, verify.NEWEST):
         raise ForgettingError(f"training changed task {changed.index} ({changed.name}); nothing was written")
     task = dataclasses.replace(
         task,
@@ -67,7 +72,7 @@ def without_newest(artifact: Artifact) -> Artifact:
     newest = artifact.header.tasks[-1].index
     mask = {name: np.where(array == newest, np.uint8(masks.FREE), array) for name, array in artifact.mask.items()}
     header = dataclasses.replace(artifact.header, tasks=artifact.header.tasks[:-1])
-    return Artifact(header, artifact.shared, mask, artifact.own[:-1])
+    return format.make(header, artifact.shared, mask, artifact.own[:-1])
 
 
 def freed_by(header: Header, task: Task) -> int:

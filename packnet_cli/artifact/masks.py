@@ -20,7 +20,6 @@ Keys = NDArray[np.uint32]
 
 FREE = 0
 MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
-PIECE = 1 << 17  # weights that are looked at at once
 SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
 PIECE = 1 << 16  # weights that are looked at together
 OTHERS = 0xFFFFFFFF  # a key above all magnitudes
@@ -159,6 +158,13 @@ def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) 
     for name in sorted(counts, key=lambda name: magnitudes[name].size - counts[name], reverse=True):
         counts[name] += min(count - sum(counts.values()), magnitudes[name].size - counts[name])
     return counts
+
+
+def count_by_owner(mask: Mask) -> list[int]:
+    """How many weights each index owns, in one pass over the mask; at 0, how many are free."""
+    owners = mask.reshape(-1)
+    pieces = _by_pieces(lambda piece: np.bincount(owners[piece], minlength=MAX_TASKS + 1), owners.size)
+    return [int(count) for count in sum(pieces)] if pieces else [0] * (MAX_TASKS + 1)
 
 
 def count_owned(mask: Mask, task: int) -> int:

@@ -138,9 +138,7 @@ CheckpointMinutes = Annotated[
 Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
 TrainAmp = Annotated[
     bool | None,
-    Option(
-        help="Train in bfloat16, with float32 weights; default, where that is fast.", rich_help_panel=MACHINE
-    ),
+    Option(help="Train in bfloat16, with float32 weights; default, where that is fast.", rich_help_panel=MACHINE),
 ]
 Compile = Annotated[
     bool | None,

@@ -1,7 +1,7 @@
 """How training computes: number formats, compilation, kernels and memory, by what the device is good at.
 
-What is left to be chosen (None) follows from the device and the network, never from the clock, so that the same run makes
-the same bytes. On a CPU compilation is chosen by hand only.
+What is left to be chosen (None) follows from the device and the network, never from the clock, so that the same run
+makes the same bytes. On a CPU compilation is chosen by hand only.
 """
 
 import ctypes
