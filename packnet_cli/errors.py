@@ -92,3 +92,9 @@ class DivergedError(PackNetError):
     """The loss is no longer a finite number."""
 
     exit_code = 10
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is what is raised where no memory is left; of a device there is mostly only the text to tell by."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

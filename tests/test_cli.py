@@ -14,8 +14,8 @@ import torch
 from conftest import make_folder
 from safetensors import safe_open
 
-from packnet_cli import __version__
-from packnet_cli.artifact import format
+from packnet_cli import __version__, report
+from packnet_cli.artifact import format, verify
 from packnet_cli.engine import network, unpack
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
@@ -351,3 +351,23 @@ def read_until(screen, word):
         except OSError:  # the program has closed the terminal
             break
     return shown
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 3 GiB"), RuntimeError("can't allocate memory: 3\n at")]
+)
+def test_memory_that_is_not_enough_is_one_line(full, packnet, monkeypatch, error):
+    """Wherever it runs out, numpy's or torch's."""
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(verify, "verify", fail)
+    refused(packnet("verify", full), 2, "this machine's memory is not enough", "3")
+
+
+def test_quiet_is_not_silent_about_what_may_be_lost(capsys, monkeypatch):
+    monkeypatch.setattr(report.talk, "quiet", True)
+    report.say("all is well")
+    report.say("no checkpoint could be kept", warning=True)
+    assert capsys.readouterr().err == "warning: no checkpoint could be kept\n"

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import signal
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -160,7 +161,7 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
     new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
     for number in range(1, 100, 2):
         packed.write_bytes(old)
-        said, reached = [], []
+        say, reached = Mock(), []
 
         def fail(done, number=number, reached=reached):
             reached.append(done)
@@ -170,14 +171,15 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
         with pytest.MonkeyPatch.context() as patch:
             count_steps(patch.setattr, before=fail, steps=steps)
             try:
-                pack.add_task(packed, folders[0], say=said.append, checkpoint_minutes=0, **run)
+                pack.add_task(packed, folders[0], say=say, checkpoint_minutes=0, **run)
             except ArtifactError as error:
                 assert "No space left" in str(error) and "--resume writes it" in str(error)
                 assert packed.read_bytes() == old
                 seen.append("error")
             else:
                 assert packed.read_bytes() == new
-                seen.append(*said or ["new file"])
+                seen.append(say.call_args.args[0] if say.called else "new file")
+                assert not say.called or say.call_args.kwargs == {"warning": True}
         if seen[-1] == "error":
             pack.add_task(packed, folders[0], resume=True, **run)
             assert packed.read_bytes() == new
@@ -195,6 +197,26 @@ def test_a_stopped_search_starts_again_after_training(tmp_path, folders):
     phases = set()
     add(path, folders[0], prune=0.0, max_drop=99.0, resume=True, progress=lambda task, phase, at: phases.add(phase))
     assert "retrain at 0.5" in phases and "train" not in phases
+
+
+def test_a_search_whose_end_cannot_be_written_is_kept(tmp_path, folders, monkeypatch):
+    """With room again, --resume writes what was found, and retrains nothing; however often there is still none."""
+    path, seen = tmp_path / "packed.st", []
+    init(path)
+    how = dict(prune=0.0, max_drop=99.0, progress=lambda task, phase, at: seen.append(at))
+    expected = tmp_path / "expected.st"
+    init(expected)
+    found = add(expected, folders[0], **how).header.tasks[0]
+    seen.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        for resumed in (False, True):
+            with pytest.raises(ArtifactError, match="What was trained is kept"):
+                add(path, folders[0], resume=resumed, **how)
+            assert bool(seen) != resumed
+            seen.clear()
+    assert add(path, folders[0], resume=True, **how).header.tasks[0].search == found.search and not seen
+    assert path.read_bytes() == expected.read_bytes()
 
 
 def raiser(error):

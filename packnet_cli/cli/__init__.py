@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
-from packnet_cli.errors import PackNetError, ToldElsewhere, UsageError
+from packnet_cli.errors import PackNetError, ToldElsewhere, UsageError, is_out_of_memory
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
@@ -44,6 +44,9 @@ class _Group(TyperGroup):
         except Exception as error:
             if ctx.meta[JSON_WANTED] and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
                 report.failed(error.format_message(), UsageError.exit_code)
+            if is_out_of_memory(error):
+                reason = str(error).partition("\n")[0] or "out of memory"
+                self._fail(ctx, f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)

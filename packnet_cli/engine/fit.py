@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from timm.utils import decay_batch_step
 
-from packnet_cli.engine import data, distributed, network
+from packnet_cli.engine import data, distributed
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.newtask import NewTask, silent
 from packnet_cli.engine.resume import Say, interrupted_run
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import UsageError, is_out_of_memory
 from packnet_cli.recipe import AtMost, Recipe
 
 
@@ -61,7 +61,7 @@ def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Ma
                 retrain=retrain
             )
     except (RuntimeError, MemoryError) as error:
-        if not network.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return False
     return True

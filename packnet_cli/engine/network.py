@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from packnet_cli.artifact.format import Header, State, Task
-from packnet_cli.errors import NetworkError, UsageError
+from packnet_cli.errors import NetworkError, UsageError, is_out_of_memory
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
 
@@ -157,12 +157,6 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         raise UsageError(
             f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
         ) from None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is what a device raises that has no memory left; mostly there is only the text to tell by."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:

@@ -22,12 +22,16 @@ from packnet_cli.engine.train import Accuracy, Place, Resume, Step, Teacher, eva
 from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
 
-TRAIN, RETRAIN = "train", "retrain"
+TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
 MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
 
 # Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
 # on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
 Progress = Callable[[str, str, Step | Accuracy], None]
+
+
+# The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
+Found = tuple[float, dict[str, float]]
 
 
 def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
@@ -67,6 +71,7 @@ class NewTask:
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
         self.final: Accuracy | None = None
+        self.found: Found | None = None
         self._teacher: Teacher | None = None
         self._write_checkpoint: Callable[[], bool] = lambda: False
         self._goals: dict[str, tuple[int, int]] = {}
@@ -235,15 +240,23 @@ class NewTask:
             self._write_checkpoint()
         self.keeper.stop_if_asked()
 
+    def end_search(self, found: Found) -> None:
+        """Note what a search for a prune fraction has found, which from now on is what a checkpoint is to hold."""
+        self.found = found
+        if self.keeper is not None:
+            self._write_checkpoint = partial(self._checkpoint, self.keeper, SEARCHED, Place())
+
     def keep_result(self) -> bool:
         """Have what was trained in a checkpoint, where there is no other place for it; whether that was possible."""
         return self._write_checkpoint()
 
-    def _checkpoint(self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> bool:
+    def _checkpoint(
+        self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer | None = None
+    ) -> bool:
         """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
-        if phase not in (TRAIN, RETRAIN):
+        if phase not in (TRAIN, RETRAIN, SEARCHED):
             return False
-        moments, numbers = resume.optimizer_state(optimizer)
+        moments, numbers = resume.optimizer_state(optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
         if self._teacher:
@@ -256,6 +269,7 @@ class NewTask:
             "goals": self._goals,
             "accuracy": self.accuracy,
             "final": dataclasses.asdict(self.final) if self.final else None,
+            "found": self.found,
         }
         tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
         return keeper.save(tensors, notes)
@@ -266,9 +280,11 @@ class NewTask:
             return
         notes = checkpoint.notes
         self.resumed = checkpoint
+        self._write_checkpoint = lambda: True  # until there is more to keep
         if checkpoint.room("teacher"):
             self._teacher = Teacher(self.model, self.recipe.distill_weight)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
+        self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
         mask = {layer: value.numpy() for layer, value in checkpoint.room("mask").items()}
         final = Accuracy(**notes["final"]) if notes["final"] else None

@@ -10,11 +10,11 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,10 +31,15 @@ CHECKPOINT_MINUTES = 5.0
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
 
 Tensors = dict[str, torch.Tensor]
-Say = Callable[[str], None]  # is told, in a line, what is going on
 
 
-def unsaid(line: str) -> None:
+class Say(Protocol):
+    """Is told, in a line, what is going on; `warning`: what the user is to know in any case."""
+
+    def __call__(self, line: str, /, *, warning: bool = False) -> None: ...
+
+
+def unsaid(line: str, /, *, warning: bool = False) -> None:
     """The callback that shows nothing."""
 
 
@@ -113,7 +118,7 @@ class Keeper:
             with atomic.replacing(self.folder / FILE) as temporary:
                 save_file(whole, temporary, {"packnet_resume": json.dumps({"run": self.run, **notes})})
         except (OSError, ArtifactError) as error:
-            self.say(f"no checkpoint could be kept: {error}")
+            self.say(f"no checkpoint could be kept: {error}", warning=True)
             return False
         return True
 

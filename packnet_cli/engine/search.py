@@ -1,17 +1,19 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
-from packnet_cli.engine.newtask import NewTask
+from packnet_cli.engine.newtask import Found, NewTask
 from packnet_cli.engine.train import Batches, evaluate
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 
 
-def prune_as_far_as(task: NewTask, max_drop: float, selection: Batches) -> tuple[float, dict[str, float]]:
+def prune_as_far_as(task: NewTask, max_drop: float, selection: Batches) -> Found:
     """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points; by bisection.
 
-    The accuracy that decides is that on `selection`, images that are neither trained on nor reported. Returns the
-    fraction, 0 if none was small enough, and top-1 in percent by the fractions tried, "0" being the unpruned network.
+    The accuracy that decides is that on `selection`, images that are neither trained on nor reported. The fraction is 0
+    if none was small enough.
     """
+    if task.found:  # by a run that could not write it
+        return task.found
     best = dense = task.stage()
     curve = {"0": evaluate(task.model, selection).top1}
     low, high = 0.0, 1.0
@@ -25,4 +27,5 @@ def prune_as_far_as(task: NewTask, max_drop: float, selection: Batches) -> tuple
         else:
             high = fraction
     task.go_back_to(best)
+    task.end_search((low, curve))
     return low, curve

@@ -26,13 +26,16 @@ def failed(message: str, exit_code: int) -> None:
     print_json({"error": message, "exit_code": exit_code})
 
 
-def say(message: str) -> None:
-    """Talk about what is going on, which is no result."""
-    talk.print(visible(message))
+def say(message: str, *, warning: bool = False) -> None:
+    """Talk about what is going on, which is no result; a warning is said also if talk is not wanted."""
+    if warning:
+        err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
+    else:
+        talk.print(visible(message))
 
 
 def warning(message: str) -> None:
-    err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
+    say(message, warning=True)
 
 
 def confirm(question: str) -> bool:
