@@ -13,4 +13,4 @@ export PATH
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+python -m pytest -n auto "$@"

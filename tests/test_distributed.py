@@ -11,11 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, make_folder
+from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, feed, pack
-from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.resume import FILE
 from packnet_cli.errors import DivergedError, UsageError
@@ -24,7 +23,7 @@ from packnet_cli.errors import DivergedError, UsageError
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["packnet_cli.engine.pack", "packnet_cli.cli"])
 
-ADD = ["--epochs", "2", "--retrain-epochs", "2", "--batch-size", "8", "--prune", "0.5", "--device", "cpu"]
+ADD = ["--epochs", "2", "--retrain-epochs", "2", "--batch-size", "8", "--prune", "0.5", "--device", "cpu", "--no-amp"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def alone(tmp_path_factory, folder):
     pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
     before = path.read_bytes()
     recipe = dataclasses.replace(QUICK, epochs=2, batch_size=8, lr=1e-3, retrain_lr=1e-3)
-    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=Machine("cpu"))
+    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=CPU)
 
 
 LIKE_ALONE = [*ADD, "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
@@ -127,7 +126,7 @@ def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
     before = format.load(full)
     how = ["--prune", "0.5", "--device", "cpu", "--batch-size", "8", "--retrain-epochs", "8"]
     recipe = dataclasses.replace(QUICK, retrain_epochs=8)
-    expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, machine=Machine("cpu"))
+    expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, machine=CPU)
     codes, said = run(tmp_path, "prune", full, "--task", "blue", *how)
     assert codes == [0, 0], said
     after = format.load(full)
