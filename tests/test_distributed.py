@@ -104,8 +104,10 @@ def test_two_train_what_one_trains(tmp_path, folder, alone):
     before, expected = alone
     path = tmp_path / "packed.st"
     path.write_bytes(before)
-    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE)
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--log", folder.parent / "log")
     assert codes == [0, 0] and said.count("top-1 retrained") == 1, said
+    lines = (folder.parent / "log" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2 + 2 + 3  # each epoch and each accuracy once
     found = format.load(path)
     for layer, values in expected.shared.items():
         np.testing.assert_allclose(found.shared[layer], values, atol=2e-4)

@@ -1,12 +1,12 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
+import inspect
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from enum import Enum
-from functools import partial
+from functools import partial, wraps
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -71,16 +71,35 @@ app = typer.Typer(
 
 
 MACHINE = "Machine"
-METRICS = "Metrics"
 
 # Every option has its environment variable, PACKNET_<COMMAND>_<OPTION>: too many to name in each command's help.
 Option: Any = partial(typer.Option, show_envvar=False)
 
 
 Verb = Callable[..., None]
+Decorator = Callable[[Verb], Verb]
 
 
-def command(panel: str, *examples: str, name: str | None = None) -> Callable[[Verb], Verb]:
+def with_options(place: str, added: list[inspect.Parameter], gather: Callable[[dict[str, Any]], Any]) -> Decorator:
+    """Give a command these options, and in place of its parameter `place` what `gather` makes of their values."""
+
+    def decorate(verb: Verb) -> Verb:
+        signature = inspect.signature(verb)
+        kept = [parameter for name, parameter in signature.parameters.items() if name != place]
+
+        @wraps(verb)
+        def run(*args: Any, **kwargs: Any) -> None:
+            values = {parameter.name: kwargs.pop(parameter.name) for parameter in added}
+            verb(*args, **{place: gather(values)}, **kwargs)
+
+        run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+        return run
+
+    return decorate
+
+
+def command(panel: str, *examples: str, name: str | None = None) -> Decorator:
     """A command of the program, in this panel of `packnet --help`; its own --help ends with the examples."""
     return app.command(name, rich_help_panel=panel, epilog="\n\n".join(f"$ {example}" for example in examples))
 
@@ -131,71 +150,7 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
-Resume = Annotated[
-    bool, Option("--resume", help="Go on with an interrupted run of the same command.", rich_help_panel=MACHINE)
-]
-CheckpointMinutes = Annotated[
-    float,
-    Option(min=0, help="Keep what is needed to resume every so many minutes.", rich_help_panel=MACHINE),
-]
 Amp = Annotated[bool, Option(help="Compute in bfloat16.", rich_help_panel=MACHINE)]
-TrainAmp = Annotated[
-    bool | None,
-    Option(help="Train in bfloat16, with float32 weights; default, where that is fast.", rich_help_panel=MACHINE),
-]
-Compile = Annotated[
-    bool | None,
-    Option(help="Compile the training step; default, on a GPU for a long run.", rich_help_panel=MACHINE),
-]
-Deterministic = Annotated[
-    bool,
-    Option("--deterministic", help="The same bits each time on a GPU too, at some cost.", rich_help_panel=MACHINE),
-]
-
-
-class Where(str, Enum):
-    """Where decoded images are kept."""
-
-    AUTO = "auto"
-    RAM = "ram"
-    DEVICE = "device"
-    OFF = "off"
-
-
-Cache = Annotated[
-    Where,
-    Option(
-        help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch.",
-        rich_help_panel=MACHINE,
-    ),
-]
-CacheGb = Annotated[
-    float,
-    Option(
-        min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.", rich_help_panel=MACHINE
-    ),
-]
-
-
-class Form(str, Enum):
-    """How progress is shown."""
-
-    BAR = "bar"
-    JSON = "json"
-
-
-Progress = Annotated[
-    Form, Option(help="Show progress as a bar, or as lines of JSON on stderr.", rich_help_panel=METRICS)
-]
-Log = Annotated[
-    Path | None,
-    Option(
-        metavar="DIR",
-        help="Add the metrics of each epoch and each measured accuracy to a log in this folder: metrics.jsonl, and "
-        "events for TensorBoard if that is installed.",
-        rich_help_panel=METRICS,
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -219,12 +174,12 @@ def packnet(
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
-    report.talk.quiet = quiet or _is_a_further_process()
+    report.talk.quiet = quiet or is_a_further_process()
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too
 
 
-def _is_a_further_process() -> bool:
+def is_a_further_process() -> bool:
     """Whether this is one of several processes of a run that torchrun has started, and not the first, which speaks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
 
@@ -233,7 +188,7 @@ def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
-    if _is_a_further_process():
+    if is_a_further_process():
         sys.stdout = open(os.devnull, "w")
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
         if isinstance(stream, TextIOWrapper):

@@ -4,34 +4,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from packnet_cli import report
-from packnet_cli.cli import (
-    PACK,
-    Cache,
-    CacheGb,
-    CheckpointMinutes,
-    Compile,
-    Deterministic,
-    Device,
-    Form,
-    Json,
-    Log,
-    Option,
-    Packed,
-    Progress,
-    Resume,
-    TrainAmp,
-    Where,
-    Workers,
-    command,
-    complete_task,
-)
-from packnet_cli.cli.packing import Distill, prepare_to_train, report_newest
+from packnet_cli.cli import PACK, Json, Option, Packed, command, complete_task
+from packnet_cli.cli.packing import Distill, report_newest
+from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.recipe import Recipe
 
 
 @command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
 @with_settings(*RETRAINING, show_defaults=False)
+@with_run
 def prune(
     path: Packed,
     task: Annotated[
@@ -40,22 +22,12 @@ def prune(
     ],
     prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
     settings: dict[str, Any],
+    run: Run,
     data: Annotated[
         Path | None, Option(metavar="DATA", help="Images to retrain on; default, those it was added with.")
     ] = None,
     distill: Distill = None,
     json: Json = False,
-    device: Device = "auto",
-    workers: Workers = None,
-    amp: TrainAmp = None,
-    compile: Compile = None,
-    deterministic: Deterministic = False,
-    cache: Cache = Where.AUTO,
-    cache_gb: CacheGb = 4,
-    resume: Resume = False,
-    checkpoint_minutes: CheckpointMinutes = 5,
-    log: Log = None,
-    progress: Progress = Form.BAR,
 ) -> None:
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
     from packnet_cli.artifact import format
@@ -64,10 +36,8 @@ def prune(
     header.check_changeable(path)
     recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
     from packnet_cli.engine import pack
-    from packnet_cli.engine.compute import Machine
 
-    prepare_to_train(path, resume, log)
-    with report.training(log=log, as_json=progress is Form.JSON) as told:
+    with run.of(path) as how:
         pack.prune_task(
             path,
             task,
@@ -75,11 +45,7 @@ def prune(
             folder=data,
             distill=distill,
             recipe=recipe,
-            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
-            resume=resume,
-            checkpoint_minutes=checkpoint_minutes,
-            progress=told,
-            say=report.say,
+            **how,
         )
     report_newest(path, json)
 

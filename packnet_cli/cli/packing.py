@@ -6,26 +6,8 @@ from typing import Annotated, Any
 from typer import Argument
 
 from packnet_cli import report
-from packnet_cli.cli import (
-    PACK,
-    Cache,
-    CacheGb,
-    CheckpointMinutes,
-    Compile,
-    Deterministic,
-    Device,
-    Form,
-    Json,
-    Log,
-    Option,
-    Packed,
-    Progress,
-    Resume,
-    TrainAmp,
-    Where,
-    Workers,
-    command,
-)
+from packnet_cli.cli import PACK, Json, Option, Packed, command
+from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.images import task_name
@@ -48,10 +30,12 @@ Distill = Annotated[
     "packnet init packed.st --arch vgg16 --prune 0.5 --data ./imagenet",
 )
 @with_settings(*RETRAINING)
+@with_run
 def init(
     path: Annotated[Path, Argument(metavar="PACKED", help="The file to make, for example packed.st.")],
     arch: Annotated[str, Option(help="A timm classifier: vgg16, resnet50, hf-hub:timm/resnet50.a1_in1k, ...")],
     settings: dict[str, Any],
+    run: Run,
     weights: Annotated[
         Path | None, Option(metavar="FILE", help="Start from this .safetensors, .pt or .pth file, not from the hub.")
     ] = None,
@@ -89,17 +73,6 @@ def init(
     interpolation: Annotated[
         str | None, Option(help="bilinear, bicubic, nearest or lanczos.", rich_help_panel=PIXELS)
     ] = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    amp: TrainAmp = None,
-    compile: Compile = None,
-    deterministic: Deterministic = False,
-    cache: Cache = Where.AUTO,
-    cache_gb: CacheGb = 4,
-    resume: Resume = False,
-    checkpoint_minutes: CheckpointMinutes = 5,
-    log: Log = None,
-    progress: Progress = Form.BAR,
 ) -> None:
     """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
     recipe = recipe_from(settings)
@@ -109,10 +82,9 @@ def init(
             raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
-    from packnet_cli.engine.compute import Machine
     from packnet_cli.engine.start import parse_model_kwargs
 
-    how: dict[str, Any] = {
+    built: dict[str, Any] = {
         "model_kwargs": parse_model_kwargs(model_kwargs or []),
         "data_config": {
             "img_size": img_size,
@@ -124,11 +96,9 @@ def init(
         },
     }
     if dry_run:
-        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **how), as_json=json)
+        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **built), as_json=json)
         return
-    if prune is not None:
-        prepare_to_train(path, resume, log)
-    with report.training(log=log, as_json=progress is Form.JSON) as told:
+    with run.of(path, trains=prune is not None) as how:
         artifact = pack.init(
             path,
             arch,
@@ -142,11 +112,7 @@ def init(
             name=name,
             class_names=class_names,
             recipe=recipe,
-            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
-            resume=resume,
-            checkpoint_minutes=checkpoint_minutes,
-            progress=told,
-            say=report.say,
+            **built,
             **how,
         )
     if json:
@@ -164,6 +130,7 @@ def init(
     "packnet add-task packed.st --data ./cubs --resume",
 )
 @with_settings(*SETTINGS)
+@with_run
 def add_task(
     path: Packed,
     data: Annotated[
@@ -175,6 +142,7 @@ def add_task(
         ),
     ],
     settings: dict[str, Any],
+    run: Run,
     name: Annotated[str | None, Option(help="Name of the task; default, the folder's or list's.")] = None,
     prune: Annotated[
         str, Option(metavar="FRACTION|auto", help="Fraction of its weights to release to later tasks, 0 to 1.")
@@ -191,17 +159,6 @@ def add_task(
         bool, Option("--skip-bad-images", help="Go on without images that cannot be read, and record how many.")
     ] = False,
     json: Json = False,
-    device: Device = "auto",
-    workers: Workers = None,
-    amp: TrainAmp = None,
-    compile: Compile = None,
-    deterministic: Deterministic = False,
-    cache: Cache = Where.AUTO,
-    cache_gb: CacheGb = 4,
-    resume: Resume = False,
-    checkpoint_minutes: CheckpointMinutes = 5,
-    log: Log = None,
-    progress: Progress = Form.BAR,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe = recipe_from(settings)
@@ -218,10 +175,8 @@ def add_task(
         report.plan(shares, as_json=json)
         return
     from packnet_cli.engine import pack
-    from packnet_cli.engine.compute import Machine
 
-    prepare_to_train(path, resume, log)
-    with report.training(log=log, as_json=progress is Form.JSON) as told:
+    with run.of(path) as how:
         pack.add_task(
             path,
             data,
@@ -230,26 +185,10 @@ def add_task(
             max_drop=max_drop,
             head_only=head_only,
             recipe=recipe,
-            machine=Machine(device, workers, amp, compile, deterministic, cache.value, cache_gb),
-            resume=resume,
-            checkpoint_minutes=checkpoint_minutes,
             skip_bad_images=skip_bad_images,
-            progress=told,
-            say=report.say,
+            **how,
         )
     report_newest(path, json)
-
-
-def prepare_to_train(path: Path, resume: bool, log: Path | None) -> None:
-    from packnet_cli.artifact import atomic
-
-    if log is not None and log.resolve() == path.resolve():
-        raise UsageError(f"--log {log} is the packed model itself; name a folder")
-    folder = atomic.checkpoint_folder(path)
-    if resume and not folder.exists():
-        report.say(f"there is no interrupted run in {folder}; starting from the beginning")
-    elif folder.exists() and not resume:
-        report.say(f"{folder} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
 def report_newest(path: Path, json: bool) -> None:

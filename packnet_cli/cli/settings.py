@@ -4,12 +4,10 @@ import dataclasses
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-from packnet_cli.cli import Option
+from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, AtMost, Recipe, flag
 
@@ -20,51 +18,38 @@ FIRST_PHASE = ("epochs", "lr", "head_lr", "restart")  # what a task that is trai
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
 
 
-def with_settings(*names: str, show_defaults: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
     """Give a command an option for each of these settings, --recipe and --config.
 
     In place of its parameter `settings` the command gets a dictionary of the settings that were given on the command
     line, "recipe" and "config" among them if they were.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        options = {
-            "recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}."),
-            "config": Option(
-                metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."
-            ),
-        } | {
-            name: Option(
-                flag(name),
-                help=SETTINGS[name].metadata["help"],
-                show_default=show_defaults and (str(SETTINGS[name].default) or "none"),
-            )
-            for name in names
-        }
-        if "batch_size" in options:
-            options["batch_size"].parser, options["batch_size"].metavar = _batch_size, f"N|{AUTO}"
-        for option in options.values():
-            option.rich_help_panel = TRAINING
-        types: dict[str, Any] = {"recipe": str, "config": Path} | {name: SETTINGS[name].type for name in names}
-        added = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types[name] | None, option]
-            )
-            for name, option in options.items()
-        ]
-        signature = inspect.signature(command)
-        kept = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
-
-        @wraps(command)
-        def run(*args: Any, **kwargs: Any) -> None:
-            given = {name: kwargs.pop(name) for name in options}
-            command(*args, settings={name: value for name, value in given.items() if value is not None}, **kwargs)
-
-        run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
-        return run
-
-    return decorate
+    options = {
+        "recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}."),
+        "config": Option(metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."),
+    } | {
+        name: Option(
+            flag(name),
+            help=SETTINGS[name].metadata["help"],
+            show_default=show_defaults and (str(SETTINGS[name].default) or "none"),
+        )
+        for name in names
+    }
+    if "batch_size" in options:
+        options["batch_size"].parser, options["batch_size"].metavar = _batch_size, f"N|{AUTO}"
+    for option in options.values():
+        option.rich_help_panel = TRAINING
+    types: dict[str, Any] = {"recipe": str, "config": Path} | {name: SETTINGS[name].type for name in names}
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types[name] | None, option]
+        )
+        for name, option in options.items()
+    ]
+    return with_options(
+        "settings", added, lambda given: {name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _batch_size(text: str) -> int | str:

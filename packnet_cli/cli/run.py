@@ -1,0 +1,119 @@
+"""A training run as the user wants it: on what machine, gone on with or not, shown how; the same of all that train."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from packnet_cli import report
+from packnet_cli.cli import MACHINE, Device, Option, Workers, is_a_further_process, with_options
+from packnet_cli.errors import UsageError
+
+METRICS = "Metrics"
+_OnMachine, _OnMetrics = partial(Option, rich_help_panel=MACHINE), partial(Option, rich_help_panel=METRICS)
+
+
+class Where(str, Enum):
+    """Where decoded images are kept."""
+
+    AUTO = "auto"
+    RAM = "ram"
+    DEVICE = "device"
+    OFF = "off"
+
+
+class Form(str, Enum):
+    """How progress is shown."""
+
+    BAR = "bar"
+    JSON = "json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The options, by name."""
+
+    device: Device = "auto"
+    workers: Workers = None
+    amp: Annotated[
+        bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default, where that is fast.")
+    ] = None
+    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU for a long run.")] = (
+        None
+    )
+    deterministic: Annotated[
+        bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
+    ] = False
+    cache: Annotated[
+        Where,
+        _OnMachine(
+            help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch."
+        ),
+    ] = Where.AUTO
+    cache_gb: Annotated[
+        float, _OnMachine(min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.")
+    ] = 4
+    resume: Annotated[bool, _OnMachine("--resume", help="Go on with an interrupted run of the same command.")] = False
+    checkpoint_minutes: Annotated[
+        float, _OnMachine(min=0, help="Keep what is needed to resume every so many minutes.")
+    ] = 5
+    log: Annotated[
+        Path | None,
+        _OnMetrics(
+            metavar="DIR",
+            help="Add the metrics of each epoch and each measured accuracy to a log in this folder: metrics.jsonl, and "
+            "events for TensorBoard if that is installed.",
+        ),
+    ] = None
+    progress: Annotated[Form, _OnMetrics(help="Show progress as a bar, or as lines of JSON on stderr.")] = Form.BAR
+
+    @contextmanager
+    def of(self, path: Path, *, trains: bool = True) -> Iterator[dict[str, Any]]:
+        """The arguments with which a verb trains the packed model `path` as wanted, which is shown meanwhile."""
+        from packnet_cli.engine.compute import Machine
+
+        if trains:
+            self._prepare(path)
+        log = None if is_a_further_process() else self.log
+        with report.training(log=log, as_json=self.progress is Form.JSON) as told:
+            yield {
+                "machine": Machine(
+                    self.device,
+                    self.workers,
+                    self.amp,
+                    self.compile,
+                    self.deterministic,
+                    self.cache.value,
+                    self.cache_gb,
+                ),
+                "resume": self.resume,
+                "checkpoint_minutes": self.checkpoint_minutes,
+                "progress": told,
+                "say": report.say,
+            }
+
+    def _prepare(self, path: Path) -> None:
+        from packnet_cli.artifact import atomic
+
+        if self.log is not None and self.log.resolve() == path.resolve():
+            raise UsageError(f"--log {self.log} is the packed model itself; name a folder")
+        folder = atomic.checkpoint_folder(path)
+        if self.resume and not folder.exists():
+            report.say(f"there is no interrupted run in {folder}; starting from the beginning")
+        elif folder.exists() and not self.resume:
+            report.say(f"{folder} holds an interrupted run, which --resume would go on with; this one will replace it")
+
+
+# In place of its parameter `run` a command gets the Run that its user wants.
+with_run = with_options(
+    "run",
+    [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in dataclasses.fields(Run)
+    ],
+    lambda values: Run(**values),
+)
