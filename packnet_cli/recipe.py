@@ -7,6 +7,7 @@ from packnet_cli.errors import UsageError
 
 CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
+    "anneal": ("once", "twice"),
     "lr_scale": ("free", "none"),
     "rank": ("adaptive", "layer", "global"),
     "restart": ("pretrained", "zero"),
@@ -40,6 +41,7 @@ class Recipe:
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
+    anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
     rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
@@ -81,7 +83,9 @@ RECIPES = {
     "default": Recipe(),
     "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
     # For sets of a thousand images or so, on which SGD at the paper's rates comes not far in as many epochs.
-    "adamw": Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", crop_scale=0.35),
+    "adamw": Recipe(
+        opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35, distill_weight=0.0
+    ),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}

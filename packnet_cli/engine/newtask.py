@@ -75,6 +75,7 @@ class NewTask:
         self._teacher: Teacher | None = None
         self._write_checkpoint: Callable[[], bool] = lambda: False
         self._goals: dict[str, tuple[int, int]] = {}
+        self._once = False  # whether one schedule runs over training and retraining
         _seed(recipe.seed)
         header = claim.artifact.header
         self.head = header.head
@@ -126,7 +127,9 @@ class NewTask:
     def _trainable(self) -> dict[str, masks.Bools]:
         return {layer: array == self.index for layer, array in self.mask.items()}
 
-    def train(self) -> None:
+    def train(self, *, retrained: bool = False) -> None:
+        """Train on all that is free; whether it will also be `retrained` the schedule may have to know."""
+        self._once = retrained and self.recipe.anneal == "once"
         for _ in self._epochs(TRAIN, self.recipe.epochs, self.recipe.lr):
             pass
         self.measure("dense")
@@ -189,6 +192,7 @@ class NewTask:
         if self.resumed and self.resumed.notes["phase"] != phase:
             return iter(())  # done before the run was stopped
         going_on = self._resume()
+        around = (0, self.recipe.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
         return train(
             self.model,
             self.train_batches,
@@ -198,6 +202,7 @@ class NewTask:
             opt=self.recipe.opt,
             weight_decay=self.recipe.weight_decay,
             sched=self.recipe.sched,
+            around=around if self._once else (0, 0),
             train_norm=self.train_norm,
             amp=self.amp,
             forward=self.forward,

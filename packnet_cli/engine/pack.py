@@ -185,7 +185,7 @@ def add_task(
         task = NewTask(name, claim, images, recipe, machine, progress, keeper)
         if resume:
             task.go_on_from(keeper.load())
-        task.train()
+        task.train(retrained=bool(prune))
         search: dict[str, float] = {}
         if max_drop is not None and aside is not None:
             task.keep_result()  # so that a search that is stopped need not train again

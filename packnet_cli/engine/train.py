@@ -113,6 +113,7 @@ def train(
     opt: str,
     weight_decay: float,
     sched: str,
+    around: tuple[int, int] = (0, 0),
     train_norm: bool,
     amp: bool,
     progress: Callable[[Step], None],
@@ -128,6 +129,7 @@ def train(
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
     yielded again, and the batches that it has seen are skipped.
 
+    The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `forward` is the compiled network;
     batches smaller than the others do without it. `rates` names parameters that learn at a multiple of the rate.
@@ -146,11 +148,13 @@ def train(
         param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates),
         **fused(opt, device),
     )
+    before, after = around
+    span = before + epochs + after
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
-        num_epochs=epochs,
-        decay_epochs=max(1, epochs // 2),  # "step": a tenth of the rate for the second half, as in the paper
+        num_epochs=span,
+        decay_epochs=max(1, span // 2),  # "step": a tenth of the rate for the second half, as in the paper
         step_on_epochs=False,
         updates_per_epoch=len(batches),
     )
@@ -158,8 +162,8 @@ def train(
     forward = forward or model
     if resume:
         resume.set_optimizer(optimizer)
-        if scheduler is not None:
-            scheduler.step_update(at.epoch * len(batches) + at.step)
+    if scheduler is not None and (before or resume):
+        scheduler.step_update((before + at.epoch) * len(batches) + at.step)
     for epoch in range(at.epoch, epochs):
         skip = at.step if epoch == at.epoch else 0
         if not skip:
@@ -187,7 +191,7 @@ def train(
             freezer.write_back()
             rate = optimizer.param_groups[0]["lr"]
             if scheduler is not None:
-                scheduler.step_update(epoch * len(batches) + step + 1)
+                scheduler.step_update((before + epoch) * len(batches) + step + 1)
 
             meter.add(loss, logits, labels)
             if meter.is_due() or step + 1 == len(batches):
