@@ -261,6 +261,21 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
 
 
+@pytest.mark.parametrize(("how", "phases"), [({"prune": 0.5}, 1), ({"prune": 0.0}, 1), ({"max_drop": 9.0}, 5)])
+def test_one_schedule_over_training_and_retraining(packed, folders, how, phases):
+    """The rate goes on from where training left it. What is searched for has a schedule for each retraining."""
+    recipe = dataclasses.replace(QUICK, epochs=2, retrain_lr=QUICK.lr, sched="cosine", anneal="once", lr_scale="none")
+    rates = []
+
+    def progress(task, phase, seen):
+        if isinstance(seen, train.Step) and seen.step == 1:
+            rates.append(seen.lr / recipe.lr)
+
+    pack.add_task(packed, folders[0], **RUN | {"recipe": recipe} | how, progress=progress)
+    falling = [1, 0.854, 0.5, 0.146] if how == {"prune": 0.5} else [1, 0.5]
+    assert rates == pytest.approx(phases * falling, abs=1e-3)
+
+
 def test_prune_leaves_what_removed_tasks_left_behind(full):
     """A task in the middle is gone, its weights are still the newest one's to see, and nobody's to release."""
     edit.remove_task(full, "green")

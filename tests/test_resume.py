@@ -19,6 +19,11 @@ from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
 PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
+RECIPES = {
+    "momentum": RECIPE,
+    "adamw": dataclasses.replace(RECIPE, opt="adamw"),
+    "one schedule": dataclasses.replace(RECIPE, sched="cosine", anneal="once"),
+}
 PHASES += [("retrain", 1, 1), ("retrain", 1, 3), ("retrain", 2, 2), ("retrain", 3, 3)]
 
 
@@ -43,26 +48,25 @@ def add(path, folder, recipe=RECIPE, prune=0.5, **how):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, folders):
-    """The bytes of two tasks from a run that was not stopped: (after the first, after the second), by optimizer."""
+    """The bytes of two tasks from a run that was not stopped: (after the first, after the second), by recipe."""
     results = {}
-    for opt in ("momentum", "adamw"):
-        path = tmp_path_factory.mktemp(opt) / "packed.st"
+    for name, recipe in RECIPES.items():
+        path = tmp_path_factory.mktemp(name) / "packed.st"
         init(path)
-        recipe = dataclasses.replace(RECIPE, opt=opt)
         add(path, folders[0], recipe)
         first = path.read_bytes()
         add(path, folders[1], recipe)
-        results[opt] = first, path.read_bytes()
+        results[name] = first, path.read_bytes()
     return results
 
 
-@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("phase", "epoch", "step"), PHASES)
-def test_same_bytes(tmp_path, folders, whole, opt, phase, epoch, step):
+def test_same_bytes(tmp_path, folders, whole, name, phase, epoch, step):
     """Stopped at any step of either phase, between epochs too, it ends as if it had not been."""
-    recipe = dataclasses.replace(RECIPE, opt=opt)
+    recipe = RECIPES[name]
     path = tmp_path / "packed.st"
-    before, after = whole[opt]
+    before, after = whole[name]
     path.write_bytes(before)
     if step > 1 and folders[1].name == "green":
         step = min(step, 2)  # this task has twelve images, two batches
