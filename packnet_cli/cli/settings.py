@@ -14,7 +14,7 @@ from packnet_cli.recipe import RECIPES, SETTINGS, AtMost, Recipe, flag
 TRAINING = "Training"
 AUTO = "auto"
 
-FIRST_PHASE = ("epochs", "lr", "head_lr", "restart")  # what a task that is trained already has no use for
+FIRST_PHASE = ("epochs", "lr", "head_lr", "anneal", "restart")  # what a task that is trained already has no use for
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
 
 
