@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import sys
 
 import numpy as np
@@ -36,6 +35,7 @@ def process(rank, port, log, arguments, event):
     """One of torchrun's processes; at its fourth step the second has something happen to it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1), os.dup2(file, 2)
     torch.set_num_threads(1)
@@ -69,11 +69,10 @@ def diverge():
 
 def run(folder, *arguments, event=None):
     """Run a command line in two processes: their exit codes, and all that they say."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # In torchrun, too, it is the parent that keeps what the processes tell each other.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
-    both = [PROCESSES.Process(target=process, args=(n, port, logs[n], arguments, event)) for n in (0, 1)]
+    both = [PROCESSES.Process(target=process, args=(n, store.port, logs[n], arguments, event)) for n in (0, 1)]
     for each in both:
         each.start()
     for each in both:
