@@ -83,9 +83,7 @@ RECIPES = {
     "default": Recipe(),
     "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
     # For sets of a thousand images or so, on which SGD at the paper's rates comes not far in as many epochs.
-    "adamw": Recipe(
-        opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35, distill_weight=0.0
-    ),
+    "adamw": Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}
