@@ -118,7 +118,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
 
     def steps() -> None:
         for _ in range(bench.steps):
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bool(bench.amp)):
                 loss = F.cross_entropy(forward(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -194,7 +194,7 @@ def time_whole(bench: "Bench") -> Timing:
         for _ in range(bench.epochs + bench.epochs // 2):
             model.train()
             for images, labels in loader:
-                with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+                with torch.autocast(bench.device.type, torch.bfloat16, enabled=bool(bench.amp)):
                     loss = F.cross_entropy(model(images.to(bench.device)), labels.to(bench.device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -218,11 +218,11 @@ def time_eval(bench: "Bench") -> Timing:
     @torch.inference_mode()
     def plain() -> None:
         for pixels, labels in batches:
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp):
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bool(bench.amp)):
                 answers = model(pixels.to(bench.device, memory_format=torch.channels_last))
             int((answers.argmax(1) == labels.to(bench.device)).sum())
 
-    return interleaved({"plain": plain, "packed": lambda: evaluate(task, batches, amp=bench.amp)}, bench.repeats)
+    return interleaved({"plain": plain, "packed": lambda: evaluate(task, batches, amp=bool(bench.amp))}, bench.repeats)
 
 
 def time_prune(bench: "Bench") -> Timing:
@@ -267,7 +267,7 @@ def time_growth(bench: "Bench") -> Timing:
         pack.add_task(path, data, name="new", prune=0.5, recipe=recipe, machine=bench.machine)
 
     def use(task: int) -> None:
-        list(unpack.evaluate_tasks(files[task], str(task), folder=data, amp=bench.amp, **where))
+        list(unpack.evaluate_tasks(files[task], str(task), folder=data, amp=bool(bench.amp), **where))
 
     ways = {"plain": lambda: add(0), "add task 20": lambda: add(19)}
     ways |= {"plain eval": lambda: use(1), "task 20 eval": lambda: use(20)}
@@ -324,7 +324,9 @@ def main(
     img_size: int = 224,
     device: str = "auto",
     opt: Annotated[str, Option(help="timm optimizer of the step.")] = "momentum",
-    amp: bool = False,
+    amp: Annotated[
+        bool | None, Option(help="All in bfloat16; default, float32, but for the whole add-task as it chooses itself.")
+    ] = None,
     compile: Annotated[bool, Option(help="Compile the step.")] = False,
     parts: Annotated[str, Option(help=f"Some of {','.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, Option(help="Training steps, or batches, that are timed at once.")] = 3,
