@@ -54,7 +54,7 @@ def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> 
         return wanted
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in torch before 2.6
+    made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in every torch
     return device.type == "cpu" and made_for_it() and not any(map(is_depthwise, model.modules()))
 
 
