@@ -94,7 +94,11 @@ class DivergedError(PackNetError):
     exit_code = 10
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is what is raised where no memory is left; of a device there is mostly only the text to tell by."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what is raised where no memory is left; mostly there is only the text to tell by.
+
+    CUDA's, torch's on a CPU (two), cuDNN's, oneDNN's, and that of safetensors, whose error is no Exception.
+    """
+    words = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"]
+    words += ["could not create a primitive", "PyObject pointer is null"]
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -353,11 +353,21 @@ def read_until(screen, word):
     return shown
 
 
+class Panic(BaseException):
+    """As safetensors raises it."""
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError("Unable to allocate 3 GiB"), RuntimeError("can't allocate memory: 3\n at")]
+    "error",
+    [
+        MemoryError("Unable to allocate 3 GiB"),
+        RuntimeError("can't allocate memory: 3\n at"),
+        RuntimeError("could not create a primitive 3"),
+        Panic("PyObject pointer is null 3"),
+    ],
 )
 def test_memory_that_is_not_enough_is_one_line(full, packnet, monkeypatch, error):
-    """Wherever it runs out, numpy's or torch's."""
+    """Wherever it runs out: numpy's, torch's, oneDNN's or safetensors'."""
 
     def fail(path):
         raise error

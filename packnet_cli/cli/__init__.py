@@ -41,7 +41,7 @@ class _Group(TyperGroup):
             self._fail(ctx, str(error), error.exit_code, in_results=error.in_results)
         except KeyboardInterrupt:
             self._fail(ctx, "interrupted; nothing was written", 130)
-        except Exception as error:
+        except BaseException as error:
             if ctx.meta[JSON_WANTED] and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
                 report.failed(error.format_message(), UsageError.exit_code)
             if is_out_of_memory(error):
