@@ -34,7 +34,7 @@ def main(
     arch: str = "resnet18",
     prune: Annotated[str, Option(help="Fraction that each task releases, or 'equal' shares.")] = "equal",
     tasks: Annotated[int | None, Option(help="Stop after so many.")] = None,
-    amp: bool = False,
+    amp: Annotated[bool | None, Option(help="In bfloat16; default, where that is fast.")] = None,
     threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Pack what is not packed yet, then print a line for each task and the average."""

@@ -19,8 +19,9 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
     `trained` holds the packed weights as they came out of training, `mask` the new task-index masks, `own` the new
     task's tensors that are not packed. Only the weights that the new task owns are taken from `trained`.
     Raises ForgettingError unless training left every other weight as it must be, to the bit: an earlier task's as it
-    was, a released one at 0. Of earlier tasks it is proved that the tensors and masks are those that were loaded, and
-    by the newest one's digest, which takes in all of them, that so are the weights: that takes no longer with many.
+    was, a released one at 0. Of earlier tasks it is proved that every tensor is still the one that was loaded, that no
+    weight changed hands, and by the newest one's digest, which takes in every owned weight, that none moved: that takes
+    no longer with many tasks.
     """
     if format.tensor_digests(before.tensors()) != before.header.tensors:
         raise ForgettingError(

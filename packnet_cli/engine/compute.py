@@ -31,7 +31,7 @@ class Machine:
 
     device: str = "auto"
     workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
-    amp: bool | None = None  # train in bfloat16; None: as it suits the device
+    amp: bool | None = None  # train in bfloat16; None: as it suits device and network
     compile: bool | None = None  # None: where it pays
     deterministic: bool = False
     cache: str = "auto"  # where decoded images are kept, see `feed.rooms`
