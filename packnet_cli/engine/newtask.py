@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from timm.utils import random_seed as _seed
 
-from packnet_cli.artifact import masks, plan
+from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
@@ -17,6 +16,7 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
+from packnet_cli.engine.release import Goals, release_goals
 from packnet_cli.engine.resume import Checkpoint, Keeper
 from packnet_cli.engine.train import Accuracy, Place, Resume, Step, Teacher, evaluate, train
 from packnet_cli.errors import NetworkError
@@ -36,10 +36,6 @@ Found = tuple[float, dict[str, float]]
 
 def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
-
-
-def _pairs(owned: dict[str, int], released: dict[str, int]) -> dict[str, tuple[int, int]]:
-    return {layer: (count, released[layer]) for layer, count in owned.items()}
 
 
 @dataclass
@@ -74,7 +70,7 @@ class NewTask:
         self.found: Found | None = None
         self._teacher: Teacher | None = None
         self._write_checkpoint: Callable[[], bool] = lambda: False
-        self._goals: dict[str, tuple[int, int]] = {}
+        self._goals: Goals = {}
         self._once = False  # whether one schedule runs over training and retraining
         _seed(recipe.seed)
         header = claim.artifact.header
@@ -150,7 +146,10 @@ class NewTask:
         """
         trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
-        goals = self._goals if self.resumed else self._release_goals(prune)
+        goals = self._goals
+        if not self.resumed:
+            weights = partial(network.read, self.model, set(self.mask))
+            goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
 
         def release(step: int) -> None:
             weights = network.read(self.model, set(self.mask))
@@ -172,21 +171,6 @@ class NewTask:
             if 0 < epoch < steps:
                 release(epoch + 1)
         self.measure("retrained", trial)
-
-    def _release_goals(self, prune: float) -> dict[str, tuple[int, int]]:
-        """How many weights of each layer the task owns, and how many of these it is to release."""
-        owned = {layer: masks.count_owned(array, self.index) for layer, array in self.mask.items()}
-        counts = partial(
-            plan.release_counts, owned, keep_at_least=self.recipe.keep_at_least, skip_layers=self.recipe.skip_layers
-        )
-        if self.recipe.rank == "layer":
-            return _pairs(owned, counts(prune))
-        weights = network.read(self.model, set(self.mask))
-        magnitudes = {layer: np.abs(weights[layer][array == self.index]) for layer, array in self.mask.items()}
-        total = sum(plan.release_counts(owned, prune).values())
-        wanted = masks.counts_across(magnitudes, total, adaptive=self.recipe.rank == "adaptive")
-        most = counts(1)
-        return _pairs(owned, {layer: min(count, most[layer]) for layer, count in wanted.items()})
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
         if self.resumed and self.resumed.notes["phase"] != phase:
