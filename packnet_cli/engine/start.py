@@ -102,7 +102,7 @@ def _create_pretrained(
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
-    say(f"fetching the pretrained weights of {arch}, unless they are here already ...")
+    say(f"fetching the pretrained weights of {arch}, unless they are here (to find no hub takes a minute) ...")
     with _from_hub(arch):
         return create(arch, arguments, pretrained=True), str(source or arch)
 
