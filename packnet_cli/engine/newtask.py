@@ -29,7 +29,6 @@ MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
 # on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
 Progress = Callable[[str, str, Step | Accuracy], None]
 
-
 # The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
 Found = tuple[float, dict[str, float]]
 
@@ -146,14 +145,11 @@ class NewTask:
         """
         trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
-        goals = self._goals
-        if not self.resumed:
-            weights = partial(network.read, self.model, set(self.mask))
-            goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
+        read = partial(network.read, self.model, set(self.mask))
 
         def release(step: int) -> None:
-            weights = network.read(self.model, set(self.mask))
-            for layer, (claimed, count) in goals.items():
+            weights = read()
+            for layer, (claimed, count) in self._goals.items():
                 goal = round(count * (1 - (1 - step / steps) ** 3))
                 done = claimed - masks.count_owned(self.mask[layer], self.index)
                 self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], self.index, goal - done)
@@ -165,7 +161,7 @@ class NewTask:
         if not self.resumed:
             weight = self.recipe.distill_weight
             self._teacher = Teacher(self.model, weight) if weight and self.recipe.retrain_epochs else None
-            self._goals = goals
+            self._goals = release_goals(self.mask, self.index, prune, self.recipe, read)
             release(1)
         for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
             if 0 < epoch < steps:
