@@ -1,5 +1,6 @@
 """A packed model as a library: plain timm networks, switched from task to task."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 import packnet_cli
 from packnet_cli.engine import data, feed, network, pack
+from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import ArtifactError, NetworkError, TaskError
 
 PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -77,6 +79,31 @@ def test_a_stranger_is_not_switched(full):
         assert bits(stranger) == before
     with pytest.raises(TaskError, match="no task 'purple'"):
         packed.model("purple")
+
+
+def test_a_timm_that_builds_another_network_is_told_from_ours(full):
+    artifact = packnet_cli.load(full).artifact
+    other = dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, arch="test_efficientnet"))
+    with pytest.raises(NetworkError, match="builds another test_efficientnet than the one packed here"):
+        Packed(other).model("red")
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_every_tensor_of_a_blank_network_is_written(tmp_path, folders, monkeypatch, arch):
+    """No number was drawn for any, and none may stay as the memory happened to be."""
+    path = tmp_path / "packed.st"
+    pack.init(path, arch, pretrained=False)
+    artifact = pack.add_task(path, folders[0], recipe=QUICK, machine=CPU)
+    numbers = torch.get_rng_state()
+    blank = network.build_blank(artifact.header, 2)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for value in blank.state_dict().values():
+        value.fill_(7)
+    monkeypatch.setattr(network, "build_blank", lambda *_: blank)
+    state = network.read(Packed(artifact).model(1))
+    assert {name: value.tobytes() for name, value in state.items()} == {
+        name: value.tobytes() for name, value in artifact.state(1).items()
+    }
 
 
 def test_the_transform_is_that_of_eval(full, tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from packnet_cli.artifact.format import Header, State, Task
 from packnet_cli.errors import NetworkError, UsageError, is_out_of_memory
@@ -78,6 +79,21 @@ def build(header: Header, num_classes: int) -> nn.Module:
         classifier: Any = model.get_submodule(name)
         classifier.reset_parameters()
     return model
+
+
+def build_blank(header: Header, num_classes: int) -> nn.Module:
+    """A network of the artifact's architecture whose weights are all still to be written, and nothing until then."""
+    with _WithoutRandomNumbers():  # they would take most of the time
+        return create(header.arch, header.model_kwargs | {"num_classes": num_classes})
+
+
+class _WithoutRandomNumbers(TorchDispatchMode):
+    """Tensors that are to be filled with random numbers stay as they are."""
+
+    DRAWN = frozenset((torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default))
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if operator in self.DRAWN else operator(*args, **(kwargs or {}))
 
 
 def describe(model: nn.Module, header: Header, task: Task) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -36,40 +37,52 @@ class Packed:
         """A plain timm network that runs one task, in eval mode, on the CPU.
 
         It takes images (N, C, H, W) as `transform` makes them and returns logits (N, classes). Its `pretrained_cfg`
-        holds the class names ("label_names") and the preprocessing, as timm's functions expect. Raises TaskError.
+        holds the class names ("label_names") and the preprocessing, as timm's functions expect. Raises TaskError;
+        NetworkError if timm builds another network than the one that was packed.
         """
-        found = self.task(task)
-        model = network.build(self.artifact.header, len(found.classes))
-        network.write(model, self.artifact.state(found.index))
-        network.describe(model, self.artifact.header, found)
+        found, header = self.task(task), self.artifact.header
+        model = network.build_blank(header, len(found.classes))
+        if not self._fits(model, found):
+            raise NetworkError(
+                f"timm {timm.__version__} builds another {header.arch} than the one packed here; "
+                "try the version of timm that the file was made with"
+            )
+        self._write(model, found)
         return model.eval()
 
-    @torch.no_grad()
     def switch(self, model: nn.Module, task: str | int) -> None:
         """Make a network that `model()` returned run another task, to the bit as a new one would.
 
         It stays the same object on the same device, and its weights are written once, in place. Only a head with
         another number of classes gets new parameters. Raises TaskError; NetworkError if the network is another one.
         """
-        found, artifact = self.task(task), self.artifact
-        own = artifact.own[found.index]
-        head = tuple(f"{prefix}." for prefix in artifact.header.head)
+        found = self.task(task)
+        if not self._fits(model, found):
+            raise NetworkError("the network to switch is not one of this packed model; take one from Packed.model()")
+        self._write(model, found)
+
+    def _fits(self, model: nn.Module, task: Task) -> bool:
+        """Whether the network has the tensors of the task, in the same shapes but for the head's."""
+        head = tuple(f"{prefix}." for prefix in self.artifact.header.head)
         wanted, there = (
             {name: None if name.startswith(head) else tuple(value.shape) for name, value in state.items()}
-            for state in (artifact.shared | own, model.state_dict())
+            for state in (self.artifact.shared | self.artifact.own[task.index], model.state_dict())
         )
-        if wanted != there:
-            raise NetworkError("the network to switch is not one of this packed model; take one from Packed.model()")
+        return wanted == there
+
+    @torch.no_grad()
+    def _write(self, model: nn.Module, task: Task) -> None:
+        artifact, own = self.artifact, self.artifact.own[task.index]
         network.resize_head(model, artifact.header, own)
         network.write(model, own)
-        network.describe(model, artifact.header, found)
+        network.describe(model, artifact.header, task)
         targets = model.state_dict()
         for name, values in artifact.shared.items():
             target = targets[name]
             if target.device.type == "cpu" and target.dtype == torch.float32:
-                masks.keep_visible(values, artifact.mask[name], found.index, out=target.numpy())
+                masks.keep_visible(values, artifact.mask[name], task.index, out=target.numpy())
             else:
-                target.copy_(torch.from_numpy(masks.keep_visible(values, artifact.mask[name], found.index)))
+                target.copy_(torch.from_numpy(masks.keep_visible(values, artifact.mask[name], task.index)))
 
 
 def transform(data_config: dict[str, Any]) -> Transform:

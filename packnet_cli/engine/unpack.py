@@ -57,13 +57,16 @@ def evaluate_tasks(
     there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
     held_outs = {task.index: held_out_images(task, folder) for task in there}
     packed = Packed(artifact)
-    model = network.place(packed.model(tasks[0].index), torch_device)
+    model: nn.Module | None = None
     for task in tasks:
         if task.index not in held_outs:
             yield Evaluation(task, None, ())
             continue
         held_out = held_outs[task.index]
-        packed.switch(model, task.index)
+        if model is None:
+            model = network.place(packed.model(task.index), torch_device)
+        else:
+            packed.switch(model, task.index)
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with network.enough_memory(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
