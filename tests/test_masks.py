@@ -101,6 +101,32 @@ def test_keep_visible_in_pieces_is_the_whole(shape):
     np.testing.assert_array_equal(masks.keep_visible(values, mask, 2), expected)
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (5, 2 * masks.PIECE), (0, 3)])
+def test_take_owned_is_where(shape):
+    """To the bit, and whatever the memory layout; what is given stays as it is."""
+    rng = np.random.default_rng(0)
+    values, trained = (np.asarray(rng.standard_normal(shape), np.float32) for _ in range(2))
+    mask = np.asarray(rng.integers(0, 4, shape), np.uint8)
+    before = values.tobytes()
+    for new, owners in ((trained, mask), (np.asfortranarray(trained), np.asfortranarray(mask))):
+        taken = masks.take_owned(values, new, owners, 2)
+        assert taken.shape == values.shape and taken.tobytes() == np.where(mask == 2, trained, values).tobytes()
+    assert values.tobytes() == before
+
+
+def test_keep_owners_sees_what_changed_hands():
+    before = np.array([[0, 1], [2, 0]], np.uint8)
+    assert masks.keep_owners(np.array([[3, 1], [2, 0]], np.uint8), before)
+    for other in ([[0, 1], [3, 0]], [[0, 0], [2, 0]], [[3, 2], [2, 3]]):
+        assert not masks.keep_owners(np.array(other, np.uint8), before)
+
+
+def test_a_lone_number_is_an_array_too():
+    mask = np.array(0, np.uint8)
+    assert isinstance(masks.claim_free(mask, 3), np.ndarray) and masks.claim_free(mask, 3) == 3
+    assert isinstance(masks.free_unseen(mask, 3), np.ndarray)
+
+
 def test_claim_free_takes_only_the_free():
     """Everything free, and nothing else, is the new task's."""
     assert masks.claim_free(np.array([0, 1, 2, 0], np.uint8), 3).tolist() == [3, 1, 2, 3]

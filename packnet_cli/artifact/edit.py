@@ -29,12 +29,11 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         )
     shared = {}
     for name, values in before.shared.items():
-        shared[name] = np.where(mask[name] == task.index, trained[name], values)
+        shared[name] = masks.take_owned(values, trained[name], mask[name], task.index)
         expected = masks.keep_visible(shared[name], mask[name], task.index)
         if not _same_bits(trained[name], expected):
             raise ForgettingError(f"training changed frozen weights of {name}; nothing was written. Please report this")
-        taken = before.mask[name] != masks.FREE
-        if not np.array_equal(mask[name][taken], before.mask[name][taken]):
+        if not masks.keep_owners(mask[name], before.mask[name]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
     after = format.make(before.header, shared, mask, (*before.own, own))
     for changed in verify.altered_tasks(after, verify.NEWEST):
@@ -71,7 +70,7 @@ def without_task(before: Artifact, task: Task) -> Artifact:
 def without_newest(artifact: Artifact) -> Artifact:
     """The newest task's weights free, its entry gone: what the artifact is to that task, if it is trained again."""
     newest = artifact.header.tasks[-1].index
-    mask = {name: np.where(array == newest, np.uint8(masks.FREE), array) for name, array in artifact.mask.items()}
+    mask = {name: masks.free_unseen(array, newest - 1) for name, array in artifact.mask.items()}
     header = dataclasses.replace(artifact.header, tasks=artifact.header.tasks[:-1])
     return format.make(header, artifact.shared, mask, artifact.own[:-1])
 

@@ -56,9 +56,7 @@ Format 2 holds the tasks of a file of format 1 and nothing else: no task can be 
 
 import dataclasses
 import hashlib
-import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +68,7 @@ from safetensors.numpy import save_file
 from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
+from packnet_cli.artifact.threads import on_all_cores
 from packnet_cli.errors import ArtifactError, DamageError
 
 Array = NDArray[Any]
@@ -141,9 +140,8 @@ def _bytes(array: Array) -> memoryview:
 
 
 def tensor_digests(tensors: State) -> dict[str, str]:
-    """The digest of each tensor as a state dict of its own, by key; hashing leaves Python's lock to other threads."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(tensors, pool.map(lambda key: digest({key: tensors[key]}), tensors), strict=True))
+    """The digest of each tensor as a state dict of its own, by key."""
+    return dict(zip(tensors, on_all_cores(lambda key: digest({key: tensors[key]}), tensors), strict=True))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

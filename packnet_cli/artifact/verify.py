@@ -1,12 +1,11 @@
 """Whether a file is whole, and every task in it what it was when it was added. Needs no data and no network."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact, Header, State, Task
+from packnet_cli.artifact.threads import on_all_cores
 from packnet_cli.errors import DamageError
 
 ALL, NEWEST = slice(None), slice(-1, None)  # of the tasks
@@ -48,9 +47,8 @@ def load_verified(path: Path) -> Artifact:
 def altered_tasks(artifact: Artifact, which: slice = ALL) -> list[Task]:
     """Those tasks whose weights, per-task tensors or head are not, to the bit, what they were when they were added."""
     tasks = artifact.header.tasks[which]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda task: artifact.digest(task.index), tasks)
-        return [task for task, digest in zip(tasks, digests, strict=True) if digest != task.digest]
+    digests = on_all_cores(lambda task: artifact.digest(task.index), tasks)
+    return [task for task, digest in zip(tasks, digests, strict=True) if digest != task.digest]
 
 
 def _examine(path: Path, which: slice = ALL) -> tuple[Artifact | None, list[Finding]]:
