@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,8 @@ from packnet_cli.engine.compute import Machine, forward_of, fused, training_on
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, evaluate
 from packnet_cli.recipe import Recipe
+
+QUIET = {"stdout": subprocess.DEVNULL, "check": True}
 
 Timing = dict[str, list[float]]  # what was timed -> seconds, one for each repeat
 
@@ -255,22 +258,21 @@ def time_file(bench: "Bench") -> Timing:
 
 
 def time_growth(bench: "Bench") -> Timing:
-    """The 20th task against the first: adding and evaluating it, and the bytes of the file, in MB."""
+    """The 20th task against the first: adding it, evaluating it (whole processes), and the bytes of the file, in MB."""
     data = image_folder(bench)
     recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
     files = {tasks: packed_artifact(bench.arch, bench.img_size, bench.folder, tasks)[0] for tasks in (0, 1, 19, 20)}
-    where = {"batch_size": bench.batch_size, "device": str(bench.device)}
 
     def add(tasks: int) -> None:
         path = bench.folder / "growing.st"
         shutil.copy(files[tasks], path)
         pack.add_task(path, data, name="new", prune=0.5, recipe=recipe, machine=bench.machine)
 
-    def use(task: int) -> None:
-        list(unpack.evaluate_tasks(files[task], str(task), folder=data, amp=bool(bench.amp), **where))
-
     ways = {"plain": lambda: add(0), "add task 20": lambda: add(19)}
-    ways |= {"plain eval": lambda: use(1), "task 20 eval": lambda: use(20)}
+    ways |= {
+        "plain eval": eval_command(bench, files[1], 1, data),
+        "task 20 eval": eval_command(bench, files[20], 20, data),
+    }
     sizes = {"plain MB": [files[1].stat().st_size / 1e6], "20 tasks MB": [files[20].stat().st_size / 1e6]}
     return interleaved(ways, max(1, bench.repeats // 3)) | sizes
 
@@ -281,19 +283,14 @@ def time_start(bench: "Bench") -> Timing:
     data = image_folder(bench)
     program = [sys.executable, "-m", "packnet_cli"]
     lines = {"plain": [sys.executable, "-c", ""], "--help": [*program, "--help"], "info": [*program, "info", str(path)]}
-    lines["eval"] = [
-        *program,
-        "eval",
-        str(path),
-        "--task",
-        "1",
-        "--data",
-        str(data / "val"),
-        "--device",
-        str(bench.device),
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "check": True}
-    return interleaved({name: lambda line=line: subprocess.run(line, **quiet) for name, line in lines.items()}, 5)
+    ways = {name: partial(subprocess.run, line, **QUIET) for name, line in lines.items()}
+    return interleaved(ways | {"eval": eval_command(bench, path, 1, data)}, 5)
+
+
+def eval_command(bench: "Bench", path: Path, task: int, data: Path) -> Callable[[], Any]:
+    """`packnet eval` as a process, to be run."""
+    line = [sys.executable, "-m", "packnet_cli", "eval", path, "--task", task, "--data", data / "val"]
+    return partial(subprocess.run, [*map(str, line), "--device", str(bench.device)], **QUIET)
 
 
 PARTS = {
