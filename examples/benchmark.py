@@ -179,10 +179,15 @@ def image_folder(bench: "Bench") -> Path:
     return data
 
 
+def recipe_of(bench: "Bench") -> Recipe:
+    phases = {"epochs": bench.epochs, "retrain_epochs": bench.epochs // 2}
+    return Recipe(opt=bench.opt, batch_size=bench.batch_size, **phases)
+
+
 def time_whole(bench: "Bench") -> Timing:
     """All of add-task against a plain fine-tuning of as many epochs, from files of random JPEG images."""
     data = image_folder(bench)
-    recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
+    recipe = recipe_of(bench)
 
     def packed() -> None:
         path = bench.folder / "whole.st"
@@ -260,7 +265,7 @@ def time_file(bench: "Bench") -> Timing:
 def time_growth(bench: "Bench") -> Timing:
     """The 20th task against the first: adding it, evaluating it (whole processes), and the bytes of the file, in MB."""
     data = image_folder(bench)
-    recipe = Recipe(epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
+    recipe = recipe_of(bench)
     files = {tasks: packed_artifact(bench.arch, bench.img_size, bench.folder, tasks)[0] for tasks in (0, 1, 19, 20)}
 
     def add(tasks: int) -> None:

@@ -301,7 +301,7 @@ def main(
     """Measure what is not measured yet, then print the table and write it to OUT/table.csv."""
     if threads:
         torch.set_num_threads(threads)
-    bench = Bench(out, start, folders, recipe_from(settings))
+    bench = Bench(out, start, folders, recipe_from(settings).settled(few_steps=False))
     ways, prunes = way or WAYS, prune or ["equal"]
     bases = base or [None] * len(prunes)
     if bench.base and bench.base.top1 is not None and not bench.rows:

@@ -1,6 +1,6 @@
 """The settings of one task's training. Imports no torch, so that --help can show the defaults."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from packnet_cli.errors import UsageError
@@ -13,6 +13,10 @@ CHOICES = {
     "restart": ("pretrained", "zero"),
     "norm": ("task", "frozen"),
 }
+
+
+AUTO, SGD = "auto", "momentum"  # of the optimizers: the choice that is left open, and what it is as a rule
+FEW_STEPS = 1000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
 class AtMost(int):
@@ -38,7 +42,7 @@ class Recipe:
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
     lr_scale: str = _setting("free", "Raise the rates by as much as few weights are free, up to tenfold; or none.")
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
-    opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
+    opt: str = _setting(AUTO, "timm optimizer: momentum (SGD with 0.9), adamw, ...; auto, one of these two.")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
@@ -60,6 +64,21 @@ class Recipe:
         """The recipe in an artifact; a setting that this version does not have is left out."""
         return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
+    def settled(self, *, few_steps: bool) -> "Recipe":
+        """The recipe with an optimizer in place of "auto": SGD, as in the paper.
+
+        If the steps are few, on a network with batch norm, it is AdamW with its recipe's rates, unless some were given.
+        """
+        if self.opt != AUTO:
+            return self
+        rates = ("lr", "retrain_lr", "sched", "anneal")
+        given = {name for name, setting in SETTINGS.items() if getattr(self, name) != setting.default}
+        if not few_steps or given & set(rates):
+            return replace(self, opt=SGD)
+        return replace(
+            self, **{name: getattr(ADAMW, name) for name in ("opt", *rates, "crop_scale") if name not in given}
+        )
+
     def __post_init__(self) -> None:
         least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0, "seed": 0}
         for name, bound in least.items():
@@ -78,12 +97,14 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
+# At the paper's rates SGD comes not far in so few steps as a set of a thousand images gives.
+ADAMW = Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35)
+
 # What --recipe chooses between; every other flag then changes one setting of it.
 RECIPES = {
     "default": Recipe(),
-    "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
-    # For sets of a thousand images or so, on which SGD at the paper's rates comes not far in as many epochs.
-    "adamw": Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35),
+    "paper": Recipe(opt=SGD, distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
+    "adamw": ADAMW,
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}

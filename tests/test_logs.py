@@ -12,7 +12,20 @@ from packnet_cli.errors import UsageError
 from packnet_cli.recipe import Recipe
 from packnet_cli.report import logs
 
-QUICK = ("--epochs", 2, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+QUICK = (
+    "--epochs",
+    2,
+    "--opt",
+    "momentum",
+    "--retrain-epochs",
+    1,
+    "--batch-size",
+    8,
+    "--workers",
+    0,
+    "--device",
+    "cpu",
+)
 
 
 def lines_of(log):

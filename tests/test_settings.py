@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import CPU
 
 from packnet_cli.cli.settings import read_config, recipe_from
+from packnet_cli.engine import data, pack
+from packnet_cli.engine.fit import choose_optimizer
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, Recipe
 
@@ -70,3 +73,34 @@ def test_the_commands(tmp_path, packed, folders, packnet):
         assert words in shown
     assert packnet("info", packed, "--task", "blue").exit_code == 4
     assert packnet("info", packed, "--task", "red", "--layers").exit_code == 2
+
+
+def test_the_optimizer_is_chosen_where_it_is_left_open():
+    """AdamW for few steps, unless a rate was given: that was meant for SGD."""
+    few = Recipe(epochs=3).settled(few_steps=True)
+    assert few == dataclasses.replace(RECIPES["adamw"], epochs=3)
+    assert Recipe().settled(few_steps=False) == Recipe(opt="momentum")
+    for given in ({"lr": 0.01}, {"sched": "cosine"}, {"anneal": "once"}, {"opt": "momentum"}, {"opt": "lamb"}):
+        recipe = Recipe(**given).settled(few_steps=True)
+        assert recipe == Recipe(**{"opt": "momentum", **given})
+    cropped = Recipe(crop_scale=0.5).settled(few_steps=True)
+    assert (cropped.opt, cropped.crop_scale) == ("adamw", 0.5)
+    assert RECIPES["paper"].settled(few_steps=True) == RECIPES["paper"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "epochs", "opt"),
+    [("test_resnet", 1, "adamw"), ("test_resnet", 1000, "momentum"), ("test_vit", 1, "momentum")],
+)
+def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt):
+    """18 images make a step an epoch; what was chosen is said."""
+    artifact, said = pack.init(tmp_path / "packed.st", arch, pretrained=False), []
+    images = data.open_training(folders[0], val_split=0.2, seed=0)
+    assert choose_optimizer(artifact, images, Recipe(epochs=epochs), said.append).opt == opt
+    assert said == ["1 steps are few: adamw at 0.0003, cosine (--opt momentum: the paper's SGD)"][: opt == "adamw"]
+
+
+def test_the_chosen_optimizer_is_on_record(tmp_path, folders):
+    pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False)
+    artifact = pack.add_task(tmp_path / "packed.st", folders[0], recipe=Recipe(epochs=1), machine=CPU)
+    assert artifact.header.tasks[0].recipe["opt"] == "adamw"

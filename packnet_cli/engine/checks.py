@@ -10,7 +10,7 @@ from packnet_cli.engine import data
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.train import check_optimizer
 from packnet_cli.errors import CapacityError, UsageError
-from packnet_cli.recipe import Recipe
+from packnet_cli.recipe import AUTO, Recipe
 
 
 def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
@@ -20,7 +20,8 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
         raise UsageError(f"--max-drop is a number of points from 0 to 100, not {max_drop}")
     if head_only and (prune or max_drop is not None):
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
-    check_optimizer(recipe.opt)
+    if recipe.opt != AUTO:
+        check_optimizer(recipe.opt)
 
 
 def load_whole(path: Path) -> Artifact:

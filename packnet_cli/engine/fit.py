@@ -1,19 +1,31 @@
-"""How large a batch can be: as large as the device has the memory for, which only a trial tells."""
+"""What a recipe leaves open: the optimizer, and a batch as large as the device has the memory for."""
 
 import dataclasses
 import gc
+import math
 from pathlib import Path
 
 import torch
 from timm.utils import decay_batch_step
 
+from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data, distributed
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.newtask import NewTask, silent
 from packnet_cli.engine.resume import Say, interrupted_run
 from packnet_cli.errors import UsageError, is_out_of_memory
-from packnet_cli.recipe import AtMost, Recipe
+from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
+
+
+def choose_optimizer(artifact: Artifact, images: data.TrainingImages, recipe: Recipe, say: Say) -> Recipe:
+    """The recipe with an optimizer that suits the number of steps and the network, if it leaves that open."""
+    steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
+    batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
+    chosen = recipe.settled(few_steps=batch_norm and steps < FEW_STEPS)
+    if recipe.opt != chosen.opt != SGD:
+        say(f"{steps:,} steps are few: {chosen.opt} at {chosen.lr:g}, {chosen.sched} (--opt {SGD}: the paper's SGD)")
+    return chosen
 
 
 def fit_batch_size(
@@ -29,7 +41,8 @@ def fit_batch_size(
 ) -> Recipe:
     """The recipe with a batch size that training has the memory for, if it leaves the size open (`AtMost`).
 
-    It is that of the run to `resume`, if there is one; else the size is stepped down until a rehearsal gets through.
+    It is that of the run to `resume`, if there is one; else, as only a trial tells, the size is stepped down until a
+    rehearsal gets through.
     The result is in every bit that of a run which was given this size. Raises UsageError if not one image fits.
     """
     most = recipe.batch_size

@@ -10,6 +10,7 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +148,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+@functools.cache  # what was chosen is logged once
 def choose_device(wanted: str) -> torch.device:
     """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
     if wanted == "auto":

@@ -18,7 +18,7 @@ from packnet_cli.engine.checks import check_capacity, check_settings, describe_r
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.compute import AUTO, Machine
 from packnet_cli.engine.distributed import together
-from packnet_cli.engine.fit import fit_batch_size
+from packnet_cli.engine.fit import choose_optimizer, fit_batch_size
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import NewTask, Progress, silent
 from packnet_cli.engine.result import save, with_trained, write
@@ -67,7 +67,7 @@ def init(
 
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError.
     """
-    recipe = recipe or Recipe()
+    recipe = (recipe or Recipe()).settled(few_steps=False)
     atomic.check_writable(path)
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
@@ -164,6 +164,7 @@ def add_task(
     recipe = recipe or Recipe()
     # Try everything that can fail now, before hours of training.
     check_settings(prune, recipe, max_drop, head_only)
+    network.choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     check_capacity(path, artifact, head_only)
@@ -172,6 +173,7 @@ def add_task(
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     images = data.usable(images, skip_bad=skip_bad_images)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
+    recipe = choose_optimizer(artifact, images, recipe, say)
     kept, aside = images.train, None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
@@ -232,7 +234,7 @@ def prune_task(
         )
     if not any(entry.owned.values()):
         raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
-    recipe = recipe or Recipe.recorded(entry.recipe)
+    recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
