@@ -114,11 +114,11 @@ def test_take_owned_is_where(shape):
     assert values.tobytes() == before
 
 
-def test_keep_owners_sees_what_changed_hands():
+def test_owners_kept_sees_what_changed_hands():
     before = np.array([[0, 1], [2, 0]], np.uint8)
-    assert masks.keep_owners(np.array([[3, 1], [2, 0]], np.uint8), before)
+    assert masks.owners_kept(np.array([[3, 1], [2, 0]], np.uint8), before)
     for other in ([[0, 1], [3, 0]], [[0, 0], [2, 0]], [[3, 2], [2, 3]]):
-        assert not masks.keep_owners(np.array(other, np.uint8), before)
+        assert not masks.owners_kept(np.array(other, np.uint8), before)
 
 
 def test_a_lone_number_is_an_array_too():

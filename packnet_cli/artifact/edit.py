@@ -33,7 +33,7 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
         expected = masks.keep_visible(shared[name], mask[name], task.index)
         if not _same_bits(trained[name], expected):
             raise ForgettingError(f"training changed frozen weights of {name}; nothing was written. Please report this")
-        if not masks.keep_owners(mask[name], before.mask[name]):
+        if not masks.owners_kept(mask[name], before.mask[name]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
     after = format.make(before.header, shared, mask, (*before.own, own))
     for changed in verify.altered_tasks(after, verify.NEWEST):

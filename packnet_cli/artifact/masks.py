@@ -67,7 +67,7 @@ def free_unseen(mask: Mask, task: int) -> Mask:
     return left
 
 
-def keep_owners(mask: Mask, before: Mask) -> bool:
+def owners_kept(mask: Mask, before: Mask) -> bool:
     """Whether each weight that was not free `before` still has the owner that it had."""
     return bool(((mask == before) | (before == FREE)).all())
 
