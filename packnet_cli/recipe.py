@@ -9,7 +9,7 @@ CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
     "anneal": ("once", "twice"),
     "lr_scale": ("free", "none"),
-    "rank": ("layer", "balanced", "adaptive", "global"),
+    "rank": ("adaptive", "layer", "global"),
     "restart": ("pretrained", "zero"),
     "norm": ("task", "frozen"),
 }
@@ -48,9 +48,7 @@ class Recipe:
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
-    rank: str = _setting(
-        "layer", "Release alike in each layer, or where it hurts least: balanced, adaptive (LAMP), global."
-    )
+    rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(

@@ -179,22 +179,6 @@ def test_counts_across_layers_add_up(adaptive):
         assert all(0 <= counts[name] <= own.size for name, own in layers.items())
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_counts_across_layers_keep_to_bounds(adaptive):
-    """And still add up; between its bounds a layer releases what it would at the common threshold."""
-    rng = np.random.default_rng(0)
-    layers = {
-        name: rng.random(size, np.float32) * scale for name, size, scale in (("a", 900, 1), ("b", 90, 9), ("c", 400, 2))
-    }
-    bounds = {"a": (270, 630), "b": (27, 63), "c": (120, 280)}
-    for count in (417, 418, 600, 695, 900, 973):
-        counts = masks.counts_across(layers, count, adaptive=adaptive, bounds=bounds)
-        assert sum(counts.values()) == count
-        assert all(least <= counts[name] <= most for name, (least, most) in bounds.items())
-    free = masks.counts_across(layers, 695, adaptive=adaptive)
-    assert any(not bounds[name][0] <= count <= bounds[name][1] for name, count in free.items())
-
-
 def test_free_unseen_frees_what_comes_later():
     """And with task 0 everything."""
     mask = np.array([0, 1, 2, 255], np.uint8)

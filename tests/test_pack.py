@@ -232,9 +232,7 @@ def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     assert not verify.altered_tasks(artifact)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"rank": "global"}, {"rank": "balanced"}, {"keep_at_least": 300}, {"skip_layers": "conv1*"}]
-)
+@pytest.mark.parametrize("changes", [{"rank": "global"}, {"keep_at_least": 300}, {"skip_layers": "conv1*"}])
 def test_which_weights_go(packed, folders, changes):
     """Ranked over all layers as many go in all; a floor and a list of layers spare some."""
     artifact = pack.add_task(packed, folders[0], prune=0.5, **(RUN | {"recipe": dataclasses.replace(QUICK, **changes)}))
@@ -243,8 +241,6 @@ def test_which_weights_go(packed, folders, changes):
     if "rank" in changes:
         assert artifact.free_count() == sum(round(size / 2) for size in sizes.values())
         assert any(owned[layer] != size - round(size / 2) for layer, size in sizes.items())
-        if changes["rank"] == "balanced":
-            assert all(0.3 * size - 1 <= owned[layer] <= 0.7 * size + 1 for layer, size in sizes.items())
     elif "keep_at_least" in changes:
         assert all(owned[layer] == max(size - round(size / 2), min(300, size)) for layer, size in sizes.items())
         assert any(count == 300 for count in owned.values())

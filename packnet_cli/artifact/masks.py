@@ -151,47 +151,32 @@ def _by_pieces(work: Callable[[slice], Any], size: int) -> list[Any]:
     return on_all_cores(work, pieces)
 
 
-def counts_across(
-    magnitudes: dict[str, Floats], count: int, *, adaptive: bool, bounds: dict[str, tuple[int, int]] | None = None
-) -> dict[str, int]:
+def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:
     """How many of `count` weights to release lie in each layer, given the magnitudes there, if all compete.
 
     They compete by magnitude, or (`adaptive`) by LAMP: the square over the sum of the squares of all weights of the
-    layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), which no layer's last weight loses. Of each layer at
-    least and at most as many go as its `bounds` say, between which `count` must be possible.
+    layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), which no layer's last weight loses.
     Of a large layer a regular sample stands for all; the counts still add up to `count`.
     """
-    scores = {name: _scores(own, adaptive) for name, own in magnitudes.items()}
-    bounds = bounds or {name: (0, own.size) for name, own in magnitudes.items()}
-
-    def below(threshold: float) -> dict[str, int]:
-        """How many of each layer go, if what scores less does, as far as the bounds let it."""
-        counts = {}
-        for name, found in scores.items():
-            least, most = bounds[name]
-            part = np.searchsorted(found, threshold) / max(1, found.size)
-            counts[name] = min(max(int(part * magnitudes[name].size), least), most)
-        return counts
-
-    thresholds = np.sort(np.concatenate(list(scores.values())))
-    low, high = 0, thresholds.size
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if sum(below(thresholds[middle]).values()) <= count else (low, middle)
-    counts = below(thresholds[low]) if thresholds.size else dict.fromkeys(magnitudes, 0)
-    for name in sorted(counts, key=lambda name: bounds[name][1] - counts[name], reverse=True):  # ties, and fractions
-        counts[name] += min(count - sum(counts.values()), bounds[name][1] - counts[name])
+    scores, stands_for, layer = [], [], []
+    for number, own in enumerate(magnitudes.values()):
+        drawn = np.sort(sample(own)).astype(np.float64)
+        each = own.size / max(1, drawn.size)
+        if adaptive:
+            squares = drawn**2
+            rest = each * np.cumsum(squares[::-1])[::-1]
+            drawn = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
+        scores.append(drawn)
+        stands_for.append(np.full(drawn.size, each))
+        layer.append(np.full(drawn.size, number))
+    order = np.argsort(np.concatenate(scores), kind="stable")
+    amounts = np.concatenate(stands_for)[order]
+    smallest = np.cumsum(amounts) <= count + 0.5
+    sums = np.bincount(np.concatenate(layer)[order][smallest], amounts[smallest], minlength=len(magnitudes))
+    counts = dict(zip(magnitudes, np.floor(sums + 1e-6).astype(int).tolist(), strict=True))
+    for name in sorted(counts, key=lambda name: magnitudes[name].size - counts[name], reverse=True):
+        counts[name] += min(count - sum(counts.values()), magnitudes[name].size - counts[name])
     return counts
-
-
-def _scores(magnitudes: Floats, adaptive: bool) -> NDArray[np.float64]:
-    """By what a layer's weights compete, in ascending order; of a large layer's, a sample."""
-    drawn = np.sort(sample(magnitudes)).astype(np.float64)
-    if not adaptive:
-        return drawn
-    squares = drawn**2
-    rest = magnitudes.size / max(1, drawn.size) * np.cumsum(squares[::-1])[::-1]
-    return np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
 
 
 def count_by_owner(mask: Mask) -> list[int]:

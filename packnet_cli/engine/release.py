@@ -1,6 +1,5 @@
 """How many of its weights a task is to release in each layer."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,8 +8,6 @@ import numpy as np
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
 from packnet_cli.recipe import Recipe
-
-LEEWAY = 0.4  # with rank "balanced" a layer keeps by so much of an equal share more or less than that, at most
 
 Goals = dict[str, tuple[int, int]]  # by layer: how many weights the task owns there, and how many it is to release
 
@@ -26,14 +23,7 @@ def release_goals(
     else:
         values = weights()
         magnitudes = {layer: np.abs(values[layer][array == index]) for layer, array in mask.items()}
-        equal, most = plan.release_counts(owned, prune), counts(1)
-        bounds = {layer: _around(equal[layer], owned[layer]) for layer in owned} if recipe.rank == "balanced" else None
-        across = masks.counts_across(magnitudes, sum(equal.values()), adaptive=recipe.rank != "global", bounds=bounds)
+        total, most = sum(plan.release_counts(owned, prune).values()), counts(1)
+        across = masks.counts_across(magnitudes, total, adaptive=recipe.rank == "adaptive")
         wanted = {layer: min(count, most[layer]) for layer, count in across.items()}
     return {layer: (count, wanted[layer]) for layer, count in owned.items()}
-
-
-def _around(equal: int, owned: int) -> tuple[int, int]:
-    """The least and the most that a layer releases with rank "balanced", where an equal share is `equal` of `owned`."""
-    keep = owned - equal
-    return owned - min(owned, math.floor((1 + LEEWAY) * keep)), owned - math.ceil((1 - LEEWAY) * keep)
