@@ -180,8 +180,8 @@ def image_folder(bench: "Bench") -> Path:
 
 
 def recipe_of(bench: "Bench") -> Recipe:
-    phases = {"epochs": bench.epochs, "retrain_epochs": bench.epochs // 2}
-    return Recipe(opt=bench.opt, batch_size=bench.batch_size, **phases)
+    """As many epochs as are asked for, and half as many after pruning."""
+    return Recipe(opt=bench.opt, epochs=bench.epochs, retrain_epochs=bench.epochs // 2, batch_size=bench.batch_size)
 
 
 def time_whole(bench: "Bench") -> Timing:

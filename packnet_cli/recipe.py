@@ -15,7 +15,8 @@ CHOICES = {
 }
 
 
-AUTO, SGD = "auto", "momentum"  # of the optimizers: the choice that is left open, and what it is as a rule
+AUTO = "auto"  # what a setting is that is left open: the optimizer, and on the command line the batch size
+SGD = "momentum"  # timm's name
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
@@ -42,7 +43,7 @@ class Recipe:
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
     lr_scale: str = _setting("free", "Raise the rates by as much as few weights are free, up to tenfold; or none.")
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
-    opt: str = _setting(AUTO, "timm optimizer: momentum (SGD with 0.9), adamw, ...; auto, one of these two.")
+    opt: str = _setting(AUTO, "timm optimizer: momentum (SGD with 0.9), adamw, ...; auto: see --recipe.")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
@@ -67,17 +68,13 @@ class Recipe:
     def settled(self, *, few_steps: bool) -> "Recipe":
         """The recipe with an optimizer in place of "auto": SGD, as in the paper.
 
-        If the steps are few, on a network with batch norm, it is AdamW with its recipe's rates, unless some were given.
+        If the steps are few, on a network with batch norm, it is AdamW with its recipe, unless part of that was set.
         """
         if self.opt != AUTO:
             return self
-        rates = ("lr", "retrain_lr", "sched", "anneal")
-        given = {name for name, setting in SETTINGS.items() if getattr(self, name) != setting.default}
-        if not few_steps or given & set(rates):
+        if not few_steps or any(getattr(self, name) != SETTINGS[name].default for name in OF_ADAMW):
             return replace(self, opt=SGD)
-        return replace(
-            self, **{name: getattr(ADAMW, name) for name in ("opt", *rates, "crop_scale") if name not in given}
-        )
+        return replace(self, **OF_ADAMW, opt=ADAMW.opt)
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0, "seed": 0}
@@ -108,6 +105,9 @@ RECIPES = {
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}
+
+# What the AdamW recipe sets beside the optimizer: given any of these, an optimizer that is left open is SGD.
+OF_ADAMW = {name: getattr(ADAMW, name) for name in ("lr", "retrain_lr", "sched", "anneal", "crop_scale")}
 
 
 def flag(name: str) -> str:

@@ -28,7 +28,9 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     recipe = recipe_from({"recipe": "paper", "config": config, "epochs": 7})
     assert recipe == dataclasses.replace(RECIPES["paper"], rank="global", lr=1.0, epochs=7)
     assert type(recipe.lr) is float
-    assert recipe_from({"config": config}, Recipe(seed=5)) == Recipe(seed=5, lr=1.0, rank="global", epochs=3)
+    assert recipe_from({"config": config}, Recipe(seed=5)) == Recipe(
+        seed=5, opt="momentum", lr=1.0, rank="global", epochs=3
+    )
 
 
 def test_every_setting_may_stand_there(tmp_path):
@@ -80,12 +82,24 @@ def test_the_optimizer_is_chosen_where_it_is_left_open():
     few = Recipe(epochs=3).settled(few_steps=True)
     assert few == dataclasses.replace(RECIPES["adamw"], epochs=3)
     assert Recipe().settled(few_steps=False) == Recipe(opt="momentum")
-    for given in ({"lr": 0.01}, {"sched": "cosine"}, {"anneal": "once"}, {"opt": "momentum"}, {"opt": "lamb"}):
+    for given in (
+        {"lr": 0.01},
+        {"sched": "cosine"},
+        {"anneal": "once"},
+        {"crop_scale": 0.5},
+        {"opt": "momentum"},
+        {"opt": "lamb"},
+    ):
         recipe = Recipe(**given).settled(few_steps=True)
         assert recipe == Recipe(**{"opt": "momentum", **given})
-    cropped = Recipe(crop_scale=0.5).settled(few_steps=True)
-    assert (cropped.opt, cropped.crop_scale) == ("adamw", 0.5)
     assert RECIPES["paper"].settled(few_steps=True) == RECIPES["paper"]
+
+
+def test_a_rate_that_is_given_leaves_sgd_also_if_it_is_the_default(tmp_path):
+    assert recipe_from({"lr": 0.001}) == Recipe(opt="momentum")
+    assert recipe_from({"config": write(tmp_path, 'sched = "step"')}) == Recipe(opt="momentum")
+    assert recipe_from({"lr": 0.001, "opt": "adamw"}).opt == "adamw"
+    assert recipe_from({"epochs": 3}).opt == "auto"
 
 
 @pytest.mark.parametrize(

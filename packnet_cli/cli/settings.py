@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import RECIPES, SETTINGS, AtMost, Recipe, flag
+from packnet_cli.recipe import AUTO, OF_ADAMW, RECIPES, SETTINGS, SGD, AtMost, Recipe, flag
 
 TRAINING = "Training"
-AUTO = "auto"
 
 FIRST_PHASE = ("epochs", "lr", "head_lr", "anneal", "restart")  # what a task that is trained already has no use for
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
@@ -26,7 +25,10 @@ def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
     """
 
     options = {
-        "recipe": Option(help=f"Start from these settings: {', '.join(RECIPES)}."),
+        "recipe": Option(
+            help=f"Start from these settings: {', '.join(RECIPES)}. By default add-task takes adamw for few steps on a "
+            "network with batch norm, unless its settings are given."
+        ),
         "config": Option(metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."),
     } | {
         name: Option(
@@ -72,6 +74,8 @@ def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe
         if given.get("batch_size") == AUTO:
             given = given | {"batch_size": AtMost(recipe.batch_size)}
         recipe = dataclasses.replace(recipe, **given)
+        if recipe.opt == AUTO and OF_ADAMW.keys() & given.keys():  # also where what is given is the default
+            recipe = dataclasses.replace(recipe, opt=SGD)
     return recipe
 
 
