@@ -109,6 +109,28 @@ def test_every_command_has_help(packnet, command):
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["add-tsk", "x.st"], ["No such command 'add-tsk'. Did you mean 'add-task'?", "(see packnet --help)"]),
+        (["--quite", "info", "x.st"], ["No such option: --quite", "(see packnet --help)"]),
+        (["info"], ["Missing argument 'PACKED'", "(see packnet info --help)"]),
+        (["eval", "x.st", "--tsk", 2], ["--task", "(see packnet eval --help)"]),
+        (["init", "x.st", "--arch"], ["--arch", "requires an argument", "(see packnet init --help)"]),
+        (["add-task", "x.st", "--data", "d", "--lr", "fast"], ["'--lr'", "number", "(see packnet add-task --help)"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed(packnet, arguments, words):
+    """One line as of any other wrong argument, and where to look."""
+    refused(packnet(*arguments), 2, *words)
+
+
+def test_without_a_command_there_is_help(packnet):
+    """And the exit code of a wrong argument."""
+    result = packnet()
+    assert result.exit_code == 2 and "add-task" in result.stdout
+
+
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
     """Classes are matched by name."""
     other = shutil.copytree(folders[0], tmp_path / "other")

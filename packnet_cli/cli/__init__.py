@@ -29,6 +29,13 @@ class _Group(TyperGroup):
     With --json it is also the document on stdout, where a command would have put its own.
     """
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            self._fail_if_wrong_argument(None, error)
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
         ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
@@ -42,8 +49,7 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             self._fail(ctx, "interrupted; nothing was written", 130)
         except BaseException as error:
-            if ctx.meta[JSON_WANTED] and hasattr(error, "format_message"):  # a wrong argument, which Typer tells
-                report.failed(error.format_message(), UsageError.exit_code)
+            self._fail_if_wrong_argument(ctx, error)
             if is_out_of_memory(error):
                 reason = str(error).partition("\n")[0] or "out of memory"
                 self._fail(ctx, f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
@@ -51,8 +57,15 @@ class _Group(TyperGroup):
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
 
+    def _fail_if_wrong_argument(self, ctx: Any, error: BaseException) -> None:
+        """In one line what Typer would say in a box: it keeps the class of these errors to itself."""
+        if hasattr(error, "format_message"):
+            command = " ".join(filter(None, ["packnet", ctx and ctx.invoked_subcommand]))
+            message = f"{error.format_message().removesuffix('.')} (see {command} --help)"
+            self._fail(ctx, message, UsageError.exit_code)
+
     def _fail(self, ctx: Any, message: str, exit_code: int, *, in_results: bool = False) -> NoReturn:
-        if ctx.meta[JSON_WANTED] and not in_results:
+        if ctx and ctx.meta[JSON_WANTED] and not in_results:
             report.failed(message, exit_code)
         report.error(message)
         sys.exit(exit_code)
@@ -64,7 +77,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "PACKNET"},
     pretty_exceptions_enable=False,
 )
@@ -161,6 +174,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def packnet(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         # Not from the environment: PACKNET_VERSION is what a container may well be labelled with.
@@ -172,6 +186,9 @@ def packnet(
     ] = False,
 ) -> None:
     """Pack many image-classification tasks into one pretrained network, with no forgetting (PackNet, CVPR 2018)."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help(), end="")
+        raise typer.Exit(UsageError.exit_code)
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
     report.talk.quiet = quiet or is_a_further_process()
