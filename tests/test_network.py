@@ -1,5 +1,7 @@
 """timm networks: the class of every tensor, and new heads."""
 
+import signal
+
 import pytest
 import timm
 import torch
@@ -84,6 +86,24 @@ def test_a_new_head_starts_small(arch):
     weight = model.get_submodule(head[0]).weight
     assert weight.shape[0] == 30 and weight.abs().max() <= weight[0].numel() ** -0.5
     assert weight.std() > 0.1 * weight[0].numel() ** -0.5
+
+
+@pytest.mark.parametrize("bounds", [(-2, 2), (2, 3)])  # by two ways of torch's
+def test_a_blank_network_does_not_wait_for_numbers_that_never_come(monkeypatch, bounds):
+    """torch draws a truncated normal again until all lies within the bounds, whatever the memory held before."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, 9.0))
+    signal.alarm(20)  # this process would wait for ever
+    with network._WithoutRandomNumbers():
+        weight = nn.init.trunc_normal_(nn.Parameter(torch.full((4,), 9.0)), a=bounds[0], b=bounds[1])
+    signal.alarm(0)
+    assert weight.shape == (4,)
+
+
+def test_a_blank_network_draws_nothing_for_its_weights():
+    """It would take most of the time of building it."""
+    before = torch.get_rng_state()
+    network.build_blank(Header("test_resnet", {}, ("fc",), "random", {}), 2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB.", "can't allocate memory: you tried"])

@@ -89,12 +89,17 @@ def build_blank(header: Header, num_classes: int) -> nn.Module:
 
 
 class _WithoutRandomNumbers(TorchDispatchMode):
-    """Tensors that are to be filled with random numbers stay as they are."""
+    """Parameters that are to be filled with random numbers stay as they are.
+
+    Other tensors do not: torch draws into these until every number lies within the bounds of a truncated normal.
+    """
 
     DRAWN = frozenset((torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default))
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if operator in self.DRAWN else operator(*args, **(kwargs or {}))
+        if operator in self.DRAWN and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return operator(*args, **(kwargs or {}))
 
 
 def describe(model: nn.Module, header: Header, task: Task) -> None:
