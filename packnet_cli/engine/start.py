@@ -21,6 +21,8 @@ from packnet_cli.engine.network import CHANNELS, create, reason
 from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError
 
+SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -60,19 +62,24 @@ def start_from(
         arguments["in_chans"] = wanted["in_chans"]
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
-    source, remark = "random", ""
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
+    source, remark, built = "random", "", dict(arguments)
+    if cfg.get("num_classes") == 0:  # an encoder, as DINOv2; timm adds a classifier if asked to
+        if keep_head and weights is None:
+            raise UsageError(f"{arch} has no classifier of its own that --prune could keep; leave out --prune")
+        built["num_classes"] = SOME_CLASSES
     if weights is not None:
         head = head_prefixes(cfg)
-        classes = {"num_classes": count_outputs(weights, head)} if keep_head else {}
-        model = create(name, arguments | classes)
+        if keep_head:
+            built["num_classes"] = count_outputs(weights, head)
+        model = create(name, built)
         remark = load_weights(model, weights, name, head=() if keep_head else head, stem=cfg.get("first_conv"))
         source = str(weights.resolve())
     elif pretrained:
-        model, source = _create_pretrained(arch, arguments, cfg, say)
+        model, source = _create_pretrained(arch, built, cfg, say)
     else:
-        model = create(name, arguments)
+        model = create(name, built)
     resolved = _data_config(wanted, cfg)
     return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
 
