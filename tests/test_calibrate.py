@@ -7,7 +7,7 @@ import torch
 from conftest import CPU, QUICK
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import pack
+from packnet_cli.engine import calibrate, pack
 from packnet_cli.engine.calibrate import entropies, fit_temperature
 
 RUN = ("--device", "cpu", "--workers", 0, "--json")
@@ -98,3 +98,14 @@ def test_a_compact_file_keeps_the_temperature(full, tmp_path, packnet):
     assert packnet("compact", full, "-o", tmp_path / "ship.st").exit_code == 0
     one, other = (format.load_header(path) for path in (full, tmp_path / "ship.st"))
     assert [task.temperature for task in one.tasks] == [task.temperature for task in other.tasks]
+
+
+def test_the_temperature_is_that_of_all_processes_images(monkeypatch):
+    """Also in one that has none itself."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    images, labels = torch.randn(8, 3, 1, 1), torch.arange(8) % 3
+    alone = calibrate.measure_temperature(model, [(images, labels)])
+    others = [(model(images).detach(), labels)]
+    monkeypatch.setattr(calibrate.distributed, "gathered", lambda here: [others, here])
+    assert calibrate.measure_temperature(model, []) == alone

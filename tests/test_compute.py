@@ -91,3 +91,27 @@ def test_bfloat16_and_determinism_reach_the_file(packnet, packed, folders):
         made.append(packed.read_bytes())
     assert made[0] == made[1] != made[2]
     assert all(array.dtype.name != "bfloat16" for array in format.load(packed).state(1).values())
+
+
+def test_what_is_compiled_unasked_and_cannot_be_goes_on_as_it_is(monkeypatch):
+    """A GPU without a compiler beside it still trains."""
+
+    def fail(graph, inputs):
+        raise OSError("no compiler was found")
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled(model, backend=fail))
+    model = torch.nn.Linear(2, 2)
+    forward = compute.forward_of(model, None, torch.device("cuda"), 10**9)
+    images = torch.ones(1, 2)
+    assert torch.equal(forward(images), model(images)) and torch.equal(forward(images), model(images))
+
+
+def test_the_precision_of_training_is_not_that_of_measuring():
+    """What is measured after training is what eval measures."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    with compute.full_precision():
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision(before)

@@ -1,11 +1,14 @@
 """timm networks: the class of every tensor, and new heads."""
 
+import dataclasses
 import signal
 
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import CPU, QUICK
+from timm.models.tiny_vit import Attention
 from torch import nn
 
 from packnet_cli.artifact.format import Header
@@ -121,3 +124,50 @@ def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, te
     text = "another"
     with pytest.raises(RuntimeError, match="another"):
         pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU)
+
+
+@pytest.mark.parametrize("arch", ["vgg11", "halonet_h1"])
+def test_a_network_that_cannot_look_at_its_images(tmp_path, arch):
+    """Is refused at once, and not when it is first trained."""
+    with pytest.raises(NetworkError, match="cannot look at images of 3 x 16 x 16 .*--img-size"):
+        start.start_from(arch, weights=None, pretrained=False, model_kwargs={}, data_config={"img_size": 16})
+
+
+def test_what_a_network_makes_at_its_first_look_is_no_change(tmp_path, folders):
+    """ConViT has a table that its state dict leaves out, and makes it for the size of what it first sees."""
+    path = tmp_path / "packed.st"
+    pack.init(path, "convit_tiny", pretrained=False, data_config={"img_size": 32})
+    assert pack.add_task(path, folders[0], recipe=QUICK, machine=CPU).header.tasks
+
+
+def test_a_network_forgets_what_it_made_of_other_weights():
+    """TinyViT's attention keeps in eval mode what its biases come to."""
+    attention = Attention(8, key_dim=4, num_heads=2, attn_ratio=1, resolution=(2, 2))
+    attention.eval()
+    tokens, biases = torch.randn(1, 4, 8), np.random.randn(*attention.attention_biases.shape).astype(np.float32)
+    with torch.inference_mode():
+        before = attention(tokens)
+        network.write(attention, {"attention_biases": biases})
+        after = attention(tokens)
+        attention.train()
+        anew = attention(tokens)
+    assert torch.equal(after, anew) and not torch.equal(after, before)
+
+
+def test_arguments_that_timm_does_not_take():
+    """Of whatever kind its error is."""
+    with pytest.raises(NetworkError, match="timm cannot build test_resnet with .*act_layer"):
+        network.create("test_resnet", {"act_layer": "foo"})
+
+
+def test_a_device_that_computes_nothing():
+    with pytest.raises(UsageError, match="cannot use the device 'meta'"):
+        network.choose_device("meta")
+
+
+def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):
+    """Where the network ends in one pixel, one image has no statistics."""
+    path = tmp_path / "packed.st"
+    pack.init(path, "resnet10t", pretrained=False, data_config={"img_size": 32})
+    with pytest.raises(UsageError, match="batches of 1; try --batch-size 2"):
+        pack.add_task(path, folders[0], recipe=dataclasses.replace(QUICK, batch_size=1), machine=CPU)

@@ -286,3 +286,11 @@ def test_prune_leaves_what_removed_tasks_left_behind(full):
         assert (mask[before.mask[layer] == 2] == 2).all()
         assert masks.count_owned(mask, masks.FREE) == round(0.5 * masks.count_owned(before.mask[layer], 3))
     assert not verify.verify(full)
+
+
+def test_prune_leaves_out_the_images_that_were_left_out(packed, tmp_path):
+    """A task that was added without unreadable images is retrained without them."""
+    folder = make_folder(tmp_path / "some")
+    (folder / "train" / "class0" / "0.png").write_bytes(b"no image")
+    pack.add_task(packed, folder, skip_bad_images=True, recipe=QUICK, machine=CPU)
+    assert pack.prune_task(packed, "1", prune=0.5, machine=CPU).header.tasks[0].skipped == 1

@@ -1,7 +1,10 @@
 """A stopped run goes on where it was, and ends in the same bytes."""
 
+import copy
 import dataclasses
 import errno
+import gc
+import json
 import os
 import signal
 from unittest.mock import Mock
@@ -11,6 +14,7 @@ import timm
 import torch
 from conftest import CPU, QUICK, make_folder
 from test_faults import STEPS, count_steps
+from timm.optim import create_optimizer_v2
 
 from packnet_cli.engine import pack, resume
 from packnet_cli.engine.resume import FILE
@@ -257,3 +261,75 @@ def test_base_and_prune_resume_too(tmp_path, folders):
     pack.prune_task(path, "1", resume=True, **again)
     pack.prune_task(tmp_path / "stopped.st", "1", **again)
     assert path.read_bytes() == (tmp_path / "stopped.st").read_bytes()
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw", "lamb", "adan"])
+def test_an_optimizer_goes_on_without_the_layers_that_are_done(opt):
+    """One that was released whole is left out by the new optimizer; some optimizers count their steps by group."""
+
+    def steps(model, optimizer, count):
+        for number in range(count):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3) * (number + 1)).square().sum().backward()
+            optimizer.step()
+
+    def network():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+
+    whole = network()
+    optimizer = create_optimizer_v2(whole, opt, lr=0.01, weight_decay=0.1)
+    steps(whole, optimizer, 3)
+    whole[0].requires_grad_(False)
+    tensors, numbers = resume.optimizer_state(whole, optimizer)
+    tensors, numbers = copy.deepcopy(tensors), json.loads(json.dumps(numbers))
+    stopped = copy.deepcopy(whole)
+    steps(whole, optimizer, 3)
+
+    optimizer = create_optimizer_v2(stopped, opt, lr=0.01, weight_decay=0.1)
+    resume.set_optimizer_state(stopped, optimizer, tensors, numbers)
+    steps(stopped, optimizer, 3)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, stopped.state_dict()[name]), name
+
+
+def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, folders):
+    """Its weights left the optimizer half-way through the retraining."""
+    recipe = dataclasses.replace(RECIPE, retrain_epochs=4, prune_steps=3, rank="layer")
+    ends = []
+    for stops in (False, True):
+        path = tmp_path / f"{stops}.st"
+        init(path)
+        add(path, folders[0], recipe, 0.002)  # leaves the smallest layers nothing, and the others little
+        if stops:
+            with pytest.raises(InterruptedRun):
+                add(path, folders[1], recipe, 0.8, progress=stop_at("retrain", 4, 1))
+        add(path, folders[1], recipe, 0.8, resume=stops)
+        ends.append(path.read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
+    """Some optimizers have lists of tensors."""
+    said = []
+    keeper = resume.Keeper(tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line))
+    assert not keeper.save({}, {"optimizer": {"Q/weight": [torch.ones(1)]}})
+    assert "no checkpoint could be kept" in said[0]
+
+
+def test_the_optimizer_of_a_phase_that_is_over_takes_no_memory(packed, folders):
+    """Its moments are as large as the network, twice."""
+
+    def optimizers():
+        gc.collect()
+        return sum(issubclass(type(each), torch.optim.Optimizer) for each in gc.get_objects())
+
+    alive = []
+
+    def progress(task, running, at):
+        if running == "retrain":
+            alive.append(optimizers())
+
+    before = optimizers()
+    add(packed, folders[0], progress=progress)
+    assert alive and max(alive) == before + 1

@@ -220,3 +220,18 @@ def test_write_back_is_exact_whatever_stands_there():
     freezer.write_back()
     expected = np.where(trainable, np.float32(-0.0), frozen)
     assert model.weight.detach().numpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("opt", ["adahessian", "bnbadamw"])
+def test_an_optimizer_that_cannot_step_here(opt):
+    """It needs second derivatives, or another package: better said before training."""
+    with pytest.raises(UsageError, match=f"{opt}' cannot be used here"):
+        check_optimizer(opt)
+
+
+def test_the_teachers_loss_is_in_float32():
+    """Also where the network computes in bfloat16: a divergence is a sum of small differences."""
+    model = nn.Linear(2, 3)
+    images, labels = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert train_module.Teacher(model, 1.0).loss(images, labels, model(images)).dtype == torch.float32

@@ -44,7 +44,7 @@ def evaluate_auto(
         batches = unpack.batches_of(
             packed.artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device
         )
-        with network.enough_memory(batch_size):
+        with network.workable_batches(batch_size):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]
         picked = torch.stack([entropy for entropy, _ in asked]).argmin(0)  # (N,)
         place = packed.tasks.index(task)

@@ -57,7 +57,12 @@ def default_name(classes: tuple[str, ...], folder: Path | None) -> str:
 
 
 def open_images(
-    classes: tuple[str, ...], folder: Path | None, distill: Path | None, recipe: Recipe
+    classes: tuple[str, ...],
+    folder: Path | None,
+    distill: Path | None,
+    recipe: Recipe,
+    *,
+    skip_bad_images: bool = False,
 ) -> tuple[data.TrainingImages, Recipe]:
     """What a task that is trained already is retrained and measured on, and the recipe adapted to that.
 
@@ -77,4 +82,4 @@ def open_images(
     else:
         images = data.TrainingImages(classes, data.Split([], []), None)
         recipe = dataclasses.replace(recipe, retrain_epochs=0)
-    return data.usable(images), recipe
+    return data.usable(images, skip_bad=skip_bad_images), recipe

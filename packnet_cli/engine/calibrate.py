@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 
+from packnet_cli.engine import distributed
 from packnet_cli.engine.train import Batches, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
@@ -18,7 +19,8 @@ HALVINGS = 40
 
 def measure_temperature(model: nn.Module, batches: Batches, *, amp: bool = False) -> float:
     """The temperature of a task, by its network and its held-out images."""
-    found = [(logits.float().cpu(), labels.cpu()) for logits, labels in answers(model, batches, amp=amp)]
+    here = [(logits.float().cpu(), labels.cpu()) for logits, labels in answers(model, batches, amp=amp)]
+    found = [pair for part in distributed.gathered(here) for pair in part]  # each process has its own images
     return fit_temperature(torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found]))
 
 

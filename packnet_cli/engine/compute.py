@@ -5,10 +5,11 @@ makes the same bytes. On a CPU compilation is chosen by hand only.
 """
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from packnet_cli.engine.network import choose_device, is_depthwise, reason
 from packnet_cli.errors import UsageError
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+
+log = logging.getLogger("packnet")
 
 COMPILE_STEPS = 10_000  # from so many on, the minute that compiling takes is thought to be won back
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -58,6 +61,12 @@ def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> 
     return device.type == "cpu" and made_for_it() and not any(map(is_depthwise, model.modules()))
 
 
+def in_precision(device: torch.device, amp: bool) -> AbstractContextManager[Any]:
+    """Where a network computes in bfloat16, or (not `amp`) as it is."""
+    # Not autocast's own switch: of a device that it does not know it raises even if it is off.
+    return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
+
+
 def forward_of(model: nn.Module, wanted: bool | None, device: torch.device, steps: int) -> Forward:
     """The network as a function, compiled if that is wanted or, on a GPU, likely to pay within so many steps.
 
@@ -66,16 +75,21 @@ def forward_of(model: nn.Module, wanted: bool | None, device: torch.device, step
     if not (wanted or wanted is None and device.type == "cuda" and steps >= COMPILE_STEPS):
         return model
     # CUDA graphs save the launching of each kernel, which is what small batches wait for.
-    compiled: Forward = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+    run: Forward = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
+        nonlocal run
         try:
-            return compiled(images)
+            return run(images)
         except Exception as error:
             # Not by their types: those of torch's compilers are not public, nor the same in all its versions.
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            raise UsageError(f"cannot compile this network here ({reason(error)}); try --no-compile") from None
+            if wanted:
+                raise UsageError(f"cannot compile this network here ({reason(error)}); try --no-compile") from None
+            log.info("not compiled, which cannot be done here: %s", reason(error))
+            run = model
+            return forward(images)
 
     return forward
 
@@ -116,6 +130,17 @@ def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.benchmark = before[1]
         torch.use_deterministic_algorithms(before[2])
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Where a GPU multiplies matrices as it does outside of training, so that what is measured there holds here."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _keep_freed_memory() -> None:

@@ -79,7 +79,7 @@ class Pictures:
             return self.kept[number]
         try:
             picture = self.decode(self.paths[number])
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # of any kind, as PIL's plugins have it
             raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
         for room in self.rooms:
             if room.take(picture.nbytes):
@@ -141,8 +141,8 @@ class Batches:
         home = torch.device("cpu") if all(picture.device.type == "cpu" for picture in found) else self.device
         batch = torch.stack([picture.to(home) for picture in found])
         if home != self.device:
-            batch = batch.pin_memory() if self.device.type == "cuda" else batch
-            batch = batch.to(self.device, non_blocking=True)
+            gpu = self.device.type == "cuda"
+            batch = (batch.pin_memory() if gpu else batch).to(self.device, non_blocking=gpu)
         return self.normalise(batch), torch.tensor([self.labels[number] for number in numbers])
 
 

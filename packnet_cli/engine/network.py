@@ -129,6 +129,17 @@ def write(model: nn.Module, state: State) -> None:
     """Set the tensors named in `state`; the model keeps the others."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
     model.load_state_dict(tensors, strict=False)
+    forget_computed(model)
+
+
+def forget_computed(model: nn.Module) -> None:
+    """Have a network whose weights are new forget what it made of the old ones.
+
+    LeViT, TinyViT and EfficientFormer keep in eval mode what their attention biases come to, until they are trained.
+    """
+    mode = model.training
+    model.train()
+    model.train(mode)
 
 
 def read(model: nn.Module, names: set[str] | None = None) -> State:
@@ -138,6 +149,28 @@ def read(model: nn.Module, names: set[str] | None = None) -> State:
         for name, value in model.state_dict().items()
         if names is None or name in names
     }
+
+
+@torch.no_grad()
+def try_out(model: nn.Module, data_config: dict[str, Any]) -> None:
+    """Have the network look at one image of its size, in eval mode; some make what they need for that only then.
+
+    Raises NetworkError if it cannot, or does not return a logit for each class.
+    """
+    size = tuple(data_config["input_size"])  # C, H, W
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        logits = model(torch.zeros(1, *size, device=device))
+    except Exception as error:  # of any kind: the assertions and arithmetic of a thousand networks
+        if is_out_of_memory(error):
+            raise
+        raise NetworkError(
+            f"this network cannot look at images of {' x '.join(map(str, size))} ({reason(error)}); "
+            "try another --img-size or --model-kwargs"
+        ) from None
+    if getattr(logits, "shape", None) != (1, model.num_classes):
+        raise NetworkError("cannot pack this network: it does not return a logit for each class of an image")
 
 
 def constants(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -161,6 +194,10 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is None:  # which GPU that is depends on the thread that asks
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
     versions = torch.__version__, timm.__version__
@@ -169,10 +206,14 @@ def choose_device(wanted: str) -> torch.device:
 
 
 @contextmanager
-def enough_memory(batch_size: int) -> Iterator[None]:
-    """Make of a device that has no memory left a UsageError that says what to do about it."""
+def workable_batches(batch_size: int) -> Iterator[None]:
+    """Make of a device that has no memory left, or too little for batch norm to see, a UsageError that says so."""
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(f"batch norm finds no statistics in batches of {batch_size}; try --batch-size 2") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -187,7 +228,9 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
     try:
         model: nn.Module = timm.create_model(arch, pretrained=pretrained, **arguments)
         return model.float()
-    except (TypeError, AssertionError, ValueError) as error:
+    except Exception as error:  # whatever a thousand networks make of their arguments
+        if is_out_of_memory(error) or pretrained and not isinstance(error, TypeError | AssertionError | ValueError):
+            raise
         raise NetworkError(f"timm cannot build {arch} with {arguments}: {error}") from None
 
 

@@ -1,9 +1,11 @@
 """A task in training: it claims weights, trains them, releases the smallest, and retrains the rest (section 3)."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from timm.utils import random_seed as _seed
@@ -75,13 +77,14 @@ class NewTask:
         header = claim.artifact.header
         self.head = header.head
         self.model = network.build(header, len(images.classes))
-        device = network.choose_device(machine.device)
+        self.device = device = network.choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
         self.lr_scale = self._lr_scale()
         head = tuple(f"{prefix}." for prefix in self.head)
         self.head_rates = {name: recipe.head_lr for name, _ in self.model.named_parameters() if name.startswith(head)}
+        network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = partial(
             feed.batches,
@@ -89,7 +92,8 @@ class NewTask:
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,
-            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
+            # A GPU resizes in other steps than a CPU: which images it keeps is not to matter then.
+            rooms=feed.rooms("ram" if machine.deterministic else machine.cache, machine.cache_gb, device),
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
@@ -197,13 +201,17 @@ class NewTask:
     def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
-            self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
+            with compute.full_precision():  # in float32, as the file holds it
+                self.final = evaluate(self.model, self.val_batches)
             self.accuracy[phase] = self.final.top1
             self.progress(phase + trial, self.final)
 
     def temperature(self) -> float | None:
         """The task's temperature as it is now; None without held-out images."""
-        return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
+        if self.val_batches is None:
+            return None
+        with compute.full_precision():
+            return measure_temperature(self.model, self.val_batches)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""
@@ -212,6 +220,7 @@ class NewTask:
 
     def go_back_to(self, stage: Stage) -> None:
         self.model.load_state_dict(stage.state)
+        network.forget_computed(self.model)
         self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
         self.freezer.hold(network.read(self.model, set(self.mask)), self._trainable())
 
@@ -220,7 +229,8 @@ class NewTask:
         if self.keeper is None:
             return
         self.keeper.agree()
-        self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, optimizer)
+        # Of the optimizer no more than a reference: at the end of the phase its moments need not be kept.
+        self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, weakref.ref(optimizer))
         if self.keeper.is_due():
             self._write_checkpoint()
         self.keeper.stop_if_asked()
@@ -236,12 +246,13 @@ class NewTask:
         return self._write_checkpoint()
 
     def _checkpoint(
-        self, keeper: Keeper, phase: str, place: Place, optimizer: torch.optim.Optimizer | None = None
+        self, keeper: Keeper, phase: str, place: Place, optimizing: Callable[[], Any] = lambda: None
     ) -> bool:
         """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
         if phase not in (TRAIN, RETRAIN, SEARCHED):
             return False
-        moments, numbers = resume.optimizer_state(optimizer) if optimizer else ({}, {})
+        optimizer = optimizing()
+        moments, numbers = resume.optimizer_state(self.model, optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
         if self._teacher:
@@ -250,7 +261,7 @@ class NewTask:
             "phase": phase,
             "place": dataclasses.astuple(place),
             "optimizer": numbers,
-            "random": resume.random_state(),
+            "random": resume.random_state(self.device),
             "goals": self._goals,
             "accuracy": self.accuracy,
             "final": dataclasses.asdict(self.final) if self.final else None,
@@ -284,8 +295,8 @@ class NewTask:
         return Resume(
             Place(*notes["place"]),
             self.train_batches.skip,
-            partial(resume.set_optimizer_state, tensors=tensors, numbers=notes["optimizer"]),
-            partial(resume.set_random_state, notes["random"]),
+            partial(resume.set_optimizer_state, self.model, tensors=tensors, numbers=notes["optimizer"]),
+            partial(resume.set_random_state, notes["random"], self.device),
         )
 
     def check_constants(self) -> None:

@@ -95,7 +95,7 @@ def init(
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
         run = describe_run(claim, name, images, recipe, prune=prune, amp=machine.amp)
         keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-        with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
+        with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
             task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
@@ -182,7 +182,7 @@ def add_task(
 
     run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=machine.amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
+    with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
         task = NewTask(name, claim, images, recipe, machine, progress, keeper)
         if resume:
@@ -238,12 +238,13 @@ def prune_task(
     check_settings(prune, recipe)
     if folder is None and entry.data and distill is None:
         folder = Path(entry.data)
-    images, recipe = base.open_images(entry.classes, folder, distill, recipe)
+    skip_bad = entry.skipped > 0  # as it was added
+    images, recipe = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
     claim = claim_again(artifact)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
     run = describe_run(claim, entry.name, images, recipe, prune=prune, amp=machine.amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.enough_memory(recipe.batch_size), machine.training():
+    with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
         task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:

@@ -5,6 +5,7 @@ and the teacher, and as JSON in its metadata where the run stands and what it is
 ends in the same bytes as one that was never stopped. Nothing in it is ever unpickled.
 """
 
+import copy
 import json
 import random
 import shutil
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
 from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
 
-FILE = "checkpoint.safetensors"
+FILE, NOTES = "checkpoint.safetensors", "packnet_resume.2"
 CHECKPOINT_MINUTES = 5.0
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
@@ -59,7 +61,7 @@ def interrupted_run(artifact: Path) -> dict[str, Any]:
     """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
     try:
         with safe_open(atomic.checkpoint_folder(artifact) / FILE, framework="pt") as file:
-            return dict(json.loads(file.metadata()["packnet_resume"])["run"])
+            return dict(json.loads(file.metadata()[NOTES])["run"])
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -84,7 +86,7 @@ class Keeper:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                notes = json.loads(file.metadata()["packnet_resume"])
+                notes = json.loads(file.metadata()[NOTES])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 run = dict(notes["run"])
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
@@ -109,15 +111,15 @@ class Keeper:
 
         Of several processes the first writes it.
         """
+        self.written = time.monotonic()
         if distributed.rank():
             return True
-        self.written = time.monotonic()
         whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         try:
             self.folder.mkdir(exist_ok=True)
             with atomic.replacing(self.folder / FILE) as temporary:
-                save_file(whole, temporary, {"packnet_resume": json.dumps({"run": self.run, **notes})})
-        except (OSError, ArtifactError) as error:
+                save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **notes})})
+        except (OSError, ArtifactError, TypeError) as error:  # of some optimizers JSON cannot hold the state
             self.say(f"no checkpoint could be kept: {error}", warning=True)
             return False
         return True
@@ -167,8 +169,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -
 # --- what a checkpoint has to hold beside the network ---------------------------------------------------------------
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every random generator, as JSON can hold it."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator that a run on `device` draws from, as JSON can hold it."""
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -176,41 +178,59 @@ def random_state() -> dict[str, Any]:
         "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": torch.get_rng_state().tolist(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = [one.tolist() for one in torch.cuda.get_rng_state_all()]
+    if device.type == "cuda":
+        state["gpu"] = torch.cuda.get_rng_state(device).tolist()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.tensor(one, dtype=torch.uint8) for one in state["cuda"]])
+    if "gpu" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.tensor(state["gpu"], dtype=torch.uint8), device)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's tensors by `<parameter>.<name>`, and its numbers likewise."""
-    tensors, numbers = {}, {}
-    for index, entries in optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                numbers[f"{index}.{name}"] = value
+GROUP = "group"  # in place of a parameter's name
+SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group, which a new optimizer gets anyway
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """An optimizer's tensors by `<what>/<parameter>`, and its numbers likewise; some count their steps by group."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: Tensors = {}
+    numbers: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        for what, value in entries.items():
+            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what}/{names[parameter]}"] = value
+    for what, value in optimizer.param_groups[0].items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"{what}/{GROUP}"] = value
+        elif what not in SCHEDULED and type(value) in (int, float):
+            numbers[f"{what}/{GROUP}"] = value
     return tensors, numbers
 
 
-def set_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]) -> None:
-    """Put it back into a new optimizer over the same parameters."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def set_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
+) -> None:
+    """Put it back into a new optimizer, which need not have all: a layer that was released whole learns no more."""
+    numbered = {
+        parameter: number
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in numbered}
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
-        index, _, name = key.partition(".")
-        parameter = parameters[int(index)]
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers take for granted
-        state.setdefault(int(index), {})[name] = value
+        what, _, name = key.partition("/")
+        if name == GROUP:
+            for group in optimizer.param_groups:
+                group[what] = copy.deepcopy(value)  # which is counted up in place
+        elif name in parameters:
+            parameter = parameters[name]
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers expect
+            state.setdefault(numbered[parameter], {})[what] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -81,6 +81,7 @@ def start_from(
     else:
         model = create(name, built)
     resolved = _data_config(wanted, cfg)
+    network.try_out(model, resolved)
     return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import Forward, fused
+from packnet_cli.engine.compute import Forward, fused, in_precision
 from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.network import reason
 from packnet_cli.errors import DivergedError, UsageError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
@@ -58,10 +59,18 @@ class Accuracy:
 
 
 def check_optimizer(opt: str) -> None:
-    """Raise UsageError unless timm knows the optimizer."""
+    """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
     if opt not in list_optimizers():
         close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
         raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
+    layer = nn.Linear(2, 2)
+    layer(torch.zeros(1, 2)).sum().backward()
+    try:
+        create_optimizer_v2(layer, opt=opt, lr=0.1, momentum=MOMENTUM).step()
+    except Exception as error:  # one that needs another package, a GPU, or second derivatives
+        raise UsageError(
+            f"the optimizer {opt!r} cannot be used here ({reason(error)}); try momentum or adamw"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,10 @@ class Teacher:
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
+        # In float32 on a CPU too, whose autocast leaves it in bfloat16.
         with torch.no_grad():
-            wanted = F.log_softmax(self.model(images) / self.TEMPERATURE, 1)
-        given = F.log_softmax(logits / self.TEMPERATURE, 1)
+            wanted = F.log_softmax(self.model(images).float() / self.TEMPERATURE, 1)
+        given = F.log_softmax(logits.float() / self.TEMPERATURE, 1)
         soft = F.kl_div(given, wanted, log_target=True, reduction="batchmean") * self.TEMPERATURE**2
         return soft if self.weight == 1 else (1 - self.weight) * F.cross_entropy(logits, labels) + self.weight * soft
 
@@ -139,6 +149,7 @@ def train(
     if not epochs:
         return
     device = next(model.parameters()).device
+    gpu = device.type == "cuda"  # elsewhere nothing keeps the memory of a copy that is not waited for
     optimizer = create_optimizer_v2(
         model,
         opt=opt,
@@ -178,10 +189,10 @@ def train(
         for step, (images, labels) in enumerate(batches, skip):
             if resume and 0 < step == skip:
                 resume.set_random()
-            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)  # (N, C, H, W)
-            labels = labels.to(device, non_blocking=True)  # (N,)
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=gpu)  # (N, C, H, W)
+            labels = labels.to(device, non_blocking=gpu)  # (N,)
             usual = max(usual, len(labels))
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            with in_precision(device, amp):
                 logits = (forward if len(labels) == usual else model)(images)  # (N, classes)
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             optimizer.zero_grad()
@@ -264,7 +275,7 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
     model.eval()
     for images, labels in batches:
         images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with in_precision(device, amp):
             logits = model(images)
         yield logits, labels
 

@@ -68,7 +68,7 @@ def evaluate_tasks(
         else:
             packed.switch(model, task.index)
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
-        with network.enough_memory(batch_size):
+        with network.workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
         yield Evaluation(task, accuracy, held_out.missing)
 
