@@ -1,5 +1,6 @@
 """What --data can name: a folder, a list, or a dataset; and what an image is in each. Imports no torch."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,12 @@ ClassFiles = dict[str, list[Picture]]  # class name -> its images
 
 def is_list(data: Path) -> bool:
     """Whether a --data path is that of a list, and not of a folder."""
-    return data.suffix.lower() in LISTS and not data.is_dir()
+    return data.suffix.lower() in LISTS and not os.path.isdir(data)  # pathlib's raises where a path is too long
 
 
 def is_dataset(data: Path) -> bool:
     """Whether it names a dataset, such as hfds/NAME, and no folder is called so."""
-    return len(data.parts) > 1 and data.parts[0] in DATASETS and not data.exists()
+    return len(data.parts) > 1 and data.parts[0] in DATASETS and not os.path.exists(data)
 
 
 def task_name(data: Path) -> str:
@@ -54,10 +55,10 @@ def location(data: Path) -> str:
         return str(data.resolve())
     place = 2 if data.parts[0] == "torch" else 1
     folder = local(*data.parts[place:])
-    return str(Path(*data.parts[:place])) + str(folder.resolve()) if folder.exists() else str(data)
+    return str(Path(*data.parts[:place])) + str(folder.resolve()) if os.path.exists(folder) else str(data)
 
 
 def local(*parts: str) -> Path:
     """The path that stands in a dataset's name. After a `/` one that is absolute looks as if it were not."""
     relative = Path(*parts)
-    return relative if relative.exists() or not Path("/", relative).exists() else Path("/", relative)
+    return relative if os.path.exists(relative) or not os.path.exists(Path("/", relative)) else Path("/", relative)

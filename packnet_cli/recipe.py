@@ -17,6 +17,7 @@ CHOICES = {
 
 AUTO = "auto"  # what a setting is that is left open: the optimizer, and on the command line the batch size
 SGD = "momentum"  # timm's name
+SEEDS = 2**32  # so many there are, for numpy
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
@@ -81,6 +82,8 @@ class Recipe:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
+        if self.seed >= SEEDS:
+            raise UsageError(f"--seed must be less than {SEEDS}, not {self.seed}")
         for name in ("lr", "retrain_lr", "head_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")

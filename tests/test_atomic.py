@@ -1,11 +1,15 @@
 """One writer at a time, and room for what it writes."""
 
+import fcntl
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,12 +53,13 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path):
 def test_a_killed_writer_does_not_block(tmp_path):
     """And the half of a file that it left is swept up, but nothing else."""
     path = tmp_path / "a.st"
-    others = {".b.st.x.tmp", ".a.st.keep", "a.st"}
-    for name in others:
-        (tmp_path / name).write_text("x")
+    others = {".b.st.abcd_123.tmp", ".a.st.v2.abcd_123.tmp", ".a.st.keep", "a.st"}
+    path.write_text("x")
+    for name in others - {path.name}:  # the folders of writers of b.st and a.st.v2 among them
+        (tmp_path / name).mkdir()
     with another_writer(path) as process:
-        (tmp_path / ".a.st.y.tmp").mkdir()
-        (tmp_path / ".a.st.y.tmp" / "a.st").write_text("half")
+        left = Path(tempfile.mkdtemp(prefix=".a.st.", suffix=".tmp", dir=tmp_path))
+        (left / "a.st").write_text("half")
         process.send_signal(signal.SIGKILL)
         process.wait()
         with atomic.locked(path):
@@ -67,6 +72,33 @@ def test_a_link_is_locked_where_it_points(tmp_path):
     (tmp_path / "link.st").symlink_to(tmp_path / "a.st")
     with atomic.locked(tmp_path / "link.st"), pytest.raises(ConflictError), atomic.locked(tmp_path / "a.st"):
         pass
+
+
+@pytest.mark.parametrize("name", ["a[b].st", "a?.st", "*"])
+def test_a_name_is_no_pattern(tmp_path, name):
+    """What a killed writer left is found by it, and no other's."""
+    for owner in (name, "ab.st"):
+        (tmp_path / f".{owner}.abcd_123.tmp").mkdir()
+    with atomic.locked(tmp_path / name):
+        pass
+    assert os.listdir(tmp_path) == [".ab.st.abcd_123.tmp"]
+
+
+def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
+    """As Windows wants it; so also where the file that is replaced is to read only. Of a folder no system does."""
+    path, flushed = tmp_path / "a.st", []
+
+    def flush(handle):
+        status, how = os.fstat(handle), fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE
+        flushed.append((stat.S_ISDIR(status.st_mode), how == os.O_RDWR, bool(status.st_mode & stat.S_IWUSR)))
+
+    path.write_text("old")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "fsync", flush)
+    with atomic.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert flushed == [(False, True, True), (True, False, True)]
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
 def test_the_lock_goes_when_the_verb_fails(tmp_path):

@@ -1,5 +1,6 @@
 """The commands as their users type them: output, JSON, and one clear line with its exit code for bad input."""
 
+import errno
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ from conftest import make_folder
 from safetensors import safe_open
 
 from packnet_cli import __version__, report
-from packnet_cli.artifact import format, verify
+from packnet_cli.artifact import edit, format, verify
 from packnet_cli.engine import network, unpack
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
@@ -263,6 +264,10 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "none" / "a.st"), 3, "does not exist")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5;0.5"), 2, "--mean")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
+    for flag, wrong in (("--mean", "nan"), ("--mean", "0,inf,0"), ("--std", "nan"), ("--std", "0"), ("--std", "-1")):
+        refused(packnet(*init, tmp_path / "a.st", flag, wrong), 2, flag, wrong)
+    refused(packnet(*init, tmp_path / "a.st", "--crop-pct", "nan"), 2, "--crop-pct")
+    refused(packnet(*init, tmp_path / "a.st", "--seed", 2**32), 2, "--seed")
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
     for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
@@ -327,6 +332,9 @@ def test_prune_and_plan(packed, folders, packnet):
         packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--dry-run", "--json")
     )
     assert dry["tasks"][0]["owned"] == planned["tasks"][0]["owned"]
+    for wrong in ("nan", "5", "1", "-0.1"):
+        dry_run = ("add-task", packed, "--data", folders[0], "--dry-run", "--prune", wrong)
+        refused(packnet(*dry_run), 2, "less than 1", wrong)
     added = answer(
         packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--json", *QUICK)
     )
@@ -337,6 +345,59 @@ def test_prune_and_plan(packed, folders, packnet):
     pruned = answer(packnet("prune", packed, "--task", "green", "--prune", 0.5, "--json", "--device", "cpu"))
     assert pruned["free_fraction"] == pytest.approx(1 / 3, abs=1e-3)
     assert "task 250 owns" in packnet("plan", packed, "--tasks", 250).stderr
+
+
+LONG = "x" * 300  # more than a file system takes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["predict", "{full}", "--task", "1", f"/{LONG}/x.png"], 6),
+        (["add-task", "{packed}", "--data", f"/{LONG}"], 6),
+        (["add-task", "{packed}", "--data", f"/{LONG}.csv"], 6),
+        (["eval", "{full}", "--task", "1", "--data", f"/{LONG}"], 6),
+        (["prune", "{full}", "--task", "blue", "--prune", "0.5", "--distill", f"/{LONG}"], 6),
+        (["init", "{new}", "--arch", "test_resnet", "--weights", f"/{LONG}"], 7),
+        (["init", "{new}", "--arch", "test_resnet", "--no-pretrained", "--config", f"/{LONG}"], 2),
+        (["extract", "{full}", "--task", "1", "-o", f"{LONG}.pt"], 3),
+        (["extract", "{full}", "--task", "1", "-o", LONG], 3),
+        (["info", LONG], 3),
+        (["rename", LONG, "--task", "1", "--name", "new"], 3),
+        (["plot", "{full}", "-o", f"{LONG}.png"], 3),
+        (["add-task", "{packed}", "--data", "/none", "--log", f"/{LONG}"], 3),
+    ],
+)
+def test_a_path_that_is_too_long(full, packed, tmp_path, packnet, arguments, exit_code):
+    """Wherever a path may stand."""
+    result = packnet(*(a.format(full=full, packed=packed, new=tmp_path / "new.st") for a in arguments))
+    assert result.exit_code == exit_code and result.stdout == ""
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines()) and result.stderr
+
+
+def test_whatever_else_the_system_refuses_is_one_line(full, packnet, monkeypatch):
+    """With the path, if there is one."""
+
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied", "/secret")
+
+    monkeypatch.setattr(verify, "verify", fail)
+    refused(packnet("verify", full), 2, "cannot use /secret: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("cp1252", "\\u65e5\\u672c é \\ud83d\\ude00".encode("cp1252")), ("utf-8", "日本 é 😀".encode())],
+)
+def test_an_encoding_that_lacks_a_character(full, tmp_path, encoding, shown):
+    """It is written as JSON would, so that JSON stays what it is."""
+    edit.rename(full, 1, "日本 é 😀")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    for form in ([], ["--json"]):
+        command = [sys.executable, "-m", "packnet_cli", "info", full, *form]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0 and shown in done.stdout, done.stderr
+    assert json.loads(done.stdout.decode(encoding))["tasks"][0]["name"] == "日本 é 😀"
 
 
 def test_names_are_not_markup(packed, tmp_path, packnet):

@@ -31,6 +31,16 @@ def open_held_out(folder, classes, trained_on=True):
     return data.open_held_out(folder, classes, val_split=0.25, seed=0, trained_on=trained_on)
 
 
+def test_a_path_that_no_file_can_have(tmp_path):
+    """Too long for the system: refused as a data folder; in a list, a file that is not there."""
+    path = tmp_path / ("x" * 300)
+    for read in (sources.training_files, sources.held_out_files, sources.images_below, sources.class_names):
+        with pytest.raises(DataError, match="too long|does not exist"):
+            read(path)
+    with pytest.raises(DataError, match="no file"):
+        data.check_images(data.Split([path], [0]))
+
+
 @pytest.mark.parametrize("name", ["val", "validation", "test"])
 def test_a_held_out_folder_is_used(folder, name):
     """Under any of its usual names."""
@@ -177,7 +187,7 @@ def test_an_unreadable_folder_is_no_empty_one(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="cannot read .*class0: Permission denied"):
-        list(sources._class_files(folder / "train"))
+        sources.training_files(folder / "train")
 
 
 @pytest.mark.parametrize("kind", ["I;16 png", "I;16 tif", "I tif"])

@@ -81,6 +81,8 @@ def test_kept_images_are_decoded_once(split, monkeypatch):
         assert len(read) == expected, cache
     with pytest.raises(UsageError, match="one of auto, ram, device, off, not 'disk'"):
         feed.rooms("disk", 1, CPU)
+    with pytest.raises(UsageError, match="--cache-gb must be a number from 0 up, not nan"):
+        feed.rooms("ram", float("nan"), CPU)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])

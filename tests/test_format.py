@@ -146,6 +146,19 @@ def test_a_truncated_file_is_refused(tmp_path):
             format.load(tmp_path / "a.st")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("epochs", "many"), ("epochs", 2.5), ("epochs", True), ("val_split", "0.2"), ("seed", None), ("opt", 3)],
+)
+def test_a_recipe_of_wrong_types_is_damage(tmp_path, setting, value):
+    """Of settings that only another version has, nothing is known."""
+    rewrite(tmp_path / "a.st", lambda tensors, fields: fields["tasks"][0]["recipe"].update({setting: value}))
+    with pytest.raises(ArtifactError, match="impossible recipe"):
+        format.load_header(tmp_path / "a.st")
+    rewrite(tmp_path / "a.st", lambda tensors, fields: fields["tasks"][0]["recipe"].update({"x" + setting: value}))
+    assert format.load_header(tmp_path / "a.st").tasks[0].recipe["x" + setting] == value
+
+
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +167,15 @@ def test_same_content_same_bytes(tmp_path):
     for name in "ab":
         format.save(small_artifact(), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_no_reader_takes_is_not_written(tmp_path):
+    """JSON has no NaN."""
+    artifact = small_artifact()
+    about = dataclasses.replace(artifact.header, data_config={"input_size": [3, 8, 8], "mean": [float("nan")] * 3})
+    with pytest.raises(ValueError):
+        format.save(dataclasses.replace(artifact, header=about), tmp_path / "a.st")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

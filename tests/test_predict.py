@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import struct
 
 import pytest
 import timm
@@ -108,6 +109,17 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packn
     assert packnet("predict", full, "--task", "red", *arguments, "--csv", *QUICK).stdout.count("\n") == 1 + 4 * 3
     assert "none.png: No such file" in missing and "class2/0.png: it is not an image" in broken
     assert "empty: the folder holds no images" in empty and "3 of 7 images" in total
+
+
+def test_whatever_a_decoder_raises(full, pictures, packnet):
+    """Of a DDS file of a kind that PIL knows not, NotImplementedError."""
+    header = [124, 0x1007, 1, 1, 0, 0, 0, *[0] * 11, 32, 4, int.from_bytes(b"XXXX", "little"), *[0] * 10]
+    (pictures / "odd.dds").write_bytes(b"DDS " + struct.pack(f"<{len(header)}I", *header))
+    with pytest.raises(NotImplementedError):
+        Image.open(pictures / "odd.dds")
+    result = packnet("predict", full, "--task", 1, pictures / "odd.dds", pictures, "--json", *QUICK)
+    assert result.exit_code == 6 and len(lines(result)) == 6
+    assert "odd.dds: Unimplemented pixel format" in result.stderr and result.stderr.count("\n") == 2
 
 
 def test_predict_refuses(full, packed, pictures, packnet):

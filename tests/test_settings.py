@@ -58,6 +58,13 @@ def test_a_file_that_cannot_be_used(tmp_path, text, message):
         read_config(write(tmp_path, text))
 
 
+def test_seeds_are_numpys():
+    """Which has so many, and no more."""
+    assert Recipe(seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(UsageError, match="--seed must be less than 4294967296"):
+        Recipe(seed=2**32)
+
+
 def test_the_commands(tmp_path, packed, folders, packnet):
     """The recipe in effect is in the artifact, and info --task shows it."""
     config = write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")

@@ -19,6 +19,7 @@ from packnet_cli.errors import ArtifactError, ConflictError
 Stamp = tuple[int, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
+RANDOM = "[a-z0-9_]" * 8  # what tempfile puts into a name; more would match what belongs to a file `<name>.v2`
 
 
 def stamp(path: Path) -> Stamp:
@@ -90,7 +91,7 @@ def locked(path: Path) -> Iterator[None]:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         with suppress(OSError):  # a full disk: the lock holds all the same
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{RANDOM}.tmp"):
             shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed; no other is at work now
         yield
     finally:
@@ -121,8 +122,8 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         temporary = Path(folder, target.name)
         yield temporary
+        _flush(temporary)  # before its permissions, which may be to read only
         os.chmod(temporary, _mode(target))
-        _flush(temporary)
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
@@ -162,7 +163,8 @@ def _mode(target: Path) -> int:
 
 def _flush(path: Path) -> None:
     """Have the disk itself hold what was written; of a folder, its list of names."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing, which no folder can be.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -102,12 +102,15 @@ def write(header: Header) -> str:
     for task in fields["tasks"]:
         if task["temperature"] is None:
             del task["temperature"]
-    return seal(fields | {"format": COMPACT if header.compact else PLAIN})
+    return seal(fields | {"format": COMPACT if header.compact else PLAIN}, allow_nan=False)
 
 
-def seal(fields: dict[str, Any]) -> str:
-    """Metadata as JSON, its first member the digest of the text without that member. Raises CapacityError."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+def seal(fields: dict[str, Any], *, allow_nan: bool = True) -> str:
+    """Metadata as JSON, its first member the digest of the text without that member. Raises CapacityError.
+
+    Also ValueError for what is no number, unless `allow_nan`: no reader takes it.
+    """
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
     if _is_oversized(text):
         raise CapacityError("the metadata of so many tasks and classes is more than the format allows")
     return f'{{"seal":"{_digest(text)}",{text[1:]}'

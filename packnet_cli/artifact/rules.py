@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from packnet_cli.artifact import codec, masks
+from packnet_cli.recipe import SETTINGS
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 Rule = Callable[[Any], bool]
@@ -66,6 +67,24 @@ def _is_digest(value: Any) -> bool:
 def _is_preprocessing(value: Any) -> bool:
     size: Any = value.get("input_size") if isinstance(value, dict) else None
     return _list_of(is_count)(size) and len(size) == 3 and min(size) > 0
+
+
+def is_mean(value: Any) -> bool:
+    """Whether it can be taken off a pixel, which is a float32."""
+    return _is_number(value) and abs(value) < 1e30
+
+
+def is_std(value: Any) -> bool:
+    """Whether a pixel can be divided by it."""
+    return _is_number(value) and 1e-30 < value < 1e30
+
+
+def _is_recipe(value: Any) -> bool:
+    """Of a setting that only another version has, nothing is known."""
+    kinds: dict[Any, Rule] = {int: lambda setting: type(setting) is int, float: _is_number, str: _is_text}
+    return _dict_of(_is_any)(value) and all(
+        kinds[SETTINGS[name].type](setting) for name, setting in value.items() if name in SETTINGS
+    )
 
 
 def _is_shape(value: Any) -> bool:
@@ -140,7 +159,7 @@ TASK_RULES: dict[str, Rule] = {
     "top5": _is_percentage_or_null,
     "images": is_count,
     "data": _is_text,
-    "recipe": _dict_of(_is_any),
+    "recipe": _is_recipe,
     "search": _dict_of(_is_percentage),
     "digest": _is_digest,
     "skipped": is_count,

@@ -1,6 +1,9 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
+import codecs
+import errno
 import inspect
+import json
 import logging
 import os
 import sys
@@ -53,6 +56,11 @@ class _Group(TyperGroup):
             if is_out_of_memory(error):
                 reason = str(error).partition("\n")[0] or "out of memory"
                 self._fail(ctx, f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
+            if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a reader that has seen enough is no error
+                log.info("raised here:", exc_info=True)
+                reason = error.strerror or str(error) or type(error).__name__
+                where = f"cannot use {error.filename}: {reason}; check the path, and who may use it"
+                self._fail(ctx, where if error.filename else reason, UsageError.exit_code)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
@@ -201,13 +209,22 @@ def is_a_further_process() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
 
 
+def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What a stream's encoding has no place for: a byte of a path as it is, a character as JSON's escape of it."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError as unknown:
+        return json.dumps(unknown.object[unknown.start : unknown.end])[1:-1], unknown.end
+
+
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
     if is_a_further_process():
         sys.stdout = open(os.devnull, "w")
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a path may hold any bytes; they pass through as they are
+    codecs.register_error("packnet", _as_written)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+            stream.reconfigure(errors="packnet")
     app()

@@ -1,5 +1,6 @@
 """The commands that use an artifact and leave it as it is."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -170,7 +171,7 @@ def extract(
 def _form(output: str) -> str:
     """What to write at this path: its suffix, or FOLDER."""
     path = Path(output)
-    if output.endswith("/") or path.is_dir() or not path.suffix:
+    if output.endswith("/") or os.path.isdir(path) or not path.suffix:
         return FOLDER
     if path.suffix not in FORMS:
         raise UsageError(f"{path} must end in {', '.join(FORMS)} or, for a folder, in /, which says what to write")

@@ -210,7 +210,7 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
 
 def _problem(picture: Picture) -> str | None:
     """Why it cannot be used as an image, if so."""
-    if isinstance(picture, Path) and not picture.is_file():
+    if isinstance(picture, Path) and not os.path.isfile(picture):
         return "no file, or a link to none"  # to open a pipe would be to wait
     try:
         with sources.open_picture(picture) as image:

@@ -146,13 +146,12 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which takes its place on success and vanishes on failure."""
-    target = path.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
-    if not target.is_dir():
-        atomic.check_writable(path)
-    temporary = None
+    target, temporary = path.resolve(), None
     try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
+        if not target.is_dir():
+            atomic.check_writable(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         yield temporary
         umask = _umask()

@@ -56,6 +56,8 @@ def rooms(cache: str, gigabytes: float, device: torch.device) -> list[Room]:
     """
     if cache not in CACHES:
         raise UsageError(f"--cache must be one of {', '.join(CACHES)}, not {cache!r}")
+    if not gigabytes >= 0:  # nan is neither less nor more
+        raise UsageError(f"--cache-gb must be a number from 0 up, not {gigabytes}")
     size, found = 1e9 * gigabytes, []
     if device.type == "cuda" and cache in ("auto", "device"):
         found.append(Room(device, min(size, torch.cuda.mem_get_info(device)[0] / 4)))

@@ -17,6 +17,7 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network
 from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.packed import Packed, Transform
 from packnet_cli.errors import TaskError
 
@@ -102,7 +103,7 @@ def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
     A folder without any comes out itself, so that it is reported like an image that cannot be read.
     """
     for path in arguments:
-        if path.is_dir():
+        if os.path.isdir(path):  # False, and no error, where the path is none that can be used
             yield from sorted(found for found in path.rglob("*") if _is_image(found)) or [path]
         else:
             yield path
@@ -111,7 +112,7 @@ def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
 @torch.inference_mode()
 def _ask(model: nn.Module, task: Task, pictures: torch.Tensor, amp: bool) -> list[Prediction]:
     """One task's predictions for a batch (N, C, H, W)."""
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=amp):
+    with in_precision(pictures.device, amp):
         logits = model(pictures)  # (N, classes)
     probabilities = logits.float().softmax(1).cpu()
     pairs = zip(probabilities.tolist(), entropies(logits, task.temperature).tolist(), strict=True)
@@ -139,7 +140,7 @@ def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
 
 
 def _read(path: Path, transform: Transform) -> Read:
-    if path.is_dir():
+    if os.path.isdir(path):
         return "the folder holds no images"
     try:
         with Image.open(path) as image:
@@ -148,9 +149,9 @@ def _read(path: Path, transform: Transform) -> Read:
         return "it is not an image, or damaged"
     except OSError as error:
         return error.strerror or str(error)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of broken files raise nearly anything
         return network.reason(error)
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and os.path.isfile(path)

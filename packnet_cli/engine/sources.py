@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -21,6 +22,16 @@ class HeldOutFiles(NamedTuple):
     files: ClassFiles
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What the disk refuses becomes a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+@_reading()
 def training_files(data: Path) -> ClassFiles:
     """The training images of a folder, list or dataset. Raises DataError."""
     splits = _splits(data)
@@ -31,6 +42,7 @@ def training_files(data: Path) -> ClassFiles:
     return splits[TRAIN]
 
 
+@_reading()
 def held_out_files(data: Path) -> HeldOutFiles | None:
     """The held-out images of a folder, list or dataset, if it has any of its own. Raises DataError."""
     splits = _splits(data)
@@ -41,6 +53,7 @@ def held_out_files(data: Path) -> HeldOutFiles | None:
     return HeldOutFiles(str(folder), _class_files(folder)) if folder else None
 
 
+@_reading()
 def class_names(data: Path) -> tuple[str, ...]:
     """The names of the classes, sorted: the training images', else the held-out ones'. Raises DataError."""
     splits = _splits(data)
@@ -62,14 +75,12 @@ def _splits(data: Path) -> dict[str, ClassFiles] | None:
     return datasets.read(data) if is_dataset(data) else None
 
 
+@_reading()
 def images_below(folder: Path) -> list[Path]:
     """Every image below a folder, in order of name. Raises DataError, also if there is none."""
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
-    try:
-        paths = _images_in(folder)
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    paths = _images_in(folder)
     if not paths:
         raise DataError(f"{folder} holds no images")
     return paths
@@ -93,11 +104,8 @@ def _held_out_folder(folder: Path) -> Path | None:
 
 def _class_files(folder: Path) -> ClassFiles:
     """The image files of each class folder, both in order of name."""
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
     if names and all((folder / name / TRAIN).is_dir() for name in names):
         raise DataError(
             f"{folder} holds {len(names)} data folders, each with its train/; name one, such as {folder / names[0]}"

@@ -1,6 +1,7 @@
 """One task out of a packed model: as a network, as accuracy."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     where = folder or Path(task.data)
-    if folder is None and not (where.exists() or is_dataset(where)):
+    if folder is None and not (os.path.exists(where) or is_dataset(where)):
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
     held_out = data.open_held_out(
         where,

@@ -63,8 +63,11 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
 
 def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
-    if not path.is_file():
-        raise NetworkError(f"the weights file {path} does not exist")
+    try:
+        if not path.is_file():
+            raise NetworkError(f"the weights file {path} does not exist")
+    except OSError as error:
+        raise NetworkError(f"cannot read weights from {path}: {error.strerror or error}") from None
     torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
     try:
         with warnings.catch_warnings():
