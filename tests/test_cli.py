@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import make_folder
+from PIL import Image
 from safetensors import safe_open
 
 from packnet_cli import __version__, report
@@ -464,3 +466,46 @@ def test_quiet_is_not_silent_about_what_may_be_lost(capsys, monkeypatch):
     report.say("all is well")
     report.say("no checkpoint could be kept", warning=True)
     assert capsys.readouterr().err == "warning: no checkpoint could be kept\n"
+
+
+def test_extract_does_not_write_over_another_packed_model(full, tmp_path, packnet):
+    """All its tasks would be lost."""
+    other = shutil.copy(full, tmp_path / "other.safetensors")
+    refused(packnet("extract", full, "--task", 1, "-o", other), 2, "is a packed model")
+    assert other.read_bytes() == full.read_bytes()
+
+
+def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
+    """A name that is taken, and a task that takes no weights."""
+    refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
+    refused(packnet("add-task", packed, "--data", folders[0], "--head-only", "--dry-run"), 2, "--head-only")
+
+
+def test_removing_a_head_says_nothing_of_weights(full, folders, packnet):
+    """It had none."""
+    assert packnet("add-task", full, "--data", folders[0], "--name", "head", "--head-only", *QUICK).exit_code == 0
+    result = packnet("remove-task", full, "--task", "head", "--yes")
+    assert result.stdout.endswith("task 4 (head) removed\n")
+
+
+def test_a_compact_file_cannot_be_measured_on_images_that_it_does_not_remember(full, tmp_path, packnet):
+    """To say that it is whole would be to say too much."""
+    packnet("compact", full, "-o", tmp_path / "ship.st")
+    refused(packnet("verify", tmp_path / "ship.st", "--data"), 2, "--data DIR")
+
+
+def test_predict_refuses_what_add_task_refuses(full, tmp_path, packnet):
+    """Pixels of unknown range, and what is no file; the others go on."""
+    Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)).save(tmp_path / "float.tif")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [tmp_path / name for name in ("float.tif", "pipe.png", "good.png")]
+    result = packnet("predict", full, "--task", 1, *names, "--csv", "--device", "cpu")
+    assert result.exit_code == 6 and "unknown range" in result.stderr and "pipe.png: no file" in result.stderr
+    assert "good.png" in result.stdout and "float.tif" not in result.stdout
+
+
+def test_a_number_too_large_for_any(packed, folders, tmp_path, packnet):
+    (tmp_path / "c.toml").write_text("lr = 1" + 400 * "0")
+    arguments = ("add-task", packed, "--data", folders[0], "--config", tmp_path / "c.toml")
+    refused(packnet(*arguments), 2, "lr is too large")

@@ -93,7 +93,7 @@ def test_a_file_that_changed_while_the_user_was_asked_is_left_alone(full):
 def test_remove_task_with_yes(full, packnet):
     """One line, or one document; info goes on to tell what the removed task owns."""
     result = packnet("remove-task", full, "--task", 1, "--yes")
-    assert result.exit_code == 0 and "task 1 (red) removed; later tasks keep running" in result.stdout
+    assert result.exit_code == 0 and "task 1 (red) removed; later tasks keep its weights" in result.stdout
     assert answer(packnet("info", full, "--json"))["removed_fraction"] == pytest.approx(0.5, abs=1e-3)
     assert "(removed)" in packnet("info", full).stdout
     told = answer(packnet("remove-task", full, "--task", "blue", "--yes", "--json"))

@@ -19,7 +19,7 @@ from timm.optim import create_optimizer_v2
 from packnet_cli.engine import pack, resume
 from packnet_cli.engine.resume import FILE
 from packnet_cli.engine.train import Step
-from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
+from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
 PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
@@ -333,3 +333,20 @@ def test_the_optimizer_of_a_phase_that_is_over_takes_no_memory(packed, folders):
     before = optimizers()
     add(packed, folders[0], progress=progress)
     assert alive and max(alive) == before + 1
+
+
+def test_an_image_that_is_gone_does_not_take_the_training_with_it(packed, tmp_path):
+    """A held-out one is first looked at after the training."""
+    folder = make_folder(tmp_path / "some")
+    image = folder / "val" / "class0" / "0.png"
+    kept = image.read_bytes()
+
+    def progress(task, running, at):
+        image.unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match="0.png can no longer be read.*--resume"):
+        add(packed, folder, progress=progress)
+    image.write_bytes(kept)
+    seen = []
+    add(packed, folder, resume=True, progress=lambda task, running, at: seen.append(running))
+    assert "train" not in seen and "retrain" in seen

@@ -20,8 +20,13 @@ def verify(
     workers: Workers = None,
 ) -> None:
     """Prove that the file is whole, and each task to the bit what was added; needs no images."""
+    from packnet_cli.artifact import format
     from packnet_cli.artifact.verify import verify
 
+    if data and format.load_header(path).compact is not None:
+        raise UsageError(
+            "a compact file remembers no images; measure its tasks with packnet eval --task NAME --data DIR"
+        )
     findings = verify(path)
     if data and not findings:
         from packnet_cli.engine.unpack import check_accuracies

@@ -98,7 +98,10 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: no setting is called {name!r}; {hint}")
         kind: Any = SETTINGS[name].type
         if type(value) is int and kind is float:
-            found[name] = float(value)
+            try:
+                found[name] = float(value)
+            except OverflowError:
+                raise UsageError(f"{path}: {name} is too large a number") from None
         elif type(value) is not kind and (name, value) != ("batch_size", AUTO):
             what = {int: "a whole number", float: "a number", str: "a text in quotes"}[kind]
             raise UsageError(f"{path}: {name} takes {what}, not {value!r}")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from packnet_cli.cli import (
     command,
     complete_task,
 )
-from packnet_cli.errors import UnreadableError, UsageError
+from packnet_cli.errors import ArtifactError, UnreadableError, UsageError
 
 FOLDER = ""
 FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
@@ -152,6 +153,9 @@ def extract(
     target, form = Path(output), _form(output)
     if target.resolve() == path.resolve():
         raise UsageError(f"{target} is the packed model itself; name another file to write")
+    with suppress(ArtifactError):  # it is nothing of the kind
+        format.load_header(target)
+        raise UsageError(f"{target} is a packed model, whose tasks would be lost; name another file to write")
     if form == ".onnx":
         extras.require("onnx")
     if form != FOLDER:

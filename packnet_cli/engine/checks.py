@@ -17,7 +17,7 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
     if not 0 <= prune < 1:
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
     if max_drop is not None and not 0 <= max_drop < 100:
-        raise UsageError(f"--max-drop is a number of points from 0 to 100, not {max_drop}")
+        raise UsageError(f"--max-drop must be a number of points from 0 and less than 100, not {max_drop}")
     if head_only and (prune or max_drop is not None):
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
     if recipe.opt != AUTO:

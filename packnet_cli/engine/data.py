@@ -17,6 +17,7 @@ from packnet_cli.errors import DataError
 from packnet_cli.images import ClassFiles, Picture
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
+FLOAT = "floating-point pixels, of unknown range"
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _problem(picture: Picture) -> str | None:
         with sources.open_picture(picture) as image:
             image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
             image.load()
-            return "floating-point pixels, of unknown range" if image.mode == "F" else None
+            return FLOAT if image.mode == "F" else None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     except Exception as error:  # decoders of broken files raise nearly anything
@@ -224,7 +225,9 @@ def _problem(picture: Picture) -> str | None:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """An image in the network's mode; of an animated one the first frame."""
+    """An image in the network's mode; of an animated one the first frame. Raises ValueError if that cannot be told."""
+    if image.mode == "F":
+        raise ValueError(FLOAT)
     if image.mode.startswith("I"):  # 16 bits, of which PIL would show the least 8, cut off at white
         pixels = np.asarray(image)
         high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels

@@ -63,6 +63,8 @@ class NewTask:
         keeper: Keeper | None = None,
     ) -> None:
         self.recipe, self.keeper = recipe, keeper
+        if keeper is not None:
+            keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
         self.resumed: Checkpoint | None = None
         self.index, self.mask = claim.index, dict(claim.mask)

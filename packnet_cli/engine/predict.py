@@ -142,6 +142,8 @@ def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
 def _read(path: Path, transform: Transform) -> Read:
     if os.path.isdir(path):
         return "the folder holds no images"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "no file"  # to open a pipe would be to wait
     try:
         with Image.open(path) as image:
             return transform(image)

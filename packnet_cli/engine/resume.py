@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import nn
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
-from packnet_cli.errors import ArtifactError, ConflictError, InterruptedRun
+from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 
 FILE, NOTES = "checkpoint.safetensors", "packnet_resume.2"
 CHECKPOINT_MINUTES = 5.0
@@ -78,6 +78,7 @@ class Keeper:
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.asked = self.stopping = False
+        self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint of what there is; whether it could
 
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
@@ -133,7 +134,10 @@ class Keeper:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait."""
+        """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait.
+
+        An image that is gone ends the run like them: what was trained is kept.
+        """
 
         def ask(number: int, frame: Any) -> None:
             if self.asked and distributed.world() == 1:  # torchrun passes on what the terminal has sent
@@ -146,6 +150,10 @@ class Keeper:
             before = {}
         try:
             yield
+        except DataError as error:
+            if not self.rescue():
+                raise
+            raise DataError(f"{error}; put it back and go on with --resume") from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -99,8 +99,10 @@ def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> No
     if task is None:
         console.say("nothing was written")
         return
-    weights = f"{console.count(freed)} weights are free again" if freed else "later tasks keep running on its weights"
-    console.tell(f"{path}: task {task.index} ({task.name}) removed; {weights}")
+    weights = ""  # of a head alone there are none
+    if any(task.owned.values()):
+        weights = f"; {console.count(freed)} weights are free again" if freed else "; later tasks keep its weights"
+    console.tell(f"{path}: task {task.index} ({task.name}) removed{weights}")
 
 
 def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
