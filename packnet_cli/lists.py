@@ -88,7 +88,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
     cells = table["image" if "image" in wanted else "path"]
     for number in range(table.num_rows):
-        cell, label = cells[number].as_py(), table["label"][number].as_py()
+        try:
+            cell, label = cells[number].as_py(), table["label"][number].as_py()
+        except ValueError as error:  # a time in nanoseconds, for example
+            raise DataError(f"{path}, row {number + 1}: {error}; give paths and labels as text") from None
         if names is not None and type(label) is int:
             label = names[label] if 0 <= label < len(names) else None
         encoded, where = _encoded(cell), cell.get("path") if isinstance(cell, dict) else cell

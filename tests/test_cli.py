@@ -509,3 +509,12 @@ def test_a_number_too_large_for_any(packed, folders, tmp_path, packnet):
     (tmp_path / "c.toml").write_text("lr = 1" + 400 * "0")
     arguments = ("add-task", packed, "--data", folders[0], "--config", tmp_path / "c.toml")
     refused(packnet(*arguments), 2, "lr is too large")
+
+
+def test_a_stdout_that_takes_nothing(packed):
+    """A full disk, say: one line on stderr, with --json too."""
+    for more in ([], ["--json"]):
+        line = [sys.executable, "-m", "packnet_cli", "info", packed, *more]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and done.stderr == "error: No space left on device\n"

@@ -167,3 +167,12 @@ def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
     pytest.importorskip("pyarrow")
     result = packnet("add-task", packed, "--data", where)
     assert result.exit_code == 6 and "x.parquet" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_time_is_no_label(tmp_path):
+    """Python has none with nanoseconds."""
+    from pyarrow import array, timestamp
+
+    times = array([1, 2, 3], timestamp("ns"))
+    with pytest.raises(DataError, match="x.parquet, row 1: .*as text"):
+        read_list(parquet(tmp_path / "x.parquet", {"path": ["a", "b", "c"], "label": times}))

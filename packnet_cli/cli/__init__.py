@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from io import TextIOWrapper
 from pathlib import Path
@@ -74,7 +75,8 @@ class _Group(TyperGroup):
 
     def _fail(self, ctx: Any, message: str, exit_code: int, *, in_results: bool = False) -> NoReturn:
         if ctx and ctx.meta[JSON_WANTED] and not in_results:
-            report.failed(message, exit_code)
+            with suppress(OSError):  # of a stdout that takes nothing the line on stderr can still tell
+                report.failed(message, exit_code)
         report.error(message)
         sys.exit(exit_code)
 

@@ -35,7 +35,10 @@ def load_whole(path: Path) -> Artifact:
 def check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
     tasks = artifact.header.tasks
     if artifact.header.last_index >= masks.MAX_TASKS:
-        raise CapacityError(f"{path} holds {masks.MAX_TASKS} tasks, the most that one file can; start another")
+        raise CapacityError(
+            f"{path} has given {masks.MAX_TASKS} tasks an index, the most that one file can; "
+            "remove the newest, or start another file"
+        )
     if head_only and not tasks:
         raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
     if not head_only and artifact.free_count() == 0:
