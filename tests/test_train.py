@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from packnet_cli.engine import compute
 from packnet_cli.engine import train as train_module
+from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.train import check_optimizer, evaluate, train
+from packnet_cli.engine.train import evaluate, train
 from packnet_cli.errors import DivergedError, UsageError
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]

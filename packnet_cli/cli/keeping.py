@@ -23,12 +23,12 @@ def verify(
     from packnet_cli.artifact import format
     from packnet_cli.artifact.verify import verify
 
-    if data and format.load_header(path).compact is not None:
-        raise UsageError(
-            "a compact file remembers no images; measure its tasks with packnet eval --task NAME --data DIR"
-        )
     findings = verify(path)
     if data and not findings:
+        if format.load_header(path).compact is not None:
+            raise UsageError(
+                "a compact file remembers no images; measure its tasks with packnet eval --task NAME --data DIR"
+            )
         from packnet_cli.engine.unpack import check_accuracies
 
         findings = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)

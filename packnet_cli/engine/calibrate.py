@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from packnet_cli.engine import distributed
+from packnet_cli.engine.compute import full_precision
 from packnet_cli.engine.train import Batches, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40
 
 
+@full_precision()
 def measure_temperature(model: nn.Module, batches: Batches, *, amp: bool = False) -> float:
     """The temperature of a task, by its network and its held-out images."""
     here = [(logits.float().cpu(), labels.cpu()) for logits, labels in answers(model, batches, amp=amp)]

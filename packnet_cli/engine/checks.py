@@ -1,14 +1,19 @@
 """What can fail is tried before hours of training, and what a run is a run of is written down."""
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
 
 from packnet_cli.artifact import atomic, format, masks, verify
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.train import check_optimizer
+from packnet_cli.engine.network import reason
 from packnet_cli.errors import CapacityError, UsageError
 from packnet_cli.recipe import AUTO, Recipe
 
@@ -22,6 +27,21 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
     if recipe.opt != AUTO:
         check_optimizer(recipe.opt)
+
+
+def check_optimizer(opt: str) -> None:
+    """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
+    if opt not in list_optimizers():
+        close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
+        raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
+    layer = nn.Linear(2, 2)
+    layer(torch.zeros(1, 2)).sum().backward()
+    try:
+        create_optimizer_v2(layer, opt=opt, lr=0.1).step()
+    except Exception as error:  # one that needs another package, a GPU, or second derivatives
+        raise UsageError(
+            f"the optimizer {opt!r} cannot be used here ({reason(error)}); try momentum or adamw"
+        ) from None
 
 
 def load_whole(path: Path) -> Artifact:

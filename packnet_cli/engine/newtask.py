@@ -203,17 +203,13 @@ class NewTask:
     def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
-            with compute.full_precision():  # in float32, as the file holds it
-                self.final = evaluate(self.model, self.val_batches)
+            self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
             self.progress(phase + trial, self.final)
 
     def temperature(self) -> float | None:
         """The task's temperature as it is now; None without held-out images."""
-        if self.val_batches is None:
-            return None
-        with compute.full_precision():
-            return measure_temperature(self.model, self.val_batches)
+        return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
 
     def stage(self) -> Stage:
         """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""

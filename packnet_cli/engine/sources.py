@@ -28,7 +28,7 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+        raise DataError(f"cannot read {error.filename or 'the images'}: {error.strerror or error}") from None
 
 
 @_reading()

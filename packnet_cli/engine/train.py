@@ -1,7 +1,6 @@
 """The one training loop, and evaluation. Knows a model, batches and boolean masks; nothing of files or printing."""
 
 import copy
-import difflib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,17 +10,16 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import Forward, fused, in_precision
+from packnet_cli.engine.compute import Forward, full_precision, fused, in_precision
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.network import reason
-from packnet_cli.errors import DivergedError, UsageError
+from packnet_cli.errors import DivergedError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
@@ -56,21 +54,6 @@ class Accuracy:
     top1: float
     top5: float
     images: int
-
-
-def check_optimizer(opt: str) -> None:
-    """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
-    if opt not in list_optimizers():
-        close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
-        raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
-    layer = nn.Linear(2, 2)
-    layer(torch.zeros(1, 2)).sum().backward()
-    try:
-        create_optimizer_v2(layer, opt=opt, lr=0.1, momentum=MOMENTUM).step()
-    except Exception as error:  # one that needs another package, a GPU, or second derivatives
-        raise UsageError(
-            f"the optimizer {opt!r} cannot be used here ({reason(error)}); try momentum or adamw"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -280,6 +263,7 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
         yield logits, labels
 
 
+@full_precision()
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
     """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""

@@ -4,6 +4,7 @@ Taken are plain state dicts and training checkpoints that hold one, of timm, tor
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -63,11 +64,8 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
 
 def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
-    try:
-        if not path.is_file():
-            raise NetworkError(f"the weights file {path} does not exist")
-    except OSError as error:
-        raise NetworkError(f"cannot read weights from {path}: {error.strerror or error}") from None
+    if not os.path.isfile(path):  # pathlib's raises where a path is too long
+        raise NetworkError(f"the weights file {path} does not exist")
     torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
     try:
         with warnings.catch_warnings():
