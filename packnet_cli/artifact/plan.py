@@ -10,8 +10,15 @@ from typing import Any
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact
+from packnet_cli.errors import UsageError
 
 THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can learn little more than its head
+
+
+def check_fraction(prune: float) -> None:
+    """Raise UsageError for what is no fraction to release."""
+    if not 0 <= prune < 1:
+        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
 
 
 def equal_share(tasks_left: int) -> float:

@@ -69,16 +69,6 @@ def _is_preprocessing(value: Any) -> bool:
     return _list_of(is_count)(size) and len(size) == 3 and min(size) > 0
 
 
-def is_mean(value: Any) -> bool:
-    """Whether it can be taken off a pixel, which is a float32."""
-    return _is_number(value) and abs(value) < 1e30
-
-
-def is_std(value: Any) -> bool:
-    """Whether a pixel can be divided by it."""
-    return _is_number(value) and 1e-30 < value < 1e30
-
-
 def _is_recipe(value: Any) -> bool:
     """Of a setting that only another version has, nothing is known."""
     kinds: dict[Any, Rule] = {int: lambda setting: type(setting) is int, float: _is_number, str: _is_text}

@@ -1,7 +1,5 @@
 """The commands that make an artifact and put tasks into it."""
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,9 +80,6 @@ def init(
     for flag, value in base.items():
         if value is not None and prune is None:
             raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
-    if crop_pct is not None and math.isnan(crop_pct):  # which is neither less nor more than any bound
-        raise UsageError("--crop-pct must be a number, not nan")
-    from packnet_cli.artifact import rules
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
@@ -94,8 +89,8 @@ def init(
         "data_config": {
             "img_size": img_size,
             "in_chans": in_chans,
-            "mean": _numbers("--mean", mean, rules.is_mean),
-            "std": _numbers("--std", std, rules.is_std),
+            "mean": _numbers("--mean", mean),
+            "std": _numbers("--std", std),
             "crop_pct": crop_pct,
             "interpolation": interpolation,
         },
@@ -175,6 +170,7 @@ def add_task(
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
+        plan.check_fraction(fraction)
         artifact = format.load(path)
         artifact.header.check_changeable(path)
         artifact.header.check_new_name(name or task_name(data))
@@ -216,22 +212,16 @@ def _fraction(prune: str, tasks_left: int | None, max_drop: float | None) -> flo
     if tasks_left is not None or max_drop is not None:
         raise UsageError("--tasks-left and --max-drop go with --prune auto")
     try:
-        fraction = float(prune)
+        return float(prune)
     except ValueError:
         raise UsageError(f"--prune takes a fraction from 0 to 1, or auto, not {prune!r}") from None
-    if not 0 <= fraction < 1:
-        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
-    return fraction
 
 
-def _numbers(flag: str, text: str | None, fits: Callable[[float], bool]) -> tuple[float, ...] | None:
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     """`0.5` or `0.485,0.456,0.406` as numbers."""
     if text is None:
         return None
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{flag} takes a number, or one per channel with commas between, not {text!r}") from None
-    if not all(map(fits, numbers)):
-        raise UsageError(f"no pixel can be normalised with {flag} {text}; give what is usual, such as 0.5")
-    return numbers

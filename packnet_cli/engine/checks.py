@@ -9,7 +9,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
-from packnet_cli.artifact import atomic, format, masks, verify
+from packnet_cli.artifact import atomic, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data
 from packnet_cli.engine.claim import Claim
@@ -19,8 +19,7 @@ from packnet_cli.recipe import AUTO, Recipe
 
 
 def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
-    if not 0 <= prune < 1:
-        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
+    plan.check_fraction(prune)
     if max_drop is not None and not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop must be a number of points from 0 and less than 100, not {max_drop}")
     if head_only and (prune or max_drop is not None):

@@ -6,6 +6,8 @@ from packnet_cli.artifact import edit, masks
 from packnet_cli.artifact.format import Artifact, State
 from packnet_cli.recipe import Recipe
 
+MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -40,6 +42,18 @@ def claim_again(artifact: Artifact) -> Claim:
     """What the newest task owns, for that task itself as it is, head and all."""
     newest = artifact.header.tasks[-1]
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
+
+
+def lr_scale(claim: Claim, recipe: Recipe) -> float:
+    """What the learning rates are multiplied by: the fewer weights the task finds free, the more.
+
+    What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
+    which a quarter can move learns about a quarter as fast as one in which all can.
+    """
+    owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
+    if not owned or recipe.lr_scale == "none":
+        return 1.0
+    return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
 
 
 def _without_head(artifact: Artifact, state: State) -> State:

@@ -14,7 +14,7 @@ from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
-from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
@@ -25,7 +25,6 @@ from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
-MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
 
 # Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
 # on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
@@ -83,7 +82,7 @@ class NewTask:
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
-        self.lr_scale = self._lr_scale()
+        self.lr_scale = lr_scale(claim, recipe)
         head = tuple(f"{prefix}." for prefix in self.head)
         self.head_rates = {name: recipe.head_lr for name, _ in self.model.named_parameters() if name.startswith(head)}
         network.try_out(self.model, header.data_config)
@@ -113,17 +112,6 @@ class NewTask:
         freezer = Freezer(self.model)
         freezer.hold({layer: state[layer] for layer in self.mask}, self._trainable())
         return freezer
-
-    def _lr_scale(self) -> float:
-        """What the learning rates are multiplied by: the fewer weights the task finds free, the more.
-
-        What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
-        which a quarter can move learns about a quarter as fast as one in which all can.
-        """
-        owned = sum(masks.count_owned(array, self.index) for array in self.mask.values())
-        if not owned or self.recipe.lr_scale == "none":
-            return 1.0
-        return min(MOST_SCALE, sum(array.size for array in self.mask.values()) / owned)
 
     def _trainable(self) -> dict[str, masks.Bools]:
         return {layer: array == self.index for layer, array in self.mask.items()}

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def start_from(
         arguments["in_chans"] = wanted["in_chans"]
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
+    resolved = _data_config(wanted, cfg)
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     source, remark, built = "random", "", dict(arguments)
@@ -80,7 +82,6 @@ def start_from(
         model, source = _create_pretrained(arch, built, cfg, say)
     else:
         model = create(name, built)
-    resolved = _data_config(wanted, cfg)
     network.try_out(model, resolved)
     return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
 
@@ -147,6 +148,8 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
         str_to_interp_mode(resolved["interpolation"])
     except KeyError:
         raise UsageError(f"--interpolation {resolved['interpolation']!r} is unknown; try bilinear or bicubic") from None
+    if math.isnan(resolved["crop_pct"]):  # which is neither less nor more than any bound
+        raise UsageError("--crop-pct must be a number, not nan")
     channels, height, width = resolved["input_size"]
     channels, size = wanted.get("in_chans", channels), wanted.get("img_size")
     if channels not in CHANNELS:
@@ -156,6 +159,9 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
         values = list(wanted.get(key, resolved[key]))
         if key in wanted and len(values) not in (1, channels):
             raise UsageError(f"--{key} takes one number, or one for each of {channels} channels, not {len(values)}")
+        if not all((1e-30 if key == "std" else -1e30) < value < 1e30 for value in values):  # what float32 can compute
+            given = ",".join(f"{value:g}" for value in values)
+            raise UsageError(f"no pixel can be normalised with --{key} {given}; give what is usual, such as 0.5")
         if len(values) != channels:
             values = [sum(values) / len(values)] * channels  # timm's are for other channels
         resolved[key] = values
