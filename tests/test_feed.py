@@ -109,6 +109,21 @@ def test_crops_look_as_pil_makes_them(interpolation):
         assert found.dtype == torch.uint8 and (found.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", augment.SMOOTH)
+def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
+    """Of any sizes, flipped or not, to within one of 255; however many fit on the canvas at once."""
+    rng = torch.manual_seed(0)
+    sizes = [(60, 80), (200, 31), (17, 20), (32, 32), (1, 5), (500, 375)]
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=rng) for size in sizes]
+    parts = [(image, number % 2 == 1) for number, image in enumerate(images)]
+    found = augment.resized_together(parts, (48, 32), interpolation, CPU)
+    for one, part in zip(found, parts, strict=True):
+        expected = augment.resized_alone(part, (48, 32), interpolation)
+        assert one.dtype == torch.uint8 and (one.int() - expected.int()).abs().max() <= 1
+    monkeypatch.setattr(augment, "CANVAS", 100_000)
+    assert torch.equal(augment.resized_together(parts, (48, 32), interpolation, CPU), found)
+
+
 @pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
 def test_boxes_are_those_of_timm(size, monkeypatch):
     """From the same random numbers the same boxes, the fallback for long images included."""
@@ -127,7 +142,10 @@ def test_boxes_are_those_of_timm(size, monkeypatch):
 def test_half_of_the_crops_are_flipped():
     """And nothing else is done to a crop that is the whole image."""
     image = torch.arange(32 * 32, dtype=torch.int32).remainder(256).byte().view(1, 32, 32)
-    whole = [augment.augmented(image, (32, 32), augment.SMOOTH[0], 0.9999999, random.Random(n)) for n in range(100)]
+    whole = [
+        augment.resized_alone(augment.random_part(image, 0.9999999, random.Random(n)), (32, 32), augment.SMOOTH[0])
+        for n in range(100)
+    ]
     flipped = sum(torch.equal(each, image.flip(-1)) for each in whole)
     assert 30 < flipped < 70 and flipped + sum(torch.equal(each, image) for each in whole) == 100
 

@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed, sources
-from packnet_cli.engine.augment import augmented
+from packnet_cli.engine.augment import SMOOTH, random_part, resized_alone, resized_together
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError
@@ -100,15 +100,14 @@ class Batches:
         self,
         labels: Sequence[int],
         batch_size: int,
-        picture: Callable[[int, int], torch.Tensor],  # by the epoch's seed and number, uint8 (C, H, W)
-        normalise: Callable[[torch.Tensor], torch.Tensor],
+        read: Callable[[int, int], Any],  # an image, by the epoch's seed and its number; by threads
+        collate: Callable[[list[Any]], torch.Tensor],  # what was read, as a batch on the device
         *,
         shuffled: bool,
         workers: int,
-        device: torch.device,
     ) -> None:
-        self.labels, self.batch_size, self.picture, self.normalise = labels, batch_size, picture, normalise
-        self.shuffled, self.workers, self.device = shuffled, workers, device
+        self.labels, self.batch_size, self.read, self.collate = labels, batch_size, read, collate
+        self.shuffled, self.workers = shuffled, workers
         self.first = 0
 
     def __len__(self) -> int:
@@ -125,27 +124,28 @@ class Batches:
         seed = int(torch.empty((), dtype=torch.int64).random_())  # of the epoch, by torch's own numbers
         count, first, self.first = len(self.labels), self.first, 0
         order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
-        waiting = deque[tuple[list[int], Iterable[torch.Tensor]]]()
+        waiting = deque[tuple[list[int], Iterable[list[Any]]]]()
+
+        def read(numbers: list[int]) -> list[Any]:
+            return [self.read(seed, number) for number in numbers]
+
         with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
-            read = pool.map if pool else map
+            start = pool.map if pool else map
             for step in range(first, len(self)):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 numbers = batch[distributed.rank() :: distributed.world()].tolist()
                 if numbers:
-                    waiting.append((numbers, read(partial(self.picture, seed), numbers)))
+                    share = math.ceil(len(numbers) / max(1, self.workers))  # of a thread: an image is too small a task
+                    shares = [numbers[at : at + share] for at in range(0, len(numbers), share)]
+                    waiting.append((numbers, start(read, shares)))
                 if len(waiting) > AHEAD:
                     yield self._batch(*waiting.popleft())
             while waiting:
                 yield self._batch(*waiting.popleft())
 
-    def _batch(self, numbers: list[int], pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        found = list(pictures)
-        home = torch.device("cpu") if all(picture.device.type == "cpu" for picture in found) else self.device
-        batch = torch.stack([picture.to(home) for picture in found])
-        if home != self.device:
-            gpu = self.device.type == "cuda"
-            batch = (batch.pin_memory() if gpu else batch).to(self.device, non_blocking=gpu)
-        return self.normalise(batch), torch.tensor([self.labels[number] for number in numbers])
+    def _batch(self, numbers: list[int], shares: Iterable[list[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.tensor([self.labels[number] for number in numbers])
+        return self.collate([image for share in shares for image in share]), labels
 
 
 def batches(
@@ -168,34 +168,53 @@ def batches(
     least, processes = min(batch_size, len(split.paths)), distributed.world()
     if training and split.paths and processes > 1 and least < 2 * processes:
         raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")
-    channels, *size = data_config["input_size"]
-    height, width = size
+    channels, height, width = data_config["input_size"]
+    size, read, collate = (height, width), None, partial(stacked, device=device)
     if training:
         # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
         # sees: with fewer, the two reductions blur what one alone would not.
         short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
         pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
         interpolation = str_to_interp_mode(data_config["interpolation"])
+        together = device.type == "cuda" and interpolation in SMOOTH
 
-        def picture(seed: int, number: int) -> torch.Tensor:
+        def read(seed: int, number: int) -> Any:
             rng = random.Random(seed * len(split.paths) + number)
-            return augmented(pictures[number], (height, width), interpolation, crop_scale, rng)
+            image, flipped = random_part(pictures[number], crop_scale, rng)
+            return (moved(image, device), flipped) if together else resized_alone((image, flipped), size, interpolation)
+
+        if together:
+            collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
         pictures = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
 
-        def picture(seed: int, number: int) -> torch.Tensor:
+        def read(seed: int, number: int) -> Any:
             return pictures[number]
 
+    normalise = normaliser(data_config["mean"], data_config["std"], device)
     return Batches(
         split.labels,
         batch_size,
-        picture,
-        normaliser(data_config["mean"], data_config["std"], device),
+        read,
+        lambda images: normalise(collate(images)),
         shuffled=training,
         workers=min(8, os.cpu_count() or 1) if workers is None else workers,
-        device=device,
     )
+
+
+def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Images (C, H, W) of one size as a batch (N, C, H, W) on the device."""
+    if all(image.device.type == "cpu" for image in images):
+        return moved(torch.stack(list(images)), device)
+    return torch.stack([moved(image, device) for image in images])
+
+
+def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device; a GPU is not waited for."""
+    if device.type != "cuda" or image.device.type != "cpu":
+        return image.to(device)
+    return image.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def normaliser(
