@@ -181,7 +181,9 @@ def batches(
         def read(seed: int, number: int) -> Any:
             rng = random.Random(seed * len(split.paths) + number)
             image, flipped = random_part(pictures[number], crop_scale, rng)
-            return (moved(image, device), flipped) if together else resized_alone((image, flipped), size, interpolation)
+            if together:
+                return moved(image, device), flipped
+            return resized_alone((image.cpu(), flipped), size, interpolation)
 
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)

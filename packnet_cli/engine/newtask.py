@@ -93,8 +93,7 @@ class NewTask:
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,
-            # A GPU resizes in other steps than a CPU: which images it keeps is not to matter then.
-            rooms=feed.rooms("ram" if machine.deterministic else machine.cache, machine.cache_gb, device),
+            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
