@@ -9,6 +9,7 @@ Prints a table, and with --json writes all figures. Weights and images are rando
 import contextlib
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import statistics
@@ -38,7 +39,7 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
-from packnet_cli.engine.compute import Machine, forward_of, fused, training_on
+from packnet_cli.engine.compute import Machine, forward_of, fused, in_precision, training_on
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, evaluate
 from packnet_cli.recipe import Recipe
@@ -117,11 +118,13 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
         parameters = dict(model.named_parameters())
         held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
     optimizer = create_optimizer_v2(model, bench.opt, lr=1e-3, momentum=MOMENTUM, **fused(bench.opt, bench.device))
-    forward = forward_of(model, bench.compile, bench.device, steps=0)
+    forward = forward_of(
+        model, wanted=bench.compile, device=bench.device, shape=tuple(images.shape), amp=bool(bench.amp)
+    )()
 
     def steps() -> None:
         for _ in range(bench.steps):
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bool(bench.amp)):
+            with in_precision(bench.device, bool(bench.amp)):
                 loss = F.cross_entropy(forward(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -198,7 +201,8 @@ def time_whole(bench: "Bench") -> Timing:
         model = timm.create_model(bench.arch, num_classes=5, **start.header.model_kwargs).to(bench.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
         transform = create_transform(**start.header.data_config, is_training=True, color_jitter=0)
-        loader = DataLoader(ImageFolder(str(data / "train"), transform), bench.batch_size, shuffle=True, num_workers=2)
+        workers = min(8, os.cpu_count() or 1)
+        loader = DataLoader(ImageFolder(str(data / "train"), transform), bench.batch_size, True, num_workers=workers)
         for _ in range(bench.epochs + bench.epochs // 2):
             model.train()
             for images, labels in loader:
@@ -329,7 +333,9 @@ def main(
     amp: Annotated[
         bool | None, Option(help="All in bfloat16; default, float32, but for the whole add-task as it chooses itself.")
     ] = None,
-    compile: Annotated[bool, Option(help="Compile the step.")] = False,
+    compile: Annotated[
+        bool | None, Option(help="Compile the step; default, on a GPU CUDA graphs, of which --no-compile makes none.")
+    ] = None,
     parts: Annotated[str, Option(help=f"Some of {','.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, Option(help="Training steps, or batches, that are timed at once.")] = 3,
     repeats: int = 7,

@@ -16,6 +16,10 @@ HERE = torch.device("cpu")
 COMPILED = dataclasses.replace(CPU, compile=True)
 
 
+def ready(model, wanted):
+    return compute.forward_of(model, wanted=wanted, device=HERE, shape=(1, 2), amp=False)
+
+
 def add(path, folder, machine=CPU, **how):
     recipe = dataclasses.replace(QUICK, distill_weight=how.pop("distill_weight", 0.0))
     return pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=machine, **how)
@@ -46,16 +50,17 @@ def test_what_cannot_be_compiled_says_so(monkeypatch):
         raise OSError("no compiler was found")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
-    forward = compute.forward_of(torch.nn.Linear(2, 2), True, HERE, 1)
+    forward = ready(torch.nn.Linear(2, 2), True)()
     with pytest.raises(UsageError, match="cannot compile this network here.*--no-compile"):
         forward(torch.zeros(1, 2))
+    forward(torch.zeros(2, 2))  # another batch than the usual one runs as it is
     with pytest.raises(RuntimeError, match="shape"):
-        compute.forward_of(torch.nn.Linear(2, 2), None, HERE, 10**9)(torch.zeros(1, 3))
+        ready(torch.nn.Linear(2, 2), None)()(torch.zeros(1, 3))
 
 
 def test_on_a_cpu_nothing_is_compiled_unasked():
     model = torch.nn.Linear(2, 2)
-    assert compute.forward_of(model, None, HERE, 10**9) is model
+    assert ready(model, None)() is model and ready(model, False)() is model
 
 
 def test_bfloat16_where_the_processor_and_the_network_are_fast_in_it(monkeypatch):
@@ -91,20 +96,6 @@ def test_bfloat16_and_determinism_reach_the_file(packnet, packed, folders):
         made.append(packed.read_bytes())
     assert made[0] == made[1] != made[2]
     assert all(array.dtype.name != "bfloat16" for array in format.load(packed).state(1).values())
-
-
-def test_what_is_compiled_unasked_and_cannot_be_goes_on_as_it_is(monkeypatch):
-    """A GPU without a compiler beside it still trains."""
-
-    def fail(graph, inputs):
-        raise OSError("no compiler was found")
-
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled(model, backend=fail))
-    model = torch.nn.Linear(2, 2)
-    forward = compute.forward_of(model, None, torch.device("cuda"), 10**9)
-    images = torch.ones(1, 2)
-    assert torch.equal(forward(images), model(images)) and torch.equal(forward(images), model(images))
 
 
 def test_the_precision_of_training_is_not_that_of_measuring():

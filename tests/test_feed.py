@@ -115,13 +115,16 @@ def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
     rng = torch.manual_seed(0)
     sizes = [(60, 80), (200, 31), (17, 20), (32, 32), (1, 5), (500, 375)]
     images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=rng) for size in sizes]
-    parts = [(image, number % 2 == 1) for number, image in enumerate(images)]
-    found = augment.resized_together(parts, (48, 32), interpolation, CPU)
-    for one, part in zip(found, parts, strict=True):
-        expected = augment.resized_alone(part, (48, 32), interpolation)
-        assert one.dtype == torch.uint8 and (one.int() - expected.int()).abs().max() <= 1
-    monkeypatch.setattr(augment, "CANVAS", 100_000)
-    assert torch.equal(augment.resized_together(parts, (48, 32), interpolation, CPU), found)
+    images += images[:1] * 3
+    draws = random.Random(0)
+    crops = [augment.random_crop(image, 0.3, draws) for image in images]
+    for several in (crops, crops[-3:]):  # the last are of one size
+        found = augment.resized_together(several, (48, 32), interpolation, CPU)
+        for one, crop in zip(found, several, strict=True):
+            expected = augment.resized_alone(crop, (48, 32), interpolation)
+            assert one.dtype == torch.uint8 and (one.int() - expected.int()).abs().max() <= 1
+    monkeypatch.setattr(augment, "CANVAS", 10_000)
+    assert (augment.resized_together(crops[-3:], (48, 32), interpolation, CPU).int() - found.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
@@ -143,7 +146,7 @@ def test_half_of_the_crops_are_flipped():
     """And nothing else is done to a crop that is the whole image."""
     image = torch.arange(32 * 32, dtype=torch.int32).remainder(256).byte().view(1, 32, 32)
     whole = [
-        augment.resized_alone(augment.random_part(image, 0.9999999, random.Random(n)), (32, 32), augment.SMOOTH[0])
+        augment.resized_alone(augment.random_crop(image, 0.9999999, random.Random(n)), (32, 32), augment.SMOOTH[0])
         for n in range(100)
     ]
     flipped = sum(torch.equal(each, image.flip(-1)) for each in whole)

@@ -8,7 +8,7 @@ from conftest import QUICK
 from test_data import CONFIG
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.engine import data, feed, pack, unpack
+from packnet_cli.engine import compute, data, feed, pack, unpack
 from packnet_cli.engine.compute import Machine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -40,6 +40,58 @@ def test_deterministic_runs_make_the_same_bytes(packed, folders):
         add(packed, folders[0], dataclasses.replace(GPU, deterministic=True, cache=cache))
         made.append(packed.read_bytes())
     assert made[0] == made[1] == made[2]
+
+
+def test_graphs_change_no_bit(packed, folders):
+    """The same kernels, only launched at once; teacher and released weights included."""
+    start, made = packed.read_bytes(), []
+    recipe = dataclasses.replace(QUICK, distill_weight=0.5, batch_size=5)
+    for compiled in (None, False):
+        packed.write_bytes(start)
+        add(packed, folders[0], dataclasses.replace(GPU, deterministic=True, compile=compiled), recipe)
+        made.append(packed.read_bytes())
+    assert made[0] == made[1]
+
+
+class Awkward(torch.nn.Module):
+    """A network that looks at its own numbers, which no CUDA graph can."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm, self.drop = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)
+
+    def forward(self, images):
+        found = self.drop(self.norm(self.layer(images.flatten(1))))
+        return found if found.sum().item() < 1e9 else found + 1
+
+
+class Plain(Awkward):
+    def forward(self, images):
+        return self.drop(self.norm(self.layer(images.flatten(1))))
+
+
+@pytest.mark.parametrize(("kind", "captured"), [(Awkward, False), (Plain, True)])
+def test_capturing_leaves_nothing_behind(kind, captured):
+    """Neither statistics nor random numbers; and what cannot be captured runs as it is."""
+    model = kind().to("cuda").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.cuda.get_rng_state()
+    shape = (8, 1, 2, 2)
+    forward = compute.forward_of(model, wanted=None, device=torch.device("cuda", 0), shape=shape, amp=True)()
+    assert (forward.captured is not model) == captured
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    seen = []
+    for size in (8, 8, 3, 8):
+        images = torch.rand(size, *shape[1:], device="cuda", generator=torch.Generator("cuda").manual_seed(size))
+        with compute.in_precision(images.device, True):
+            loss = forward(images).float().square().mean()
+        model.zero_grad()
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        seen.append(loss.item())
+    assert len(set(seen)) == 4  # each with other units dropped
+    assert model.norm.num_batches_tracked == 4
 
 
 def test_what_was_measured_in_training_eval_measures(packed, folders):

@@ -234,5 +234,7 @@ def test_the_teachers_loss_is_in_float32():
     """Also where the network computes in bfloat16: a divergence is a sum of small differences."""
     model = nn.Linear(2, 3)
     images, labels = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    teacher = train_module.Teacher(model, 1.0, lambda model: lambda: model)
+    teacher.prepare()
     with torch.autocast("cpu", torch.bfloat16):
-        assert train_module.Teacher(model, 1.0).loss(images, labels, model(images)).dtype == torch.float32
+        assert teacher.loss(images, labels, model(images)).dtype == torch.float32

@@ -42,9 +42,7 @@ class Run:
     amp: Annotated[
         bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default, where that is fast.")
     ] = None
-    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU for a long run.")] = (
-        None
-    )
+    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU CUDA graphs.")] = None
     deterministic: Annotated[
         bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
     ] = False

@@ -20,58 +20,75 @@ SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # what torch r
 CANVAS = 2**28  # pixels times channels that are resized at once: half a gigabyte
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-Part = tuple[torch.Tensor, bool]  # of an image (C, H, W), and whether it is to be flipped
+Crop = tuple[torch.Tensor, Box, bool]  # of an image (C, H, W), and whether it is to be flipped
 
 
-def random_part(image: torch.Tensor, crop_scale: float, rng: random.Random) -> Part:
+def random_crop(image: torch.Tensor, crop_scale: float, rng: random.Random) -> Crop:
     """A random part of an image (C, H, W), at least `crop_scale` of it; half of them are to be flipped."""
-    top, left, height, width = random_box(image.shape[-2], image.shape[-1], crop_scale, rng)
-    return image[:, top : top + height, left : left + width], rng.random() < 0.5
+    return image, random_box(image.shape[-2], image.shape[-1], crop_scale, rng), rng.random() < 0.5
 
 
-def resized_alone(part: Part, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
-    """A part at another size (C, height, width), flipped if it is to be."""
-    image, flipped = part
-    image = resized(image, size, interpolation)
-    return image.flip(-1) if flipped else image
+def cut(crop: Crop) -> torch.Tensor:
+    """The pixels (C, height, width) of a crop, as they are in the image."""
+    image, (top, left, height, width), _ = crop
+    return image[:, top : top + height, left : left + width]
+
+
+def resized_alone(crop: Crop, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
+    """A crop at another size (C, height, width), flipped if it is to be."""
+    image = resized(cut(crop), size, interpolation)
+    return image.flip(-1) if crop[2] else image
 
 
 def resized_together(
-    parts: Sequence[Part], size: tuple[int, int], interpolation: InterpolationMode, device: torch.device
+    crops: Sequence[Crop], size: tuple[int, int], interpolation: InterpolationMode, device: torch.device
 ) -> torch.Tensor:
-    """Parts of images (C, H, W) of any sizes as a batch (N, C, height, width), uint8, to within one of 255."""
-    if len(parts) > 1 and sum(image.numel() for image, _ in parts) > CANVAS:
-        half = len(parts) // 2
-        halves = (resized_together(few, size, interpolation, device) for few in (parts[:half], parts[half:]))
+    """Crops of images (C, H, W) of any sizes as a batch (N, C, height, width), uint8, to within one of 255."""
+    if len(crops) > 1 and sum(image.numel() for image, _, _ in crops) > CANVAS:
+        half = len(crops) // 2
+        halves = (resized_together(few, size, interpolation, device) for few in (crops[:half], crops[half:]))
         return torch.cat(list(halves))
-    images, flipped = zip(*parts, strict=True)
-    heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
+    images, boxes, flipped = zip(*crops, strict=True)
+    top, left, height, width = torch.tensor(boxes).T.to(device)
     # Half precision holds a pixel exactly, and what comes out to an eighth of a step.
-    canvas = torch.zeros(len(parts), len(images[0]), max(heights), max(widths), dtype=torch.float16, device=device)
-    for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
-        place[:, :height, :width] = image
-    down = _resizing(torch.tensor(heights, device=device), size[0], interpolation)
-    across = _resizing(torch.tensor(widths, device=device), size[1], interpolation)
-    across = torch.where(torch.tensor(flipped, device=device)[:, None, None], across.flip(1), across)
+    canvas = _canvas(images, device)
+    down = _resizing(top, height, canvas.shape[2], size[0], interpolation)
+    across = _resizing(left, width, canvas.shape[3], size[1], interpolation)
+    across = torch.where(torch.tensor(flipped)[:, None, None].to(device), across.flip(1), across)
     # One axis after the other, as PIL does it: (N, 1, height, H) times (N, C, H, W) times (N, 1, W, width).
     narrow = (canvas @ across.mT[:, None]).clamp_(0, 255)
     return (down[:, None] @ narrow).round_().clamp_(0, 255).byte()
 
 
-def _resizing(lengths: torch.Tensor, size: int, interpolation: InterpolationMode) -> torch.Tensor:
-    """Matrices (N, size, the largest length) that resize an axis of each length (N,), as PIL and torch weigh it."""
+def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Images (C, H, W) in the upper left of places of one size (N, C, H, W), float16."""
+    if len({image.shape for image in images}) == 1:
+        return torch.stack(list(images)).to(device, torch.float16)
+    heights, widths = zip(*(image.shape[1:] for image in images), strict=True)
+    # Sides that are multiples of 8 are what a GPU multiplies fast.
+    sides = (-(-max(lengths) // 8) * 8 for lengths in (heights, widths))
+    canvas = torch.zeros(len(images), len(images[0]), *sides, dtype=torch.float16, device=device)
+    for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
+        place[:, :height, :width] = image
+    return canvas
+
+
+def _resizing(
+    starts: torch.Tensor, lengths: torch.Tensor, side: int, size: int, interpolation: InterpolationMode
+) -> torch.Tensor:
+    """Matrices (N, size, side) that resize a part of an axis, given by start and length (N,), as PIL and torch do."""
     scale = (lengths / size)[:, None, None]
-    at, centre = (torch.arange(count, device=lengths.device) + 0.5 for count in (int(lengths.max()), size))
-    away = ((at - scale * centre[:, None]) / scale.clamp(min=1)).abs()
+    at = torch.arange(side, device=starts.device) + 0.5 - starts[:, None, None]
+    centre = (torch.arange(size, device=starts.device) + 0.5)[:, None] * scale
+    away = ((at - centre) / scale.clamp(min=1)).abs()
     if interpolation is InterpolationMode.BILINEAR:
         weight = (1 - away).clamp(min=0)
     else:  # bicubic, with a = -0.5
         near = (1.5 * away - 2.5) * away**2 + 1
         far = ((-0.5 * away + 2.5) * away - 4) * away + 2
         weight = torch.where(away < 1, near, torch.where(away < 2, far, 0))
-    weight = weight * (at < lengths[:, None, None])
-    weight /= weight.sum(2, keepdim=True)
-    return weight.half()
+    weight = weight * ((at > 0) & (at < lengths[:, None, None]))
+    return (weight / weight.sum(2, keepdim=True)).half()
 
 
 def random_box(height: int, width: int, crop_scale: float, rng: random.Random) -> Box:

@@ -1,13 +1,14 @@
-"""How training computes: number formats, compilation, kernels and memory, by what the device is good at.
+"""How training computes: number formats, how a pass is launched, kernels and memory, by what the device is good at.
 
 What is left to be chosen (None) follows from the device and the network, never from the clock, so that the same run
-makes the same bytes. On a CPU compilation is chosen by hand only.
+makes the same bytes. Compilation is chosen by hand only.
 """
 
 import ctypes
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from packnet_cli.engine.network import choose_device, is_depthwise, reason
 from packnet_cli.errors import UsageError
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+Ready = Callable[[], Forward]  # to be called at the start of an epoch, while nothing else uses the GPU
 
 log = logging.getLogger("packnet")
 
-COMPILE_STEPS = 10_000  # from so many on, the minute that compiling takes is thought to be won back
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -35,7 +36,7 @@ class Machine:
     device: str = "auto"
     workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
     amp: bool | None = None  # train in bfloat16; None: as it suits device and network
-    compile: bool | None = None  # None: where it pays
+    compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
     deterministic: bool = False
     cache: str = "auto"  # where decoded images are kept, see `feed.rooms`
     cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
@@ -64,34 +65,98 @@ def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> 
 def in_precision(device: torch.device, amp: bool) -> AbstractContextManager[Any]:
     """Where a network computes in bfloat16, or (not `amp`) as it is."""
     # Not autocast's own switch: of a device that it does not know it raises even if it is off.
-    return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
+    # Nor its cache, with which there are no CUDA graphs: in one pass each weight is used once.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if amp else nullcontext()
 
 
-def forward_of(model: nn.Module, wanted: bool | None, device: torch.device, steps: int) -> Forward:
-    """The network as a function, compiled if that is wanted or, on a GPU, likely to pay within so many steps.
+def forward_of(
+    model: nn.Module, *, wanted: bool | None, device: torch.device, shape: tuple[int, ...], amp: bool
+) -> Ready:
+    """The network as a function of batches (N, C, H, W): compiled if that is `wanted`, on a GPU else as CUDA graphs.
 
-    The network itself stays what it is, with the names of its tensors, its evaluation and its copies.
+    Batches of another `shape`, such as an epoch's last, do without. The network itself stays what it is, with the names
+    of its tensors, its evaluation and its copies. Raises UsageError, when it runs, if it cannot be compiled.
     """
-    if not (wanted or wanted is None and device.type == "cuda" and steps >= COMPILE_STEPS):
-        return model
-    # CUDA graphs save the launching of each kernel, which is what small batches wait for.
-    run: Forward = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+    if wanted:
+        compiled = _compiled(model, device)
+        return lambda: lambda images: (compiled if images.shape == shape else model)(images)
+    if wanted is None and device.type == "cuda":
+        return _Graphs(model, shape, amp).ready
+    return lambda: model
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Forward:
+    compiled: Forward = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        nonlocal run
         try:
-            return run(images)
+            return compiled(images)
         except Exception as error:
             # Not by their types: those of torch's compilers are not public, nor the same in all its versions.
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            if wanted:
-                raise UsageError(f"cannot compile this network here ({reason(error)}); try --no-compile") from None
-            log.info("not compiled, which cannot be done here: %s", reason(error))
-            run = model
-            return forward(images)
+            raise UsageError(f"cannot compile this network here ({reason(error)}); try --no-compile") from None
 
     return forward
+
+
+class _Graphs:
+    """A network's passes, forward and back, as CUDA graphs: the same kernels, but launched at once.
+
+    The launches are what small batches wait for: a ResNet-50 at batches of 32 is then almost twice as fast on an H100.
+    The graphs need memory of their own; where that is much, launches are not what takes time.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], amp: bool) -> None:
+        self.model, self.shape, self.amp = model, shape, amp
+        self.captured: Forward = model
+        self.trained: list[bool] = []  # of each parameter, as it was captured
+
+    def ready(self) -> Forward:
+        trained = [parameter.requires_grad for parameter in self.model.parameters()]
+        if trained != self.trained:
+            self.captured = self.model  # so that the memory of the old graphs is free
+            self.captured, self.trained = self._capture(), trained
+        return self
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.captured if images.shape == self.shape else self.model)(images)
+
+    def _capture(self) -> Forward:
+        images = torch.zeros(self.shape, device=next(self.model.parameters()).device)
+        device = images.device
+        # Capturing runs the network some times, of which nothing is to be left.
+        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        random = torch.cuda.get_rng_state(device)
+        whole = _Pass(self.model, self.amp)
+        try:
+            images = images.contiguous(memory_format=torch.channels_last)
+            torch.cuda.make_graphed_callables(whole, (images,), allow_unused_input=True)
+            if torch.cuda.memory_reserved(device) < torch.cuda.mem_get_info(device)[1] / 2:
+                return whole
+            log.info("no CUDA graphs: they take too much memory")
+        except Exception as error:  # of any kind, as networks do anything
+            log.info("no CUDA graphs of this network: %s", reason(error))
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+            torch.cuda.set_rng_state(random, device)
+        del whole
+        torch.cuda.empty_cache()
+        return self.model
+
+
+class _Pass(nn.Module):
+    """A network and the number format that it computes in, as CUDA graphs need them."""
+
+    def __init__(self, model: nn.Module, amp: bool) -> None:
+        super().__init__()
+        self.model, self.amp = model, amp
+
+    def forward(self, images: torch.Tensor) -> Any:
+        with in_precision(images.device, self.amp):
+            return self.model(images)
 
 
 def fused(opt: str, device: torch.device) -> dict[str, bool]:
@@ -121,7 +186,10 @@ def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
             torch.use_deterministic_algorithms(True)
-        yield
+        with warnings.catch_warnings():
+            # Of CUDA graphs, which are captured beside the stream that they run on, as they have to be.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+            yield
     except RuntimeError as error:
         if not (deterministic and "deterministic" in str(error)):
             raise

@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed, sources
-from packnet_cli.engine.augment import SMOOTH, random_part, resized_alone, resized_together
+from packnet_cli.engine.augment import SMOOTH, Crop, cut, random_crop, resized_alone, resized_together
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError
@@ -110,6 +110,11 @@ class Batches:
         self.shuffled, self.workers = shuffled, workers
         self.first = 0
 
+    @property
+    def most(self) -> int:
+        """How many images this process gets of every batch but, it may be, the last."""
+        return len(range(distributed.rank(), min(self.batch_size, len(self.labels)), distributed.world()))
+
     def __len__(self) -> int:
         count = len(self.labels)
         # Of a lone image, in any process, batch norm takes no statistics.
@@ -177,13 +182,13 @@ def batches(
         pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
         interpolation = str_to_interp_mode(data_config["interpolation"])
         together = device.type == "cuda" and interpolation in SMOOTH
+        if not together:  # PIL resizes, in RAM
+            rooms = [room for room in rooms if room.device.type == "cpu"]
 
         def read(seed: int, number: int) -> Any:
             rng = random.Random(seed * len(split.paths) + number)
-            image, flipped = random_part(pictures[number], crop_scale, rng)
-            if together:
-                return moved(image, device), flipped
-            return resized_alone((image.cpu(), flipped), size, interpolation)
+            crop = random_crop(pictures[number], crop_scale, rng)
+            return there(crop, device) if together else resized_alone(crop, size, interpolation)
 
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
@@ -210,6 +215,14 @@ def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
     if all(image.device.type == "cpu" for image in images):
         return moved(torch.stack(list(images)), device)
     return torch.stack([moved(image, device) for image in images])
+
+
+def there(crop: Crop, device: torch.device) -> Crop:
+    """A crop of an image on the device, where no more of it is moved than need be."""
+    if crop[0].device == device:
+        return crop
+    part = moved(cut(crop), device)
+    return part, (0, 0, *part.shape[1:]), crop[2]
 
 
 def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -98,8 +98,9 @@ class NewTask:
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
-        steps = len(self.train_batches) * (recipe.epochs + recipe.retrain_epochs)
-        self.forward = compute.forward_of(self.model, machine.compile, device, steps)
+        shape = (self.train_batches.most, *header.data_config["input_size"])
+        self.forward_of = partial(compute.forward_of, wanted=machine.compile, device=device, shape=shape, amp=self.amp)
+        self.ready = self.forward_of(self.model)
 
     def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
@@ -127,7 +128,7 @@ class NewTask:
         the retraining, if one comes, a teacher."""
         recipe = self.recipe
         taught = retrain and recipe.retrain_epochs and recipe.distill_weight
-        teacher = Teacher(self.model, recipe.distill_weight) if taught else None
+        teacher = Teacher(self.model, recipe.distill_weight, self.forward_of) if taught else None
         for _ in self._epochs(TRAIN, 2, recipe.lr, teacher):
             pass
 
@@ -153,7 +154,9 @@ class NewTask:
 
         if not self.resumed:
             weight = self.recipe.distill_weight
-            self._teacher = Teacher(self.model, weight) if weight and self.recipe.retrain_epochs else None
+            self._teacher = (
+                Teacher(self.model, weight, self.forward_of) if weight and self.recipe.retrain_epochs else None
+            )
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, read)
             release(1)
         for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
@@ -178,7 +181,7 @@ class NewTask:
             around=around if self._once else (0, 0),
             train_norm=self.train_norm,
             amp=self.amp,
-            forward=self.forward,
+            ready=self.ready,
             progress=partial(self.progress, phase),
             rates=self.head_rates,
             teacher=teacher,
@@ -263,7 +266,7 @@ class NewTask:
         self.resumed = checkpoint
         self._write_checkpoint = lambda: True  # until there is more to keep
         if checkpoint.room("teacher"):
-            self._teacher = Teacher(self.model, self.recipe.distill_weight)
+            self._teacher = Teacher(self.model, self.recipe.distill_weight, self.forward_of)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}

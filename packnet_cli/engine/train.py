@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import Forward, full_precision, fused, in_precision
+from packnet_cli.engine.compute import Ready, full_precision, fused, in_precision
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError
 
@@ -83,14 +83,19 @@ class Teacher:
 
     TEMPERATURE = 2.0
 
-    def __init__(self, model: nn.Module, weight: float) -> None:
+    def __init__(self, model: nn.Module, weight: float, forward_of: Callable[[nn.Module], Ready]) -> None:
         self.model, self.weight = copy.deepcopy(model).eval().requires_grad_(False), weight
+        self.ready = forward_of(self.model)
+
+    def prepare(self) -> None:
+        """To be called at the start of an epoch."""
+        self.forward = self.ready()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
         # In float32 on a CPU too, whose autocast leaves it in bfloat16.
         with torch.no_grad():
-            wanted = F.log_softmax(self.model(images).float() / self.TEMPERATURE, 1)
+            wanted = F.log_softmax(self.forward(images).float() / self.TEMPERATURE, 1)
         given = F.log_softmax(logits.float() / self.TEMPERATURE, 1)
         soft = F.kl_div(given, wanted, log_target=True, reduction="batchmean") * self.TEMPERATURE**2
         return soft if self.weight == 1 else (1 - self.weight) * F.cross_entropy(logits, labels) + self.weight * soft
@@ -110,7 +115,7 @@ def train(
     train_norm: bool,
     amp: bool,
     progress: Callable[[Step], None],
-    forward: Forward | None = None,
+    ready: Ready | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
     teacher: Teacher | None = None,
     seed: int = 0,
@@ -124,8 +129,8 @@ def train(
 
     The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
-    stored statistics. `amp` computes in bfloat16 while the weights stay float32. `forward` is the compiled network;
-    batches smaller than the others do without it. `rates` names parameters that learn at a multiple of the rate.
+    stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
+    function, if it is not to run as it is. `rates` names parameters that learn at a multiple of the rate.
     `progress` and `after_step` are called after each step, on a GPU every PAUSE seconds and after the last of an epoch.
     Raises DivergedError.
     """
@@ -152,8 +157,7 @@ def train(
         step_on_epochs=False,
         updates_per_epoch=len(batches),
     )
-    at, usual = resume.place if resume else Place(), 0
-    forward = forward or model
+    at = resume.place if resume else Place()
     if resume:
         resume.set_optimizer(optimizer)
     if scheduler is not None and (before or resume):
@@ -166,6 +170,9 @@ def train(
         model.train()
         if not train_norm:
             _stop_statistics(model)
+        forward = ready() if ready else model
+        if teacher:
+            teacher.prepare()
         meter = _Meter(device)
         if resume and skip:
             resume.skip(skip)
@@ -174,9 +181,8 @@ def train(
                 resume.set_random()
             images = images.to(device, memory_format=torch.channels_last, non_blocking=gpu)  # (N, C, H, W)
             labels = labels.to(device, non_blocking=gpu)  # (N,)
-            usual = max(usual, len(labels))
             with in_precision(device, amp):
-                logits = (forward if len(labels) == usual else model)(images)  # (N, classes)
+                logits = forward(images)  # (N, classes)
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             optimizer.zero_grad()
             loss.backward()
