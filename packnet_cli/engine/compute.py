@@ -127,7 +127,9 @@ class _Graphs:
         device = images.device
         # Capturing runs the network some times, of which nothing is to be left.
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        random = torch.cuda.get_rng_state(device)
+        random, benchmark = torch.cuda.get_rng_state(device), torch.backends.cudnn.benchmark
+        # For the one shape that most steps have; of others, trying the algorithms costs more than it gains.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         whole = _Pass(self.model, self.amp)
         try:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -142,6 +144,7 @@ class _Graphs:
                 for buffer, value in before:
                     buffer.copy_(value)
             torch.cuda.set_rng_state(random, device)
+            torch.backends.cudnn.benchmark = benchmark
         del whole
         torch.cuda.empty_cache()
         return self.model
@@ -174,15 +177,10 @@ def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     needs what cannot be computed so.
     """
     _keep_freed_memory()
-    before = (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.benchmark,
-        torch.are_deterministic_algorithms_enabled(),
-    )
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     try:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it by default
-            torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
             torch.use_deterministic_algorithms(True)
@@ -196,8 +194,7 @@ def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         raise UsageError(f"--deterministic: {reason(error)}; leave it out for this network") from None
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        torch.use_deterministic_algorithms(before[2])
+        torch.use_deterministic_algorithms(before[1])
 
 
 @contextmanager
