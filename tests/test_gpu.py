@@ -71,14 +71,15 @@ class Plain(Awkward):
 
 
 @pytest.mark.parametrize(("kind", "captured"), [(Awkward, False), (Plain, True)])
-def test_capturing_leaves_nothing_behind(kind, captured):
+def test_capturing_leaves_nothing_behind(kind, captured, caplog):
     """Neither statistics nor random numbers; and what cannot be captured runs as it is."""
+    caplog.set_level("INFO", "packnet")
     model = kind().to("cuda").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.cuda.get_rng_state()
     shape = (8, 1, 2, 2)
     forward = compute.forward_of(model, wanted=None, device=torch.device("cuda", 0), shape=shape, amp=True)()
-    assert (forward.captured is not model) == captured
+    assert (forward.captured is not model) == captured, caplog.text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.cuda.get_rng_state(), random)
     seen = []
@@ -96,7 +97,7 @@ def test_capturing_leaves_nothing_behind(kind, captured):
 
 def test_what_was_measured_in_training_eval_measures(packed, folders):
     added = add(packed, folders[0]).header.tasks[0]
-    [found] = unpack.evaluate_tasks(packed, "all", machine=GPU)
+    [found] = unpack.evaluate_tasks(packed, "all", device="cuda")
     assert found.accuracy.top1 == added.top1
 
 
@@ -117,6 +118,7 @@ def test_batches_are_those_of_a_cpu(folders):
             assert (images - others.cpu()).abs().max() <= 1.001 * step
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of itself there
 def test_compiled_training_keeps_the_promise(packed, folders):
     before = add(packed, folders[0])
     after = add(packed, folders[1], dataclasses.replace(GPU, compile=True))

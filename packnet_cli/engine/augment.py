@@ -28,16 +28,11 @@ def random_crop(image: torch.Tensor, crop_scale: float, rng: random.Random) -> C
     return image, random_box(image.shape[-2], image.shape[-1], crop_scale, rng), rng.random() < 0.5
 
 
-def cut(crop: Crop) -> torch.Tensor:
-    """The pixels (C, height, width) of a crop, as they are in the image."""
-    image, (top, left, height, width), _ = crop
-    return image[:, top : top + height, left : left + width]
-
-
 def resized_alone(crop: Crop, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
     """A crop at another size (C, height, width), flipped if it is to be."""
-    image = resized(cut(crop), size, interpolation)
-    return image.flip(-1) if crop[2] else image
+    image, (top, left, height, width), flipped = crop
+    image = resized(image[:, top : top + height, left : left + width], size, interpolation)
+    return image.flip(-1) if flipped else image
 
 
 def resized_together(
@@ -48,29 +43,41 @@ def resized_together(
         half = len(crops) // 2
         halves = (resized_together(few, size, interpolation, device) for few in (crops[:half], crops[half:]))
         return torch.cat(list(halves))
+    # Whole images, be they on the device or not: the products are then the same to the bit, wherever images are kept.
     images, boxes, flipped = zip(*crops, strict=True)
-    top, left, height, width = torch.tensor(boxes).T.to(device)
+    # Not waited for, as the numbers are few: else it would be for all that the GPU still has to do.
+    top, left, height, width = torch.tensor(boxes).T.contiguous().to(device, non_blocking=True)
+    mirrored = torch.tensor(flipped).to(device, non_blocking=True)[:, None, None]
     # Half precision holds a pixel exactly, and what comes out to an eighth of a step.
-    canvas = _canvas(images, device)
+    canvas = _canvas(images, device).half()
     down = _resizing(top, height, canvas.shape[2], size[0], interpolation)
     across = _resizing(left, width, canvas.shape[3], size[1], interpolation)
-    across = torch.where(torch.tensor(flipped)[:, None, None].to(device), across.flip(1), across)
+    across = torch.where(mirrored, across.flip(1), across)
     # One axis after the other, as PIL does it: (N, 1, height, H) times (N, C, H, W) times (N, 1, W, width).
     narrow = (canvas @ across.mT[:, None]).clamp_(0, 255)
     return (down[:, None] @ narrow).round_().clamp_(0, 255).byte()
 
 
 def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Images (C, H, W) in the upper left of places of one size (N, C, H, W), float16."""
-    if len({image.shape for image in images}) == 1:
-        return torch.stack(list(images)).to(device, torch.float16)
+    """Images (C, H, W) in the upper left of places of one size (N, C, H, W); beside them is anything."""
+    home = next((image.device for image in images if image.device == device), torch.device("cpu"))
+    if len({(image.shape, image.device) for image in images}) == 1:
+        return moved(torch.stack(list(images)), device)
     heights, widths = zip(*(image.shape[1:] for image in images), strict=True)
     # Sides that are multiples of 8 are what a GPU multiplies fast.
-    sides = (-(-max(lengths) // 8) * 8 for lengths in (heights, widths))
-    canvas = torch.zeros(len(images), len(images[0]), *sides, dtype=torch.float16, device=device)
+    sides = [-(-max(lengths) // 8) * 8 for lengths in (heights, widths)]
+    canvas = torch.empty(len(images), len(images[0]), *sides, dtype=torch.uint8, device=home, pin_memory=home != device)
     for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
         place[:, :height, :width] = image
-    return canvas
+    return moved(canvas, device)
+
+
+def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device; a GPU is not waited for."""
+    if device.type != "cuda" or image.device.type != "cpu":
+        return image.to(device)
+    pinned = image if image.is_pinned() else image.contiguous().pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 def _resizing(

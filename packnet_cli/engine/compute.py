@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ Ready = Callable[[], Forward]  # to be called at the start of an epoch, while no
 
 log = logging.getLogger("packnet")
 
+# What torch warns of where CUDA graphs are captured, beside the stream that they run on, as they have to be.
+CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -139,6 +141,8 @@ class _Graphs:
             log.info("no CUDA graphs: they take too much memory")
         except Exception as error:  # of any kind, as networks do anything
             log.info("no CUDA graphs of this network: %s", reason(error))
+            with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+                torch.zeros(1, device=device)  # one that succeeds: until then there are no random numbers
         finally:
             with torch.no_grad():
                 for buffer, value in before:
@@ -185,8 +189,8 @@ def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
             torch.use_deterministic_algorithms(True)
         with warnings.catch_warnings():
-            # Of CUDA graphs, which are captured beside the stream that they run on, as they have to be.
-            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+            for harmless in CAPTURING:
+                warnings.filterwarnings("ignore", harmless)
             yield
     except RuntimeError as error:
         if not (deterministic and "deterministic" in str(error)):

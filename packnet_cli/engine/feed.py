@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed, sources
-from packnet_cli.engine.augment import SMOOTH, Crop, cut, random_crop, resized_alone, resized_together
+from packnet_cli.engine.augment import SMOOTH, moved, random_crop, resized_alone, resized_together
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError
@@ -188,7 +188,7 @@ def batches(
         def read(seed: int, number: int) -> Any:
             rng = random.Random(seed * len(split.paths) + number)
             crop = random_crop(pictures[number], crop_scale, rng)
-            return there(crop, device) if together else resized_alone(crop, size, interpolation)
+            return crop if together else resized_alone(crop, size, interpolation)
 
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
@@ -215,21 +215,6 @@ def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
     if all(image.device.type == "cpu" for image in images):
         return moved(torch.stack(list(images)), device)
     return torch.stack([moved(image, device) for image in images])
-
-
-def there(crop: Crop, device: torch.device) -> Crop:
-    """A crop of an image on the device, where no more of it is moved than need be."""
-    if crop[0].device == device:
-        return crop
-    part = moved(cut(crop), device)
-    return part, (0, 0, *part.shape[1:]), crop[2]
-
-
-def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on the device; a GPU is not waited for."""
-    if device.type != "cuda" or image.device.type != "cpu":
-        return image.to(device)
-    return image.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def normaliser(
