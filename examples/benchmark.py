@@ -7,6 +7,7 @@ Prints a table, and with --json writes all figures. Weights and images are rando
 """
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -198,6 +199,7 @@ def time_whole(bench: "Bench") -> Timing:
         pack.add_task(path, data, prune=0.5, recipe=recipe, machine=bench.machine)
 
     def plain() -> None:
+        gc.collect()  # CUDA graphs of the other way, which the loader's processes must not inherit
         model = timm.create_model(bench.arch, num_classes=5, **start.header.model_kwargs).to(bench.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
         transform = create_transform(**start.header.data_config, is_training=True, color_jitter=0)

@@ -94,7 +94,7 @@ def alone(tmp_path_factory, folder):
     return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=CPU)
 
 
-LIKE_ALONE = [*ADD, "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
+LIKE_ALONE = [*ADD, "--no-amp", "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
 LIKE_ALONE += ["--prune-steps", "2"]
 
 
@@ -125,7 +125,7 @@ def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
     alone = full.with_name("alone.st")
     alone.write_bytes(full.read_bytes())
     before = format.load(full)
-    how = ["--prune", "0.5", "--device", "cpu", "--batch-size", "8", "--retrain-epochs", "8"]
+    how = ["--prune", "0.5", "--device", "cpu", "--no-amp", "--batch-size", "8", "--retrain-epochs", "8"]
     recipe = dataclasses.replace(QUICK, retrain_epochs=8)
     expected = pack.prune_task(alone, "blue", prune=0.5, recipe=recipe, machine=CPU)
     codes, said = run(tmp_path, "prune", full, "--task", "blue", *how)

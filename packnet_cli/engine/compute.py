@@ -5,6 +5,7 @@ makes the same bytes. Compilation is chosen by hand only.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -125,6 +126,7 @@ class _Graphs:
         return (self.captured if images.shape == self.shape else self.model)(images)
 
     def _capture(self) -> Forward:
+        gc.collect()  # earlier graphs hang in circles, and with them their memory
         images = torch.zeros(self.shape, device=next(self.model.parameters()).device)
         device = images.device
         # Capturing runs the network some times, of which nothing is to be left.
