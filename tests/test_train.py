@@ -1,6 +1,7 @@
 """The loop: what is frozen stays, what diverges stops, what is counted is right."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from packnet_cli.engine import compute
+from packnet_cli.engine import compute, data
 from packnet_cli.engine import train as train_module
 from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.result import warn_of_guesses
 from packnet_cli.engine.train import evaluate, train
 from packnet_cli.errors import DivergedError, UsageError
 
@@ -238,3 +240,12 @@ def test_the_teachers_loss_is_in_float32():
     teacher.prepare()
     with torch.autocast("cpu", torch.bfloat16):
         assert teacher.loss(images, labels, model(images)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("top1", "told"), [(60.0, False), (40.0, True), (20.0, True), (None, False)])
+def test_guessing_is_told_from_learning(top1, told):
+    """At too high a rate a network dies, and names one class for every image."""
+    images = data.TrainingImages(("a", "b", "c"), data.Split([], []), data.HeldOut(data.Split([], [0, 0, 1, 1, 2])))
+    task, said = SimpleNamespace(top1=top1), []
+    warn_of_guesses(task, images, said.append)
+    assert said == ["one class for all images has top-1 40.00 %, too: nothing was learnt; try another --lr"] * told

@@ -21,7 +21,7 @@ from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_optimizer, fit_batch_size
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.newtask import NewTask, Progress, silent
-from packnet_cli.engine.result import save, with_trained, write
+from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
@@ -196,6 +196,7 @@ def add_task(
             task.prune_and_retrain(prune)
         after = with_trained(task, claim, name, images, folder, prune, search)
         write(after, path, task, keeper, unchanged_since)
+    warn_of_guesses(after.header.tasks[-1], images, say)
     return after
 
 

@@ -1,6 +1,7 @@
 """What a trained task becomes: an entry, and weights, in a new artifact, which replaces the file."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 from packnet_cli.artifact import atomic, edit, format
@@ -9,7 +10,7 @@ from packnet_cli.engine import data, network
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.distributed import check_equal, rank
 from packnet_cli.engine.newtask import NewTask
-from packnet_cli.engine.resume import Keeper
+from packnet_cli.engine.resume import Keeper, Say
 from packnet_cli.errors import ArtifactError, ConflictError
 from packnet_cli.images import location
 
@@ -66,3 +67,11 @@ def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = 
     check_equal("".join(task.digest for task in artifact.header.tasks))
     if not rank():
         format.save(artifact, path, unchanged_since=unchanged_since)
+
+
+def warn_of_guesses(task: Task, images: data.TrainingImages, say: Say) -> None:
+    """Say so if naming one class for every image would be as good: at too high a rate a network dies like that."""
+    labels = images.held_out.split.labels if images.held_out else []
+    guessed = 100 * max(Counter(labels).values(), default=0) / max(1, len(labels))
+    if task.top1 is not None and task.top1 <= guessed < 100:
+        say(f"one class for all images has top-1 {guessed:.2f} %, too: nothing was learnt; try another --lr")
