@@ -127,33 +127,44 @@ class _Graphs:
 
     def _capture(self) -> Forward:
         gc.collect()  # earlier graphs hang in circles, and with them their memory
-        images = torch.zeros(self.shape, device=next(self.model.parameters()).device)
-        device = images.device
-        # Capturing runs the network some times, of which nothing is to be left.
-        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        random, benchmark = torch.cuda.get_rng_state(device), torch.backends.cudnn.benchmark
-        # For the one shape that most steps have; of others, trying the algorithms costs more than it gains.
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        device = next(self.model.parameters()).device
+        images = torch.zeros(self.shape, device=device).contiguous(memory_format=torch.channels_last)
         whole = _Pass(self.model, self.amp)
-        try:
-            images = images.contiguous(memory_format=torch.channels_last)
-            torch.cuda.make_graphed_callables(whole, (images,), allow_unused_input=True)
-            if torch.cuda.memory_reserved(device) < torch.cuda.mem_get_info(device)[1] / 2:
-                return whole
-            log.info("no CUDA graphs: they take too much memory")
-        except Exception as error:  # of any kind, as networks do anything
-            log.info("no CUDA graphs of this network: %s", reason(error))
-            with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-                torch.zeros(1, device=device)  # one that succeeds: until then there are no random numbers
-        finally:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
-            torch.cuda.set_rng_state(random, device)
-            torch.backends.cudnn.benchmark = benchmark
+        with torch.cuda.device(device), _nothing_left(self.model, device):
+            try:
+                torch.cuda.make_graphed_callables(whole, (images,), allow_unused_input=True)
+            except Exception as error:  # of any kind, as networks do anything
+                log.info("no CUDA graphs of this network: %s", reason(error))
+                with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+                    torch.zeros(1, device=device)  # one that succeeds: until then there are no random numbers
+                return self.model
+        if torch.cuda.memory_reserved(device) < torch.cuda.mem_get_info(device)[1] / 2:
+            return whole
+        log.info("no CUDA graphs: they take too much memory")
         del whole
+        gc.collect()
         torch.cuda.empty_cache()
         return self.model
+
+
+@contextmanager
+def _nothing_left(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Where CUDA graphs are captured, which runs the network some times: its statistics are afterwards what they were.
+
+    So are the random numbers. cuDNN tries its algorithms here, for the shape of most batches: of others that would cost
+    more than it gains.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    random, benchmark = torch.cuda.get_rng_state(device), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.cuda.set_rng_state(random, device)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 class _Pass(nn.Module):
