@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import QUICK
 from test_data import CONFIG
+from test_resume import init, stop_at
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, data, feed, pack, unpack
 from packnet_cli.engine.compute import Machine
+from packnet_cli.errors import InterruptedRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -51,6 +53,21 @@ def test_graphs_change_no_bit(packed, folders):
         add(packed, folders[0], dataclasses.replace(GPU, deterministic=True, compile=compiled), recipe)
         made.append(packed.read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("phase", ["train", "retrain"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, folders, phase):
+    path, machine = tmp_path / "packed.st", dataclasses.replace(GPU, deterministic=True)
+    recipe = dataclasses.replace(QUICK, epochs=2, distill_weight=0.5)
+    init(path)
+    start = path.read_bytes()
+    add(path, folders[0], machine, recipe)
+    whole = path.read_bytes()
+    path.write_bytes(start)
+    with pytest.raises(InterruptedRun):
+        add(path, folders[0], machine, recipe, progress=stop_at(phase, 1, 3))
+    add(path, folders[0], machine, recipe, resume=True)
+    assert path.read_bytes() == whole
 
 
 class Awkward(torch.nn.Module):
