@@ -100,6 +100,7 @@ def test_an_unknown_class_is_refused(folder):
     ("spoil", "message"),
     [
         (lambda f: shutil.rmtree(f), "does not exist"),
+        (lambda f: (shutil.rmtree(f), f.touch()), "is no folder"),
         (lambda f: shutil.rmtree(f / "train"), "no train/ folder"),
         (lambda f: [shutil.rmtree(f / p) or (f / p).mkdir() for p in ("train", "val")], "holds no class folders"),
         (lambda f: f.rename(f.parent / "inner").rename((f.mkdir(), f / "cubs")[1]), "1 data folders.* such as .*cubs"),

@@ -168,3 +168,23 @@ def test_an_image_that_goes_away_is_named(split):
     split.paths[3].unlink()
     with pytest.raises(DataError, match="3.png can no longer be read: .*; nothing was written"):
         batches(split, workers=2)
+
+
+def test_a_device_that_has_less_memory_than_it_had(split):
+    """Keeps no more; the next room does, and the batches are the same."""
+
+    class Full:
+        type, index = "cuda", 0
+
+    def to(self, device):
+        if isinstance(device, Full):
+            raise RuntimeError("CUDA out of memory")
+        return real(self, device)
+
+    full, ram = feed.Room(Full(), 1e9), feed.Room(CPU, 1e9)
+    pictures = feed.Pictures(split.paths, lambda path: torch.zeros(3, 4, 4, dtype=torch.uint8), [full, ram])
+    real = torch.Tensor.to
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", to)
+        assert pictures[0].sum() == 0 and pictures[1].sum() == 0
+    assert set(pictures.kept) == {0, 1} and full.left == 0 and ram.left == 1e9 - 96

@@ -118,7 +118,7 @@ def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt
     artifact, said = pack.init(tmp_path / "packed.st", arch, pretrained=False), []
     images = data.open_training(folders[0], val_split=0.2, seed=0)
     assert choose_optimizer(artifact, images, Recipe(epochs=epochs), said.append).opt == opt
-    assert said == ["1 steps are few: adamw at 0.0003, cosine (--opt momentum: the paper's SGD)"][: opt == "adamw"]
+    assert said == ["few steps (1): adamw at 0.0003, cosine (--opt momentum: the paper's SGD)"][: opt == "adamw"]
 
 
 def test_the_chosen_optimizer_is_on_record(tmp_path, folders):

@@ -25,7 +25,7 @@ from packnet_cli.engine import distributed, sources
 from packnet_cli.engine.augment import SMOOTH, moved, random_crop, resized_alone, resized_together
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
-from packnet_cli.errors import DataError, UsageError
+from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
 
 CACHES = ("auto", "ram", "device", "off")
@@ -85,8 +85,14 @@ class Pictures:
             raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
         for room in self.rooms:
             if room.take(picture.nbytes):
-                self.kept[number] = picture = picture.to(room.device)
-                break
+                try:
+                    self.kept[number] = picture.to(room.device)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    room.left = 0  # others have taken its memory meanwhile
+                    continue
+                return self.kept[number]
         return picture
 
 

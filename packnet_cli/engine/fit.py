@@ -24,7 +24,7 @@ def choose_optimizer(artifact: Artifact, images: data.TrainingImages, recipe: Re
     batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
     chosen = recipe.settled(few_steps=batch_norm and steps < FEW_STEPS)
     if recipe.opt != chosen.opt != SGD:
-        say(f"{steps:,} steps are few: {chosen.opt} at {chosen.lr:g}, {chosen.sched} (--opt {SGD}: the paper's SGD)")
+        say(f"few steps ({steps:,}): {chosen.opt} at {chosen.lr:g}, {chosen.sched} (--opt {SGD}: the paper's SGD)")
     return chosen
 
 

@@ -78,17 +78,20 @@ def _splits(data: Path) -> dict[str, ClassFiles] | None:
 @_reading()
 def images_below(folder: Path) -> list[Path]:
     """Every image below a folder, in order of name. Raises DataError, also if there is none."""
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} does not exist")
+    _check_folder(folder)
     paths = _images_in(folder)
     if not paths:
         raise DataError(f"{folder} holds no images")
     return paths
 
 
-def _training_folder(folder: Path) -> Path:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist")
+        raise DataError(f"{folder} is no folder" if os.path.exists(folder) else f"the folder {folder} does not exist")
+
+
+def _training_folder(folder: Path) -> Path:
+    _check_folder(folder)
     if (folder / "train").is_dir():
         return folder / "train"
     if _held_out_folder(folder) is not None:
@@ -97,8 +100,7 @@ def _training_folder(folder: Path) -> Path:
 
 
 def _held_out_folder(folder: Path) -> Path | None:
-    if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist")
+    _check_folder(folder)
     return next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
 
 
