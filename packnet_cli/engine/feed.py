@@ -180,24 +180,22 @@ def batches(
     if training and split.paths and processes > 1 and least < 2 * processes:
         raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")
     channels, height, width = data_config["input_size"]
-    size, read, collate = (height, width), None, partial(stacked, device=device)
+    size, collate = (height, width), partial(stacked, device=device)
     if training:
+        interpolation = str_to_interp_mode(data_config["interpolation"])
+        together = device.type == "cuda" and interpolation in SMOOTH
+        if together:
+            collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
+        else:  # in RAM
+            rooms = [room for room in rooms if room.device.type == "cpu"]
         # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
         # sees: with fewer, the two reductions blur what one alone would not.
         short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
         pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
-        interpolation = str_to_interp_mode(data_config["interpolation"])
-        together = device.type == "cuda" and interpolation in SMOOTH
-        if not together:  # PIL resizes, in RAM
-            rooms = [room for room in rooms if room.device.type == "cpu"]
 
         def read(seed: int, number: int) -> Any:
-            rng = random.Random(seed * len(split.paths) + number)
-            crop = random_crop(pictures[number], crop_scale, rng)
+            crop = random_crop(pictures[number], crop_scale, random.Random(seed * len(split.paths) + number))
             return crop if together else resized_alone(crop, size, interpolation)
-
-        if together:
-            collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
         pictures = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
