@@ -249,16 +249,22 @@ def test_which_weights_go(packed, folders, changes):
 
 
 @pytest.mark.parametrize(("lr_scale", "expected"), [("free", [1, 4, 10]), ("none", [1, 1, 1])])
-def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monkeypatch, lr_scale, expected):
-    """In both phases, up to tenfold; the head at its own multiple of that."""
-    seen = []
-    monkeypatch.setattr(newtask, "train", lambda *_, lr, rates, **__: seen.append((lr, rates)) or iter(()))
+def test_the_fewer_weights_are_free_the_faster_they_learn(tmp_path, folders, monkeypatch, lr_scale, expected):
+    """In both phases, up to tenfold; but neither the head nor the biases of packed layers, which are free as ever."""
+    seen, path = [], tmp_path / "packed.st"
+    pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
+    monkeypatch.setattr(
+        newtask, "train", lambda *_, lr, lr_multiples, **__: seen.append((lr, lr_multiples)) or iter(())
+    )
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
     for folder, prune in zip(folders, (0.25, 0.25, 0), strict=True):
-        pack.add_task(packed, folder, prune=prune, **RUN | {"recipe": recipe})
-    scales = [lr / plain for (lr, _), plain in zip(seen, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
-    assert scales == pytest.approx([expected[0], expected[0], expected[1], expected[1], expected[2]], rel=1e-3)
-    assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
+        pack.add_task(path, folder, prune=prune, **RUN | {"recipe": recipe})
+    assert [lr for lr, _ in seen] == [QUICK.lr, QUICK.retrain_lr] * 2 + [QUICK.lr]
+    for (_, multiples), raised in zip(seen, np.repeat(expected, 2), strict=False):
+        assert multiples["head.weight"] == multiples["head.bias"] == 3
+        assert multiples["patch_embed.proj.bias"] == multiples["blocks.0.attn.qkv.bias"] == 1
+        for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.bias", "pos_embed"):
+            assert multiples[name] == pytest.approx(raised, rel=1e-3)
 
 
 @pytest.mark.parametrize(("how", "phases"), [({"prune": 0.5}, 1), ({"prune": 0.0}, 1), ({"max_drop": 9.0}, 5)])

@@ -1,5 +1,6 @@
 """What a task claims of an artifact, and starts from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from packnet_cli.artifact import edit, masks
@@ -44,16 +45,20 @@ def claim_again(artifact: Artifact) -> Claim:
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
-def lr_scale(claim: Claim, recipe: Recipe) -> float:
-    """What the learning rates are multiplied by: the fewer weights the task finds free, the more.
+def lr_multiples(names: Iterable[str], claim: Claim, recipe: Recipe) -> dict[str, float]:
+    """What each parameter's learning rates are multiplied by: the fewer weights the task finds free, the more.
 
     What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
-    which a quarter can move learns about a quarter as fast as one in which all can.
+    which a quarter can move learns about a quarter as fast as one in which all can. The head, and the biases of packed
+    layers, can move as ever: where no norm follows them, much higher rates kill the network.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
-    if not owned or recipe.lr_scale == "none":
-        return 1.0
-    return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
+    raised = 1.0
+    if owned and recipe.lr_scale != "none":
+        raised = min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
+    head = tuple(f"{name}." for name in claim.artifact.header.head)
+    biases = {layer.removesuffix("weight") + "bias" for layer in claim.mask}
+    return {name: recipe.head_lr if name.startswith(head) else 1.0 if name in biases else raised for name in names}
 
 
 def _without_head(artifact: Artifact, state: State) -> State:
