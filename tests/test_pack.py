@@ -248,11 +248,12 @@ def test_which_weights_go(packed, folders, changes):
         assert all((owned[layer] == size) == layer.startswith("conv1") for layer, size in sizes.items())
 
 
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize(("lr_scale", "expected"), [("free", [1, 4, 10]), ("none", [1, 1, 1])])
-def test_the_fewer_weights_are_free_the_faster_they_learn(tmp_path, folders, monkeypatch, lr_scale, expected):
-    """In both phases, up to tenfold; but neither the head nor the biases of packed layers, which are free as ever."""
+def test_the_fewer_weights_are_free_the_faster_they_learn(tmp_path, folders, monkeypatch, arch, lr_scale, expected):
+    """In both phases, up to tenfold; where packed layers have biases, these and the head are left at the plain rate."""
     seen, path = [], tmp_path / "packed.st"
-    pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
+    pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
     monkeypatch.setattr(
         newtask, "train", lambda *_, lr, lr_multiples, **__: seen.append((lr, lr_multiples)) or iter(())
     )
@@ -261,9 +262,14 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(tmp_path, folders, mon
         pack.add_task(path, folder, prune=prune, **RUN | {"recipe": recipe})
     assert [lr for lr, _ in seen] == [QUICK.lr, QUICK.retrain_lr] * 2 + [QUICK.lr]
     for (_, multiples), raised in zip(seen, np.repeat(expected, 2), strict=False):
-        assert multiples["head.weight"] == multiples["head.bias"] == 3
-        assert multiples["patch_embed.proj.bias"] == multiples["blocks.0.attn.qkv.bias"] == 1
-        for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.bias", "pos_embed"):
+        if arch == "test_vit":
+            assert multiples["head.weight"] == multiples["head.bias"] == 3
+            assert multiples["patch_embed.proj.bias"] == multiples["blocks.0.attn.qkv.bias"] == 1
+            names = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.bias", "pos_embed"
+        else:
+            assert multiples["fc.weight"] == multiples["fc.bias"] == pytest.approx(3 * raised, rel=1e-3)
+            names = "conv1.0.weight", "bn1.weight", "bn1.bias", "layer4.0.conv2.weight"
+        for name in names:
             assert multiples[name] == pytest.approx(raised, rel=1e-3)
 
 

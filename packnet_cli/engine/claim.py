@@ -1,6 +1,6 @@
 """What a task claims of an artifact, and starts from."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from packnet_cli.artifact import edit, masks
@@ -45,20 +45,22 @@ def claim_again(artifact: Artifact) -> Claim:
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
-def lr_multiples(names: Iterable[str], claim: Claim, recipe: Recipe) -> dict[str, float]:
+def lr_multiples(names: Collection[str], claim: Claim, recipe: Recipe) -> dict[str, float]:
     """What each parameter's learning rates are multiplied by: the fewer weights the task finds free, the more.
 
     What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
-    which a quarter can move learns about a quarter as fast as one in which all can. The head, and the biases of packed
-    layers, can move as ever: where no norm follows them, much higher rates kill the network.
+    which a quarter can move learns about a quarter as fast as one in which all can. Biases of packed layers are the
+    sign of a network, such as VGG, in which not every layer is followed by a norm: they and the head, which can move as
+    ever, learn as ever there. At much higher rates such a network dies.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
     raised = 1.0
     if owned and recipe.lr_scale != "none":
         raised = min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
     head = tuple(f"{name}." for name in claim.artifact.header.head)
-    biases = {layer.removesuffix("weight") + "bias" for layer in claim.mask}
-    return {name: recipe.head_lr if name.startswith(head) else 1.0 if name in biases else raised for name in names}
+    biases = {layer.removesuffix("weight") + "bias" for layer in claim.mask}.intersection(names)
+    of_head = recipe.head_lr * (1.0 if biases else raised)
+    return {name: of_head if name.startswith(head) else 1.0 if name in biases else raised for name in names}
 
 
 def _without_head(artifact: Artifact, state: State) -> State:
