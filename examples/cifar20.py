@@ -4,7 +4,8 @@ Prints each task's top-1 and the average. The artifact is all the state there is
 comes next. DATA holds a folder for each task; if there is none, torchvision downloads CIFAR-100 and it is made.
 
     python examples/cifar20.py cifar20 packed.st --prune .85 --opt adamw --lr 1e-3 --retrain-lr 1e-3 \
-        --weight-decay .05 --sched cosine --epochs 20 --retrain-epochs 10 --prune-steps 4 --crop-scale .6 --batch-size 64
+        --weight-decay .05 --sched cosine --epochs 20 --retrain-epochs 10 --prune-steps 4 --crop-scale .6 \
+        --batch-size 64
 
 A VGG (--arch vgg16_bn) needs lower rates: 3e-4.
 """
