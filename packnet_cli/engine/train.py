@@ -265,7 +265,8 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
     device = next(model.parameters()).device
     model.eval()
     for images, labels in batches:
-        images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
+        images = images.to(device, memory_format=torch.channels_last)
+        labels = labels.to(device, non_blocking=device.type == "cuda")
         with in_precision(device, amp):
             logits = model(images)
         yield logits, labels
