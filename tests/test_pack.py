@@ -10,6 +10,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import newtask, pack, train, unpack
+from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 
 RUN = dict(recipe=QUICK, machine=CPU)
@@ -248,29 +249,26 @@ def test_which_weights_go(packed, folders, changes):
         assert all((owned[layer] == size) == layer.startswith("conv1") for layer, size in sizes.items())
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize(("lr_scale", "expected"), [("free", [1, 4, 10]), ("none", [1, 1, 1])])
-def test_the_fewer_weights_are_free_the_faster_they_learn(tmp_path, folders, monkeypatch, arch, lr_scale, expected):
-    """In both phases, up to tenfold; where packed layers have biases, these and the head are left at the plain rate."""
-    seen, path = [], tmp_path / "packed.st"
-    pack.init(path, arch, pretrained=False, data_config={"img_size": 32})
-    monkeypatch.setattr(
-        newtask, "train", lambda *_, lr, lr_multiples, **__: seen.append((lr, lr_multiples)) or iter(())
-    )
+def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monkeypatch, lr_scale, expected):
+    """In both phases, up to tenfold; the head at its own multiple of that."""
+    seen = []
+    monkeypatch.setattr(newtask, "train", lambda *_, lr, rates, **__: seen.append((lr, rates)) or iter(()))
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
     for folder, prune in zip(folders, (0.25, 0.25, 0), strict=True):
-        pack.add_task(path, folder, prune=prune, **RUN | {"recipe": recipe})
-    assert [lr for lr, _ in seen] == [QUICK.lr, QUICK.retrain_lr] * 2 + [QUICK.lr]
-    for (_, multiples), raised in zip(seen, np.repeat(expected, 2), strict=False):
-        if arch == "test_vit":
-            assert multiples["head.weight"] == multiples["head.bias"] == 3
-            assert multiples["patch_embed.proj.bias"] == multiples["blocks.0.attn.qkv.bias"] == 1
-            names = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.bias", "pos_embed"
-        else:
-            assert multiples["fc.weight"] == multiples["fc.bias"] == pytest.approx(3 * raised, rel=1e-3)
-            names = "conv1.0.weight", "bn1.weight", "bn1.bias", "layer4.0.conv2.weight"
-        for name in names:
-            assert multiples[name] == pytest.approx(raised, rel=1e-3)
+        pack.add_task(packed, folder, prune=prune, **RUN | {"recipe": recipe})
+    scales = [lr / plain for (lr, _), plain in zip(seen, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
+    assert scales == pytest.approx([expected[0], expected[0], expected[1], expected[1], expected[2]], rel=1e-3)
+    assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
+
+
+def test_a_network_whose_head_no_norm_comes_before_learns_at_the_plain_rate(packed, folders):
+    """As VGG's, which dies at higher ones; what comes last before the head tells."""
+    claim = claim_free(pack.add_task(packed, folders[0], prune=0.25, **RUN), QUICK)
+    head = ["fc.weight", "fc.bias"]
+    for last, expected in (("bn1.bias", 4), ("conv1.0.bias", 1), ("conv1.0.weight", 1)):
+        for names in (["bn1.weight", last, *head], [*head, "bn1.weight", last]):
+            assert lr_scale(claim, QUICK, names) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("how", "phases"), [({"prune": 0.5}, 1), ({"prune": 0.0}, 1), ({"max_drop": 9.0}, 5)])

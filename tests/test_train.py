@@ -55,11 +55,10 @@ def test_frozen_weights_stay_under_every_optimizer(opt):
 def test_parameters_learn_at_their_own_multiples_of_the_rate():
     """After one step of plain SGD each has moved by its multiple; the rate that is shown is the plain one."""
     moves = []
-    for multiples in ({}, {"0.weight": 4.0, "4.weight": 0.5}):
+    for rates in ({}, {"0.weight": 4.0, "4.weight": 0.5}):
         model, batches = tiny()
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        how = dict(epochs=1, opt="sgd", weight_decay=0, lr_multiples=multiples)
-        [step, *_] = run(model, list(batches)[:1], Freezer(model), **how)
+        [step, *_] = run(model, list(batches)[:1], Freezer(model), epochs=1, opt="sgd", weight_decay=0, rates=rates)
         assert step.lr == 0.1
         moves.append({name: parameter.detach() - before[name] for name, parameter in model.named_parameters()})
     for name, plain in moves[0].items():

@@ -1,11 +1,14 @@
 """What a task claims of an artifact, and starts from."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from packnet_cli.artifact import edit, masks
 from packnet_cli.artifact.format import Artifact, State
 from packnet_cli.recipe import Recipe
+
+T = TypeVar("T")
 
 MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
 
@@ -45,24 +48,22 @@ def claim_again(artifact: Artifact) -> Claim:
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
-def lr_multiples(names: Collection[str], claim: Claim, recipe: Recipe) -> dict[str, float]:
-    """What each parameter's learning rates are multiplied by: the fewer weights the task finds free, the more.
+def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
+    """What the learning rates are multiplied by: the fewer weights the task finds free, the more.
 
     What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
-    which a quarter can move learns about a quarter as fast as one in which all can. Biases of packed layers are the
-    sign of a network, such as VGG, in which not every layer is followed by a norm: they and the head, which can move as
-    ever, learn as ever there. At much higher rates such a network dies.
+    which a quarter can move learns about a quarter as fast as one in which all can. `names` are those of its
+    parameters, in their order: a network whose head no norm comes before, such as VGG, is left at the plain rate, as at
+    much higher ones it dies.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
-    raised = 1.0
-    if owned and recipe.lr_scale != "none":
-        raised = min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
-    head = tuple(f"{name}." for name in claim.artifact.header.head)
-    biases = {layer.removesuffix("weight") + "bias" for layer in claim.mask}.intersection(names)
-    of_head = recipe.head_lr * (1.0 if biases else raised)
-    return {name: of_head if name.startswith(head) else 1.0 if name in biases else raised for name in names}
+    before_head = list(_without_head(claim.artifact, dict.fromkeys(names)))[-1]
+    packed = before_head.removesuffix("bias").removesuffix("weight") + "weight" in claim.mask
+    if not owned or packed or recipe.lr_scale == "none":
+        return 1.0
+    return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
 
 
-def _without_head(artifact: Artifact, state: State) -> State:
+def _without_head(artifact: Artifact, state: dict[str, T]) -> dict[str, T]:
     head = tuple(f"{name}." for name in artifact.header.head)
     return {name: array for name, array in state.items() if not name.startswith(head)}

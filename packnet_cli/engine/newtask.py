@@ -14,7 +14,7 @@ from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
-from packnet_cli.engine.claim import Claim, lr_multiples
+from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
@@ -82,7 +82,9 @@ class NewTask:
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
-        self.lr_multiples = lr_multiples(dict(self.model.named_parameters()), claim, recipe)
+        self.lr_scale = lr_scale(claim, recipe, [name for name, _ in self.model.named_parameters()])
+        head = tuple(f"{prefix}." for prefix in self.head)
+        self.head_rates = {name: recipe.head_lr for name, _ in self.model.named_parameters() if name.startswith(head)}
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = partial(
@@ -172,7 +174,7 @@ class NewTask:
             self.train_batches,
             self.freezer,
             epochs=epochs,
-            lr=lr,
+            lr=self.lr_scale * lr,
             opt=self.recipe.opt,
             weight_decay=self.recipe.weight_decay,
             sched=self.recipe.sched,
@@ -181,7 +183,7 @@ class NewTask:
             amp=self.amp,
             ready=self.ready,
             progress=partial(self.progress, phase),
-            lr_multiples=self.lr_multiples,
+            rates=self.head_rates,
             teacher=teacher,
             seed=1000 * self.recipe.seed + (0 if phase == TRAIN else 500),
             resume=going_on,

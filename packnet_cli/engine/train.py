@@ -116,7 +116,7 @@ def train(
     amp: bool,
     progress: Callable[[Step], None],
     ready: Ready | None = None,
-    lr_multiples: Mapping[str, float] = MappingProxyType({}),
+    rates: Mapping[str, float] = MappingProxyType({}),
     teacher: Teacher | None = None,
     seed: int = 0,
     resume: Resume | None = None,
@@ -130,7 +130,7 @@ def train(
     The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
-    function, if it is not to run as it is. `lr_multiples` names parameters that learn at a multiple of `lr`.
+    function, if it is not to run as it is. `rates` names parameters that learn at a multiple of the rate.
     `progress` and `after_step` are called after each step, on a GPU every PAUSE seconds and after the last of an epoch.
     Raises DivergedError.
     """
@@ -144,7 +144,7 @@ def train(
         lr=lr,
         weight_decay=weight_decay,
         momentum=MOMENTUM,
-        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, lr_multiples=lr_multiples),
+        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates),
         **fused(opt, device),
     )
     before, after = around
@@ -241,11 +241,9 @@ class _Meter:
         return self.loss_sum / self.seen, 100 * self.correct / self.seen, speed
 
 
-def _by_rate(
-    model: nn.Module, *, weight_decay: float, lr: float, lr_multiples: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def _by_rate(model: nn.Module, *, weight_decay: float, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one comes first."""
-    multiples = {id(parameter): lr_multiples.get(name, 1.0) for name, parameter in model.named_parameters()}
+    multiples = {id(parameter): rates.get(name, 1.0) for name, parameter in model.named_parameters()}
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     groups = []
     for multiple in sorted(set(multiples.values()), key=lambda multiple: (multiple != 1, multiple)):
