@@ -262,13 +262,19 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
 
 
-def test_a_network_whose_head_no_norm_comes_before_learns_at_the_plain_rate(packed, folders):
-    """As VGG's, which dies at higher ones; what comes last before the head tells."""
+def test_a_network_that_ends_without_norms_learns_at_the_plain_rate(packed, folders):
+    """As VGG, which dies at higher ones: two packed layers in a row come last before the head."""
     claim = claim_free(pack.add_task(packed, folders[0], prune=0.25, **RUN), QUICK)
-    head = ["fc.weight", "fc.bias"]
-    for last, expected in (("bn1.bias", 4), ("conv1.0.bias", 1), ("conv1.0.weight", 1)):
-        for names in (["bn1.weight", last, *head], [*head, "bn1.weight", last]):
-            assert lr_scale(claim, QUICK, names) == pytest.approx(expected, rel=1e-3)
+    one, two, norm, head = (
+        [f"{layer}.weight", f"{layer}.bias"] for layer in ("conv1.0", "layer4.0.conv2", "bn1", "fc")
+    )
+    for names, expected in (
+        (one + two + norm + head, 4),
+        (one + norm + two + head, 4),
+        (norm + one + two + head, 1),
+        (head + norm + one[:1] + two, 1),
+    ):
+        assert lr_scale(claim, QUICK, names) == pytest.approx(expected, rel=1e-3), names
 
 
 @pytest.mark.parametrize(("how", "phases"), [({"prune": 0.5}, 1), ({"prune": 0.0}, 1), ({"max_drop": 9.0}, 5)])

@@ -1,7 +1,9 @@
 """What a task claims of an artifact, and starts from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 from packnet_cli.artifact import edit, masks
@@ -53,13 +55,13 @@ def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
 
     What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
     which a quarter can move learns about a quarter as fast as one in which all can. `names` are those of its
-    parameters, in their order: a network whose head no norm comes before, such as VGG, is left at the plain rate, as at
-    much higher ones it dies.
+    parameters, in their order: a network such as VGG, whose last two layers before the head no norm follows, is left at
+    the plain rate, as at much higher ones it dies.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
-    before_head = list(_without_head(claim.artifact, dict.fromkeys(names)))[-1]
-    packed = before_head.removesuffix("bias").removesuffix("weight") + "weight" in claim.mask
-    if not owned or packed or recipe.lr_scale == "none":
+    before_head = _without_head(claim.artifact, dict.fromkeys(names))
+    layers = [layer for layer, _ in groupby(re.sub("(weight|bias)$", "weight", name) for name in before_head)]
+    if not owned or recipe.lr_scale == "none" or all(layer in claim.mask for layer in layers[-2:]):
         return 1.0
     return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
 
