@@ -127,6 +127,17 @@ def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
     assert (augment.resized_together(crops[-3:], (48, 32), interpolation, CPU).int() - found.int()).abs().max() <= 1
 
 
+def test_wide_and_tall_images_do_not_fill_the_memory(monkeypatch):
+    """Side by side they would need a place that is as wide as the one and as tall as the other."""
+    places, canvas = [], augment._canvas
+    monkeypatch.setattr(augment, "CANVAS", 50_000)
+    monkeypatch.setattr(augment, "_canvas", lambda *how: places.append(canvas(*how)) or places[-1])
+    wide, tall = torch.zeros(3, 8, 400, dtype=torch.uint8), torch.zeros(3, 400, 8, dtype=torch.uint8)
+    crops = [(image, (0, 0, *image.shape[1:]), False) for image in (wide, tall, wide, wide)]
+    assert augment.resized_together(crops, (16, 16), augment.SMOOTH[0], CPU).shape == (4, 3, 16, 16)
+    assert [place.numel() for place in places] == [9600, 9600, 19200]
+
+
 @pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
 def test_boxes_are_those_of_timm(size, monkeypatch):
     """From the same random numbers the same boxes, the fallback for long images included."""

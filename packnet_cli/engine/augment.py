@@ -39,15 +39,16 @@ def resized_together(
     crops: Sequence[Crop], size: tuple[int, int], interpolation: InterpolationMode, device: torch.device
 ) -> torch.Tensor:
     """Crops of images (C, H, W) of any sizes as a batch (N, C, height, width), uint8, to within one of 255."""
-    if len(crops) > 1 and sum(image.numel() for image, _, _ in crops) > CANVAS:
+    images, boxes, flipped = zip(*crops, strict=True)
+    largest = [max(sides) for sides in zip(*(image.shape for image in images), strict=True)]
+    if len(crops) > 1 and len(crops) * math.prod(largest) > CANVAS:
         half = len(crops) // 2
         halves = (resized_together(few, size, interpolation, device) for few in (crops[:half], crops[half:]))
         return torch.cat(list(halves))
-    # Whole images, be they on the device or not: the products are then the same to the bit, wherever images are kept.
-    images, boxes, flipped = zip(*crops, strict=True)
     # Not waited for, as the numbers are few: else it would be for all that the GPU still has to do.
     top, left, height, width = torch.tensor(boxes).T.contiguous().to(device, non_blocking=True)
     mirrored = torch.tensor(flipped).to(device, non_blocking=True)[:, None, None]
+    # Whole images, be they on the device or not: the products are then the same to the bit, wherever images are kept.
     # Half precision holds a pixel exactly, and what comes out to an eighth of a step.
     canvas = _canvas(images, device).half()
     down = _resizing(top, height, canvas.shape[2], size[0], interpolation)
@@ -60,9 +61,9 @@ def resized_together(
 
 def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Images (C, H, W) in the upper left of places of one size (N, C, H, W); beside them is anything."""
+    if len({image.shape for image in images}) == 1:
+        return stacked(images, device)
     home = next((image.device for image in images if image.device == device), torch.device("cpu"))
-    if len({(image.shape, image.device) for image in images}) == 1:
-        return moved(torch.stack(list(images)), device)
     heights, widths = zip(*(image.shape[1:] for image in images), strict=True)
     # Sides that are multiples of 8 are what a GPU multiplies fast.
     sides = [-(-max(lengths) // 8) * 8 for lengths in (heights, widths)]
@@ -70,6 +71,13 @@ def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
     for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
         place[:, :height, :width] = image
     return moved(canvas, device)
+
+
+def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Images (C, H, W) of one size as a batch (N, C, H, W) on the device."""
+    if all(image.device.type == "cpu" for image in images):
+        return moved(torch.stack(list(images)), device)
+    return torch.stack([moved(image, device) for image in images])
 
 
 def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:

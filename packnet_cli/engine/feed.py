@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed, sources
-from packnet_cli.engine.augment import SMOOTH, moved, random_crop, resized_alone, resized_together
+from packnet_cli.engine.augment import SMOOTH, random_crop, resized_alone, resized_together, stacked
 from packnet_cli.engine.data import Split, convert
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
@@ -212,13 +212,6 @@ def batches(
         shuffled=training,
         workers=min(8, os.cpu_count() or 1) if workers is None else workers,
     )
-
-
-def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Images (C, H, W) of one size as a batch (N, C, H, W) on the device."""
-    if all(image.device.type == "cpu" for image in images):
-        return moved(torch.stack(list(images)), device)
-    return torch.stack([moved(image, device) for image in images])
 
 
 def normaliser(
