@@ -55,6 +55,7 @@ def interleaved(ways: dict[str, Callable[[], Any]], repeats: int) -> Timing:
     seconds: Timing = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, run in ways.items():
+            gc.collect()  # CUDA graphs of another way, which a loader's processes must not inherit
             synchronize()
             began = time.perf_counter()
             run()
@@ -199,7 +200,6 @@ def time_whole(bench: "Bench") -> Timing:
         pack.add_task(path, data, prune=0.5, recipe=recipe, machine=bench.machine)
 
     def plain() -> None:
-        gc.collect()  # CUDA graphs of the other way, which the loader's processes must not inherit
         model = timm.create_model(bench.arch, num_classes=5, **start.header.model_kwargs).to(bench.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=MOMENTUM)
         transform = create_transform(**start.header.data_config, is_training=True, color_jitter=0)

@@ -106,7 +106,7 @@ def _compiled(model: nn.Module, device: torch.device) -> Forward:
 class _Graphs:
     """A network's passes, forward and back, as CUDA graphs: the same kernels, but launched at once.
 
-    The launches are what small batches wait for: a ResNet-50 at batches of 32 is then almost twice as fast on an H100.
+    The launches are what small batches wait for: a ResNet-50 at batches of 32 is half as fast again on an H100.
     The graphs need memory of their own; where that is much, launches are not what takes time.
     """
 
