@@ -1,6 +1,17 @@
-"""`python -m packnet_cli` is the same as `packnet`."""
+"""The `packnet` program, also as `python -m packnet_cli`."""
 
-from packnet_cli.cli import main
+import sys
+
+
+def main() -> None:
+    try:
+        from packnet_cli.cli import main as program
+
+        program()
+    except KeyboardInterrupt:  # while there was nothing yet to catch it
+        sys.stderr.write("error: interrupted; nothing was written\n")
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

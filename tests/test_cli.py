@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from conftest import make_folder
 from PIL import Image
 from safetensors import safe_open
 
-from packnet_cli import __version__, report
+from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.engine import network, unpack
 
@@ -347,6 +348,7 @@ def test_prune_and_plan(packed, folders, packnet):
     pruned = answer(packnet("prune", packed, "--task", "green", "--prune", 0.5, "--json", "--device", "cpu"))
     assert pruned["free_fraction"] == pytest.approx(1 / 3, abs=1e-3)
     assert "task 250 owns" in packnet("plan", packed, "--tasks", 250).stderr
+    refused(packnet("plan", packed, "--tasks", 1), 2, "holds 2 tasks already")
 
 
 LONG = "x" * 300  # more than a file system takes
@@ -425,6 +427,27 @@ def test_ctrl_c_leaves_the_file_and_exits_130(packed, tmp_path):
     assert "error: interrupted" in shown and "--resume" in shown and "Traceback" not in shown
     assert packed.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["data", "packed.st", "packed.st.resume"]
+
+
+def test_ctrl_c_while_the_program_is_still_being_loaded(monkeypatch, capsys):
+    """One line too."""
+    monkeypatch.setitem(sys.modules, "packnet_cli.cli", Interrupted("packnet_cli.cli"))
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
+
+
+class Interrupted(ModuleType):
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("command", ["--help", "info {}"])
+def test_a_terminal_of_unknown_width(full, command):
+    """Some say that it has no columns."""
+    line = [sys.executable, "-m", "packnet_cli", *command.format(full).split()]
+    assert len(subprocess.check_output(line, text=True, env=os.environ | {"COLUMNS": "0"})) > 500
 
 
 def read_until(screen, word):

@@ -259,6 +259,8 @@ def test_the_commands(full, tmp_path, folders, packnet):
         result = packnet(*command)
         assert result.exit_code == 3 and "is a compact file" in result.stderr, command
         assert result.stdout == "" and result.stderr.count("\n") == 1
+    result = packnet("eval", ship)
+    assert result.exit_code == 6 and "--task NAME --data DIR" in result.stderr and result.stdout == ""
     for arguments, words in ((("-o", full), "can take tasks"), (("-o", tmp_path / "y", "--dtype", "int8"), "--dtype")):
         result = packnet("compact", full, *arguments)
         assert result.exit_code == 2 and words in result.stderr

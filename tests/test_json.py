@@ -116,6 +116,7 @@ def test_an_error_is_a_document_of_its_own(full, tmp_path, packnet, told, monkey
     told("error", "eval", full, "--batch-size", "none", exit_code=2)
     told("error", "extract", full, "--task", 1, exit_code=2)
     told("error", "info", full, "--bogus", exit_code=2)
+    told("error", "--bogus", "info", full, exit_code=2)
     [document] = documents(packnet("info", tmp_path / "none.st", "--json"))
     assert document["exit_code"] == 3 and "does not exist" in document["error"]
     assert packnet("info", tmp_path / "none.st").stdout == packnet("extract", full, "--task", 1).stdout == ""

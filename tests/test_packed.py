@@ -10,9 +10,10 @@ import timm
 import torch
 from conftest import CPU, QUICK, make_folder
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 
 import packnet_cli
+from packnet_cli.artifact import format
 from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import ArtifactError, NetworkError, TaskError
@@ -124,6 +125,26 @@ def test_the_transform_is_that_of_eval(full, tmp_path):
         assert packed.transform(image.convert("P")).shape == (3, 32, 32)
         timms = create_transform(**resolve_model_data_config(packed.model("red")))
         assert torch.equal(timms(image.convert("RGB")), expected[0])
+
+
+@pytest.mark.parametrize("config", [{}, {"mean": [0.5] * 3, "of another version": 1}])
+def test_preprocessing_that_a_file_does_not_tell_is_timms(full, config):
+    """A file from elsewhere may say less, or more, of it."""
+    artifact = format.load(full)
+    header = dataclasses.replace(artifact.header, data_config={"input_size": [3, 32, 32], **config})
+    packed = Packed(dataclasses.replace(artifact, header=header))
+    defaults = create_transform(**resolve_data_config({"input_size": (3, 32, 32), "mean": config.get("mean")}))
+    image = Image.effect_noise((50, 40), 50).convert("RGB")
+    assert torch.equal(packed.transform(image), defaults(image))
+
+
+@pytest.mark.parametrize("config", [{"interpolation": "guess"}, {"input_size": [2, 32, 32]}, {"input_size": [1, 9, 9]}])
+def test_preprocessing_that_cannot_be(full, config):
+    """In one line; of another number of channels, timm's defaults are not."""
+    artifact = format.load(full)
+    header = dataclasses.replace(artifact.header, data_config={"input_size": [3, 32, 32], **config})
+    with pytest.raises(NetworkError, match="images are to"):
+        Packed(dataclasses.replace(artifact, header=header))
 
 
 def test_load_says_what_is_wrong(tmp_path):

@@ -65,8 +65,19 @@ def _is_digest(value: Any) -> bool:
 
 
 def _is_preprocessing(value: Any) -> bool:
+    """What it does not say is as timm has it by default, and what timm does not know is left out."""
     size: Any = value.get("input_size") if isinstance(value, dict) else None
-    return _list_of(is_count)(size) and len(size) == 3 and min(size) > 0
+    if not (_list_of(is_count)(size) and len(size) == 3 and min(size) > 0):
+        return False
+    of_channels: Rule = lambda numbers: _list_of(_is_number)(numbers) and len(numbers) == size[0]  # noqa: E731
+    rules: dict[str, Rule] = {
+        "mean": of_channels,
+        "std": lambda numbers: of_channels(numbers) and min(numbers) > 0,
+        "crop_pct": lambda part: _is_number(part) and part > 0,
+        "crop_mode": _is_text,
+        "interpolation": _is_text,
+    }
+    return all(rule(value[name]) for name, rule in rules.items() if name in value)
 
 
 def _is_recipe(value: Any) -> bool:

@@ -33,48 +33,53 @@ class _Group(TyperGroup):
     With --json it is also the document on stdout, where a command would have put its own.
     """
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **kwargs: Any) -> Any:
+        json_wanted = "--json" in args  # which are taken from the list as they are parsed
         try:
-            return super().make_context(*args, **kwargs)
+            return super().make_context(info_name, args, *more, **kwargs)
         except Exception as error:
-            self._fail_if_wrong_argument(None, error)
+            self._fail_if_wrong_argument(json_wanted, "packnet", error)
             raise
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
         ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
+
+        def fail(message: str, exit_code: int, *, told: bool = False) -> NoReturn:
+            self._fail(ctx.meta[JSON_WANTED] and not told, message, exit_code)
+
         try:
             return super().invoke(ctx)
         except PackNetError as error:
             if isinstance(error, ToldElsewhere):
                 sys.exit(error.exit_code)
             log.info("raised here:", exc_info=True)
-            self._fail(ctx, str(error), error.exit_code, in_results=error.in_results)
+            fail(str(error), error.exit_code, told=error.in_results)
         except KeyboardInterrupt:
-            self._fail(ctx, "interrupted; nothing was written", 130)
+            fail("interrupted; nothing was written", 130)
         except BaseException as error:
-            self._fail_if_wrong_argument(ctx, error)
+            command = " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
+            self._fail_if_wrong_argument(ctx.meta[JSON_WANTED], command, error)
             if is_out_of_memory(error):
                 reason = str(error).partition("\n")[0] or "out of memory"
-                self._fail(ctx, f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
+                fail(f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
             if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a reader that has seen enough is no error
                 log.info("raised here:", exc_info=True)
                 reason = error.strerror or str(error) or type(error).__name__
                 where = f"cannot use {error.filename}: {reason}; check the path, and who may use it"
-                self._fail(ctx, where if error.filename else reason, UsageError.exit_code)
+                fail(where if error.filename else reason, UsageError.exit_code)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
 
-    def _fail_if_wrong_argument(self, ctx: Any, error: BaseException) -> None:
+    def _fail_if_wrong_argument(self, json_wanted: bool, command: str, error: BaseException) -> None:
         """In one line what Typer would say in a box: it keeps the class of these errors to itself."""
         if hasattr(error, "format_message"):
-            command = " ".join(filter(None, ["packnet", ctx and ctx.invoked_subcommand]))
             message = f"{error.format_message().removesuffix('.')} (see {command} --help)"
-            self._fail(ctx, message, UsageError.exit_code)
+            self._fail(json_wanted, message, UsageError.exit_code)
 
-    def _fail(self, ctx: Any, message: str, exit_code: int, *, in_results: bool = False) -> NoReturn:
-        if ctx and ctx.meta[JSON_WANTED] and not in_results:
+    def _fail(self, json_wanted: bool, message: str, exit_code: int) -> NoReturn:
+        if json_wanted:
             with suppress(OSError):  # of a stdout that takes nothing the line on stderr can still tell
                 report.failed(message, exit_code)
         report.error(message)

@@ -8,6 +8,7 @@ from packnet_cli.cli import PACK, Json, Option, Packed, command, complete_task
 from packnet_cli.cli.packing import Distill, report_newest
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
+from packnet_cli.errors import UsageError
 from packnet_cli.recipe import Recipe
 
 
@@ -63,4 +64,6 @@ def plan(
 
     artifact = format.load(path)
     artifact.header.check_changeable(path)
+    if tasks < (there := len(artifact.header.tasks)):
+        raise UsageError(f"{path} holds {there} tasks already, which --tasks counts too; give at least {there}")
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)

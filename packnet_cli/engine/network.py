@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from timm.data import resolve_data_config, str_to_interp_mode
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -149,6 +150,24 @@ def read(model: nn.Module, names: set[str] | None = None) -> State:
         for name, value in model.state_dict().items()
         if names is None or name in names
     }
+
+
+def preprocessing(header: Header) -> dict[str, Any]:
+    """timm's data config of an artifact; what the file does not say is as timm has it by default.
+
+    Raises NetworkError if no image can be prepared like that.
+    """
+    config: dict[str, Any] = resolve_data_config(header.data_config)
+    channels = config["input_size"][0]
+    try:
+        str_to_interp_mode(config["interpolation"])
+    except KeyError:
+        raise NetworkError(f"the packed model's images are to be resized by {config['interpolation']!r}") from None
+    if channels not in CHANNELS or not len(config["mean"]) == len(config["std"]) == channels:
+        raise NetworkError(
+            f"the packed model's images are to have {channels} channels, mean {config['mean']} and std {config['std']}"
+        )
+    return config
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class NewTask:
         self.constants = network.constants(self.model)
         self.feed = partial(
             feed.batches,
-            data_config=header.data_config,
+            data_config=network.preprocessing(header),
             batch_size=recipe.batch_size,
             workers=machine.workers,
             device=device,

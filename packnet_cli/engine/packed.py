@@ -22,7 +22,7 @@ class Packed:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.transform = transform(artifact.header.data_config)  # the same for every task
+        self.transform = transform(network.preprocessing(artifact.header))  # the same for every task
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -56,6 +56,8 @@ def evaluate_tasks(
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = network.choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
+    if artifact.header.compact is not None and not (folder or as_in):
+        raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
     held_outs = {task.index: held_out_images(task, folder) for task in there}
     packed = Packed(artifact)
     model: nn.Module | None = None
@@ -101,7 +103,7 @@ def batches_of(
     artifact: Artifact, held_out: data.HeldOut, *, batch_size: int, workers: int | None, device: torch.device
 ) -> Batches:
     """Batches of held-out images as the artifact's network takes them."""
-    config = artifact.header.data_config
+    config = network.preprocessing(artifact.header)
     return feed.batches(held_out.split, config, training=False, batch_size=batch_size, workers=workers, device=device)
 
 

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
 import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if os.environ.get("COLUMNS") == "0":  # of who does not know; rich would leave no room for anything
+    del os.environ["COLUMNS"]
 
 SCHEMA = 1  # of the documents of --json; a field may come under the same number, none may go or change its meaning
 
