@@ -113,13 +113,15 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
     labels = torch.randint(10, (bench.batch_size,), device=bench.device)
     trainable = {layer: mask == masks.FREE for layer, mask in artifact.mask.items()}
     model = network.place(network.build(artifact.header, 10), bench.device).train()
-    freezer, held = Freezer(model), {}
+    freezer, held = Freezer(model, bench.opt), {}
     if way == "packed":
         freezer.hold(artifact.shared, trainable)
     if way == "textbook":
         parameters = dict(model.named_parameters())
         held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
-    optimizer = create_optimizer_v2(model, bench.opt, lr=1e-3, momentum=MOMENTUM, **fused(bench.opt, bench.device))
+    optimizer = create_optimizer_v2(
+        list(freezer.trained().values()), bench.opt, lr=1e-3, momentum=MOMENTUM, **fused(bench.opt, bench.device)
+    )
     forward = forward_of(
         model, wanted=bench.compile, device=bench.device, shape=tuple(images.shape), amp=bool(bench.amp)
     )()
@@ -132,6 +134,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
             loss.backward()
             for parameter, frozen in held.items():
                 parameter.grad[frozen] = 0
+            freezer.take_gradients()
             optimizer.step()
             freezer.write_back()
             with torch.no_grad():

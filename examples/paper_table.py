@@ -142,7 +142,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
     epochs = train(
         model,
         bench.feed(images.train, training=True),
-        Freezer(model),
+        Freezer(model, recipe.opt),
         epochs=recipe.epochs,
         lr=recipe.lr,
         opt=recipe.opt,

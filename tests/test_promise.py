@@ -121,11 +121,23 @@ def test_frozen_norm_stays_as_the_first_task_left_it(packed, folders):
     assert bits(first.own[0]) != bits(of_first)  # and the first task did train them
 
 
-def test_without_write_back_nothing_is_written(packed, folders, monkeypatch):
-    """The proof that the promise is checked: take out what keeps it, and the file stays as it was."""
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_without_write_back_nothing_is_written(packed, folders, monkeypatch, in_parts):
+    """The proof that the promise is checked: take out what keeps it, and the file stays as it was.
+
+    Of parts that would be to write nothing at all; they are written one place further.
+    """
     add(packed, folders[0], 0.5)
     before = packed.read_bytes()
-    monkeypatch.setattr(freezer.Freezer, "write_back", lambda self: None)
+    monkeypatch.setattr(freezer, "LARGEST_PART", 1 if in_parts else 0)
+    if in_parts:
+        write = freezer._Part.write
+        monkeypatch.setattr(freezer._Part, "write", lambda part: setattr(part, "index", part.shifted) or write(part))
+        monkeypatch.setattr(
+            freezer._Part, "shifted", property(lambda p: (p.index + 1) % p.parameter.numel()), raising=False
+        )
+    else:
+        monkeypatch.setattr(freezer.Freezer, "write_back", lambda self: None)
     with pytest.raises(ForgettingError, match="frozen weights"):
         add(packed, folders[1], 0.5)
     assert packed.read_bytes() == before

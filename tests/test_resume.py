@@ -281,13 +281,13 @@ def test_an_optimizer_goes_on_without_the_layers_that_are_done(opt):
     optimizer = create_optimizer_v2(whole, opt, lr=0.01, weight_decay=0.1)
     steps(whole, optimizer, 3)
     whole[0].requires_grad_(False)
-    tensors, numbers = resume.optimizer_state(whole, optimizer)
+    tensors, numbers = resume.optimizer_state(dict(whole.named_parameters()), optimizer)
     tensors, numbers = copy.deepcopy(tensors), json.loads(json.dumps(numbers))
     stopped = copy.deepcopy(whole)
     steps(whole, optimizer, 3)
 
     optimizer = create_optimizer_v2(stopped, opt, lr=0.01, weight_decay=0.1)
-    resume.set_optimizer_state(stopped, optimizer, tensors, numbers)
+    resume.set_optimizer_state(dict(stopped.named_parameters()), optimizer, tensors, numbers)
     steps(stopped, optimizer, 3)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, stopped.state_dict()[name]), name

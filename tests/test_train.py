@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from packnet_cli.engine import compute, data
+from packnet_cli.engine import freezer as freezer_module
 from packnet_cli.engine import train as train_module
 from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.freezer import Freezer
@@ -40,7 +41,7 @@ def run(model, batches, freezer, **changes):
 def test_frozen_weights_stay_under_every_optimizer(opt):
     """With weight decay, after a phase that left momentum behind: the frozen half keeps its bits, the rest moves."""
     model, batches = tiny()
-    freezer = Freezer(model)
+    freezer = Freezer(model, opt)
     weight = model[0].weight
     run(model, batches, freezer, opt=opt, lr=0.01)
     before = weight.detach().clone()
@@ -58,7 +59,9 @@ def test_parameters_learn_at_their_own_multiples_of_the_rate():
     for rates in ({}, {"0.weight": 4.0, "4.weight": 0.5}):
         model, batches = tiny()
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        [step, *_] = run(model, list(batches)[:1], Freezer(model), epochs=1, opt="sgd", weight_decay=0, rates=rates)
+        [step, *_] = run(
+            model, list(batches)[:1], Freezer(model, "momentum"), epochs=1, opt="sgd", weight_decay=0, rates=rates
+        )
         assert step.lr == 0.1
         moves.append({name: parameter.detach() - before[name] for name, parameter in model.named_parameters()})
     for name, plain in moves[0].items():
@@ -68,7 +71,7 @@ def test_parameters_learn_at_their_own_multiples_of_the_rate():
 def test_holding_more_between_epochs():
     """As gradual pruning does: what is released stays 0 from then on, momentum or not."""
     model, batches = tiny()
-    freezer, weight = Freezer(model), model[0].weight
+    freezer, weight = Freezer(model, "momentum"), model[0].weight
     epochs = train(
         model,
         batches,
@@ -93,7 +96,7 @@ def test_holding_more_between_epochs():
 def test_a_layer_with_nothing_trainable_needs_no_gradient():
     """It costs neither a gradient nor optimizer state, and does not move."""
     model, batches = tiny()
-    freezer, weight = Freezer(model), model[0].weight
+    freezer, weight = Freezer(model, "momentum"), model[0].weight
     before = weight.detach().clone()
     freezer.hold({"0.weight": before.numpy()}, {"0.weight": np.zeros(weight.shape, bool)})
     run(model, batches, freezer)
@@ -106,7 +109,7 @@ def test_statistics_move_only_when_norm_trains(train_norm):
     """`model.train()` alone would put frozen batch norm back into training mode."""
     model, batches = tiny()
     before = model[1].running_mean.clone()
-    run(model, batches, Freezer(model), train_norm=train_norm)
+    run(model, batches, Freezer(model, "momentum"), train_norm=train_norm)
     assert torch.equal(model[1].running_mean, before) != train_norm
 
 
@@ -115,22 +118,22 @@ def test_a_loss_that_is_not_finite_stops():
     model, batches = tiny()
     batches.dataset.tensors[0][5] = float("nan")
     with pytest.raises(DivergedError, match="loss is nan in epoch 1, step 2"):
-        run(model, batches, Freezer(model))
+        run(model, batches, Freezer(model, "momentum"))
 
 
 def test_looking_now_and_then_tells_the_same(monkeypatch):
     """As on a GPU: one call an epoch, with the means of all its steps, and a bad loss by the step that it was in."""
     model, batches = tiny()
-    each = run(model, batches, Freezer(model))
+    each = run(model, batches, Freezer(model, "momentum"))
     monkeypatch.setattr(train_module, "_Meter", partial(train_module._Meter, pause=1e9))
     model, batches = tiny()
-    seldom = run(model, batches, Freezer(model))
+    seldom = run(model, batches, Freezer(model, "momentum"))
     same = ("epoch", "step", "loss", "accuracy")
     assert [[getattr(s, n) for n in same] for s in seldom] == [[getattr(s, n) for n in same] for s in each[1::2]]
     images, labels = batches.dataset.tensors
     images[3] = float("nan")
     with pytest.raises(DivergedError, match="loss is nan in epoch 1, step 2;"):
-        run(model, DataLoader(TensorDataset(images, labels), 2), Freezer(model))
+        run(model, DataLoader(TensorDataset(images, labels), 2), Freezer(model, "momentum"))
 
 
 @pytest.mark.parametrize("opt", ["momentum", "adamw"])
@@ -140,7 +143,7 @@ def test_fused_optimizers_learn_the_same(opt, monkeypatch):
     for arguments in (train_module.fused(opt, torch.device("cpu")), {}):
         monkeypatch.setattr(train_module, "fused", lambda *_, arguments=arguments: arguments)
         model, batches = tiny()
-        run(model.to(memory_format=torch.channels_last), batches, Freezer(model), opt=opt, lr=0.01)
+        run(model.to(memory_format=torch.channels_last), batches, Freezer(model, "momentum"), opt=opt, lr=0.01)
         weights.append(model[0].weight.detach())
     torch.testing.assert_close(*weights)
     assert compute.fused(opt, torch.device("cpu")) == {"fused": True} and not compute.fused("lion", torch.device("cpu"))
@@ -151,16 +154,101 @@ def test_what_is_held_takes_a_copy_and_a_byte_for_each_weight():
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
     values = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim == 4}
     trainable = {name: np.zeros(value.shape, bool) for name, value in values.items()}
-    trainable["0.weight"][:2], trainable["1.weight"][:] = True, True
-    freezer = Freezer(model)
+    trainable["0.weight"][:40], trainable["1.weight"][:] = True, True
+    freezer = Freezer(model, "momentum")
     freezer.hold(values, trainable)
-    assert sum(t.nbytes for _, *kept in freezer.held.values() for t in kept) == 5 * model[0].weight.numel()
+    assert (
+        not freezer.parts
+        and sum(t.nbytes for _, *kept in freezer.held.values() for t in kept) == 5 * model[0].weight.numel()
+    )
+
+
+def gradually(freezer, model, batches, opt):
+    """Train half of a layer, of which some is released after the first epoch; the optimizer's state for it at last."""
+    torch.manual_seed(1)
+    weight = model[0].weight
+    parts = torch.rand(weight.shape).numpy()
+    freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": parts < 0.5})
+    optimizers = []
+    epochs = train(
+        model,
+        batches,
+        freezer,
+        epochs=3,
+        lr=0.01,
+        opt=opt,
+        weight_decay=0.1,
+        sched="none",
+        train_norm=True,
+        amp=False,
+        progress=lambda step: None,
+        after_step=lambda place, optimizer: optimizers.append(optimizer),
+    )
+    for epoch in epochs:
+        keep = parts < 0.5 - 0.1 * epoch
+        freezer.hold({"0.weight": np.where(keep, weight.detach().numpy(), np.float32(0))}, {"0.weight": keep})
+    return parts < 0.3, optimizers[-1].state[freezer.trained()["0.weight"]]
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw", "lion", "nadam"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_part_learns_what_the_whole_would(opt, layout, monkeypatch):
+    """The optimizer has the trainable weights alone, and state for them alone; each moves as it would among all."""
+    weights = []
+    for in_parts in (True, False):
+        monkeypatch.setattr(freezer_module, "LARGEST_PART", 1 if in_parts else 0)
+        model, batches = tiny()
+        model, freezer = model.to(memory_format=layout), Freezer(model, opt)
+        trainable, state = gradually(freezer, model, batches, opt)
+        assert set(freezer.parts) == {"0.weight"} if in_parts else set(freezer.held) == {"0.weight"}
+        sizes = {value.numel() for value in state.values() if isinstance(value, torch.Tensor)} - {1}
+        assert sizes == {trainable.sum() if in_parts else trainable.size}
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
+
+
+def test_a_part_that_is_released_whole_is_left_alone():
+    """Half-way through a phase, by pruning."""
+    model, batches = tiny()
+    freezer, weight = Freezer(model, "adamw"), model[0].weight
+    half = np.arange(weight.numel()).reshape(weight.shape) % 2 == 0
+    freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": half})
+    epochs = train(
+        model,
+        batches,
+        freezer,
+        epochs=2,
+        lr=0.1,
+        opt="adamw",
+        weight_decay=0.1,
+        sched="none",
+        train_norm=True,
+        amp=False,
+        progress=lambda step: None,
+    )
+    for epoch in epochs:
+        if epoch:
+            before = weight.detach().numpy().copy()
+            freezer.hold({"0.weight": before}, {"0.weight": np.zeros_like(half)})
+    assert weight.detach().numpy().tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("opt", "alone"),
+    [
+        *((opt, True) for opt in ("sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "lion", "rmsprop")),
+        *((opt, False) for opt in ("adafactor", "adamp", "cadamw", "cadopt", "lamb", "lars", "muon", "novograd")),
+    ],
+)
+def test_which_optimizers_can_have_a_part_of_a_weight(opt, alone):
+    """Those that look at the shape, a norm or a mean of the whole have the whole."""
+    assert freezer_module.is_elementwise(opt) == alone
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_noticed(monkeypatch):
     """No loss has seen them."""
     model, batches = tiny()
-    freezer = Freezer(model)
+    freezer = Freezer(model, "momentum")
     monkeypatch.setattr(freezer, "write_back", lambda: model[0].weight.data.fill_(float("inf")))
     with pytest.raises(DivergedError, match="0.weight is no longer finite"):
         run(model, DataLoader(batches.dataset, 8), freezer, epochs=1)
@@ -169,7 +257,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_noticed(monkeypatch
 def test_progress_counts_every_step():
     """Epochs and steps from 1, accuracies in percent."""
     model, batches = tiny()
-    seen = run(model, batches, Freezer(model))
+    seen = run(model, batches, Freezer(model, "momentum"))
     assert [(s.epoch, s.epochs, s.step, s.steps) for s in seen] == [
         (1, 2, 1, 2),
         (1, 2, 2, 2),
@@ -188,7 +276,7 @@ def test_schedules(sched, rates, monkeypatch):
     used = []
     sgd_step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: used.append(o.param_groups[0]["lr"]) or sgd_step(o, *a))
-    run(model, DataLoader(batches.dataset, 8), Freezer(model), epochs=4, lr=0.01, sched=sched)
+    run(model, DataLoader(batches.dataset, 8), Freezer(model, "momentum"), epochs=4, lr=0.01, sched=sched)
     assert used == pytest.approx([0.01 * rate for rate in rates], rel=1e-2)
 
 
@@ -209,14 +297,15 @@ def test_unknown_optimizer():
         check_optimizer("adamv")
 
 
-def test_write_back_is_exact_whatever_stands_there():
+def test_write_back_is_exact_whatever_stands_there(monkeypatch):
     """Frozen -0, NaN's neighbours and tiny numbers come back by their bits; trainable ones keep theirs, NaN too."""
+    monkeypatch.setattr(freezer_module, "LARGEST_PART", 0)
     model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     frozen = np.random.default_rng(0).standard_normal(model.weight.shape).astype(np.float32)
     frozen.reshape(-1)[:4] = -0.0, 1e-42, -1e38, 0.0
     trainable = np.zeros(frozen.shape, bool)
     trainable[:, 2] = True
-    freezer = Freezer(model)
+    freezer = Freezer(model, "momentum")
     freezer.hold({"weight": frozen}, {"weight": trainable})
     with torch.no_grad():
         model.weight.copy_(torch.tensor([float("nan"), float("inf"), -0.0, 3.0]).view(1, 4, 1, 1))

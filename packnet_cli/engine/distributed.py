@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -149,11 +149,11 @@ def check_equal(what: str) -> None:
 
 
 @torch.no_grad()
-def average_gradients(model: nn.Module, images: int) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
     """Make of each process's gradients, means over so many `images`, the mean over the images of all."""
     if world() == 1:
         return
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [gradients[0].new_ones(1)]).mul_(images)
     with _others():
         distributed.all_reduce(flat)

@@ -109,7 +109,7 @@ class NewTask:
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
         network.place(self.model, device)
-        freezer = Freezer(self.model)
+        freezer = Freezer(self.model, self.recipe.opt)
         freezer.hold({layer: state[layer] for layer in self.mask}, self._trainable())
         return freezer
 
@@ -240,7 +240,7 @@ class NewTask:
         if phase not in (TRAIN, RETRAIN, SEARCHED):
             return False
         optimizer = optimizing()
-        moments, numbers = resume.optimizer_state(self.model, optimizer) if optimizer else ({}, {})
+        moments, numbers = resume.optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
         if self._teacher:
@@ -283,7 +283,7 @@ class NewTask:
         return Resume(
             Place(*notes["place"]),
             self.train_batches.skip,
-            partial(resume.set_optimizer_state, self.model, tensors=tensors, numbers=notes["optimizer"]),
+            partial(resume.set_optimizer_state, self.freezer.trained(), tensors=tensors, numbers=notes["optimizer"]),
             partial(resume.set_random_state, notes["random"], self.device),
         )
 

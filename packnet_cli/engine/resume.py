@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 
-FILE, NOTES = "checkpoint.safetensors", "packnet_resume.2"
+FILE, NOTES = "checkpoint.safetensors", "packnet_resume.3"
 CHECKPOINT_MINUTES = 5.0
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
@@ -205,9 +205,11 @@ GROUP = "group"  # in place of a parameter's name
 SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group, which a new optimizer gets anyway
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+def optimizer_state(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Tensors, dict[str, Any]]:
     """An optimizer's tensors by `<what>/<parameter>`, and its numbers likewise; some count their steps by group."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trained.items()}
     tensors: Tensors = {}
     numbers: dict[str, Any] = {}
     for parameter, entries in optimizer.state.items():
@@ -222,14 +224,14 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
 
 
 def set_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
 ) -> None:
     """Put it back into a new optimizer, which need not have all: a layer that was released whole learns no more."""
     numbered = {
         parameter: number
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
     }
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in numbered}
+    parameters = {name: parameter for name, parameter in trained.items() if parameter in numbered}
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
         what, _, name = key.partition("/")

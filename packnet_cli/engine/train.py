@@ -144,7 +144,7 @@ def train(
         lr=lr,
         weight_decay=weight_decay,
         momentum=MOMENTUM,
-        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates),
+        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates, trained=freezer.trained()),
         **fused(opt, device),
     )
     before, after = around
@@ -166,6 +166,7 @@ def train(
         skip = at.step if epoch == at.epoch else 0
         if not skip:
             yield epoch
+        freezer.forget_released(optimizer)
         random_seed((seed + epoch) % 2**32)
         model.train()
         if not train_norm:
@@ -186,7 +187,8 @@ def train(
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
             optimizer.zero_grad()
             loss.backward()
-            distributed.average_gradients(model, len(labels))
+            freezer.take_gradients()
+            distributed.average_gradients(freezer.trained().values(), len(labels))
             optimizer.step()
             freezer.write_back()
             rate = optimizer.param_groups[0]["lr"]
@@ -241,14 +243,25 @@ class _Meter:
         return self.loss_sum / self.seen, 100 * self.correct / self.seen, speed
 
 
-def _by_rate(model: nn.Module, *, weight_decay: float, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one comes first."""
-    multiples = {id(parameter): rates.get(name, 1.0) for name, parameter in model.named_parameters()}
+def _by_rate(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    lr: float,
+    rates: Mapping[str, float],
+    trained: Mapping[str, nn.Parameter],
+) -> list[dict[str, Any]]:
+    """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one comes first.
+
+    In place of the model's parameters they hold, by the same names, what is `trained` of them.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     groups = []
-    for multiple in sorted(set(multiples.values()), key=lambda multiple: (multiple != 1, multiple)):
+    for multiple in sorted({1.0, *rates.values()}, key=lambda multiple: (multiple != 1, multiple)):
         for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables):
-            parameters = [each for each in group["params"] if multiples[id(each)] == multiple]
+            found = [names[id(parameter)] for parameter in group["params"]]
+            parameters = [trained[name] for name in found if rates.get(name, 1.0) == multiple]
             groups.append(group | {"params": parameters, "lr": lr * multiple})
     return [group for group in groups if group["params"]]
 
