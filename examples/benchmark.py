@@ -147,7 +147,9 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
 def time_step(bench: "Bench") -> Timing:
     """A training step: plain, packed, and as textbooks do it, by an index of booleans for each layer and step."""
     _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
-    return interleaved({way: stepper(bench, artifact, way) for way in ("plain", "packed", "textbook")}, bench.repeats)
+    with training_on(bench.device, deterministic=False):
+        ways = {way: stepper(bench, artifact, way) for way in ("plain", "packed", "textbook")}
+        return interleaved(ways, bench.repeats)
 
 
 def peak_memory(bench: "Bench", path: Path, way: str) -> float:

@@ -25,7 +25,7 @@ class _Part:
     def hold(self, mask: torch.Tensor) -> None:
         """Have what is True in `mask` as the vector, as it now is in the parameter."""
         self.index = self._flat(mask).nonzero().flatten()
-        self.vector.data = self._flat(self.parameter.detach()).take(self.index)
+        self.vector.data = self._part_of(self.parameter.detach())
 
     def forget_released(self, state: dict[str, Any]) -> None:
         """Leave of an optimizer's state of the vector what is still in it."""
@@ -40,10 +40,20 @@ class _Part:
     @torch.no_grad()
     def take_gradient(self) -> None:
         gradient, self.parameter.grad = self.parameter.grad, None
-        self.vector.grad = None if gradient is None else self._flat(gradient).take(self.index)
+        self.vector.grad = None if gradient is None else self._part_of(gradient)
+
+    # Several threads share `take` and `index_copy_`; what one does alone is half of their work.
+
+    def _part_of(self, values: torch.Tensor) -> torch.Tensor:
+        flat = self._flat(values)
+        return flat.take(self.index) if torch.get_num_threads() > 1 else flat.index_select(0, self.index)
 
     def write(self) -> None:
-        self._flat(self.parameter.detach()).index_copy_(0, self.index, self.vector.detach())
+        flat, vector = self._flat(self.parameter.detach()), self.vector.detach()
+        if torch.get_num_threads() > 1:
+            flat.index_copy_(0, self.index, vector)
+        else:
+            flat.scatter_(0, self.index, vector)
 
     def _flat(self, values: torch.Tensor) -> torch.Tensor:
         """In the order in which the parameter lies in memory, such as channels last."""
