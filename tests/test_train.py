@@ -29,10 +29,14 @@ def tiny(seed=0):
     return model, DataLoader(TensorDataset(images, labels), 4)
 
 
-def run(model, batches, freezer, **changes):
+def epochs_of(model, batches, freezer, **changes):
     settings = dict(epochs=2, lr=0.1, opt="momentum", weight_decay=0.1, sched="step", train_norm=True, amp=False)
+    return train(model, batches, freezer, **({"progress": lambda step: None} | settings | changes))
+
+
+def run(model, batches, freezer, **changes):
     seen = []
-    for _ in train(model, batches, freezer, progress=seen.append, **(settings | changes)):
+    for _ in epochs_of(model, batches, freezer, progress=seen.append, **changes):
         pass
     return seen
 
@@ -72,19 +76,7 @@ def test_holding_more_between_epochs():
     """As gradual pruning does: what is released stays 0 from then on, momentum or not."""
     model, batches = tiny()
     freezer, weight = Freezer(model, "momentum"), model[0].weight
-    epochs = train(
-        model,
-        batches,
-        freezer,
-        epochs=3,
-        lr=0.1,
-        opt="momentum",
-        weight_decay=0,
-        sched="none",
-        train_norm=True,
-        amp=False,
-        progress=lambda step: None,
-    )
+    epochs = epochs_of(model, batches, freezer, epochs=3, weight_decay=0, sched="none")
     for epoch in epochs:
         if epoch:
             keep = np.ones(weight.shape, bool)
@@ -168,18 +160,14 @@ def gradually(freezer, model, batches, opt):
     parts = torch.rand(weight.shape).numpy()
     freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": parts < 0.5})
     optimizers = []
-    epochs = train(
+    epochs = epochs_of(
         model,
         batches,
         freezer,
         epochs=3,
         lr=0.01,
         opt=opt,
-        weight_decay=0.1,
         sched="none",
-        train_norm=True,
-        amp=False,
-        progress=lambda step: None,
         after_step=lambda place, optimizer: optimizers.append(optimizer),
     )
     for epoch in epochs:
@@ -213,19 +201,7 @@ def test_a_part_that_is_released_whole_is_left_alone():
     freezer, weight = Freezer(model, "adamw"), model[0].weight
     half = np.arange(weight.numel()).reshape(weight.shape) % 2 == 0
     freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": half})
-    epochs = train(
-        model,
-        batches,
-        freezer,
-        epochs=2,
-        lr=0.1,
-        opt="adamw",
-        weight_decay=0.1,
-        sched="none",
-        train_norm=True,
-        amp=False,
-        progress=lambda step: None,
-    )
+    epochs = epochs_of(model, batches, freezer, opt="adamw", sched="none")
     for epoch in epochs:
         if epoch:
             before = weight.detach().numpy().copy()
