@@ -89,13 +89,14 @@ class Freezer:
             parameter.requires_grad_(count > 0)
             # Once for all, so that a run that goes on half-way has its optimizer's state in the shapes that it was in.
             in_part = self.in_part.setdefault(name, self.by_parts and count <= LARGEST_PART * array.size)
-            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
             self.held.pop(name, None)
-            if not count:
+            if count in (0, array.size):
                 self.parts.pop(name, None)
-            elif in_part:
+                continue
+            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
+            if in_part:
                 self.parts.setdefault(name, _Part(parameter)).hold(mask)
-            elif count < array.size:
+            else:
                 frozen = parameter.detach().clone().masked_fill_(mask, 0)
                 if parameter.device.type == "cpu":
                     mask, frozen = mask.view(torch.int8).neg_(), frozen.view(torch.int32)
