@@ -16,7 +16,8 @@ from conftest import CPU, QUICK, make_folder
 from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
-from packnet_cli.engine import pack, resume
+from packnet_cli.artifact import format
+from packnet_cli.engine import freezer, pack, resume
 from packnet_cli.engine.resume import FILE
 from packnet_cli.engine.train import Step
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
@@ -81,6 +82,22 @@ def test_same_bytes(tmp_path, folders, whole, name, phase, epoch, step):
     add(tmp_path / "link.st", folders[1], recipe, resume=True)
     assert path.read_bytes() == after
     assert not (tmp_path / "packed.st.resume").exists()
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_an_optimizer_goes_on_with_what_it_had(tmp_path, folders, whole, later, monkeypatch):
+    """Parts of the weights or all of them, though where it goes on this would be decided otherwise."""
+    path = tmp_path / "packed.st"
+    path.write_bytes(whole["adamw"][0])
+    monkeypatch.setattr(freezer, "LARGEST_PART", 1 - later)
+    with pytest.raises(InterruptedRun):
+        add(path, folders[1], RECIPES["adamw"], progress=stop_at("retrain", 2, 1))
+    monkeypatch.setattr(freezer, "LARGEST_PART", later)
+    add(path, folders[1], RECIPES["adamw"], resume=True)
+    stopped = format.load(path)
+    path.write_bytes(whole["adamw"][0])
+    monkeypatch.setattr(freezer, "LARGEST_PART", 1 - later)
+    assert format.digest(add(path, folders[1], RECIPES["adamw"]).state(2)) == format.digest(stopped.state(2))
 
 
 def test_stopped_twice_by_the_system(tmp_path, folders, whole):

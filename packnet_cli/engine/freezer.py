@@ -78,6 +78,7 @@ class Freezer:
         self.by_parts = is_elementwise(opt) and not sorts
         self.parts: dict[str, _Part] = {}
         self.held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        # By parameter, and for good, as the optimizer's state has its shape, also in a checkpoint.
         self.in_part: dict[str, bool] = {}
 
     @torch.no_grad()
@@ -87,15 +88,14 @@ class Freezer:
             parameter, count = self.parameters[name], int(np.count_nonzero(trainable[name]))
             parameter.copy_(torch.from_numpy(array))
             parameter.requires_grad_(count > 0)
-            # Once for all, so that a run that goes on half-way has its optimizer's state in the shapes that it was in.
             in_part = self.in_part.setdefault(name, self.by_parts and count <= LARGEST_PART * array.size)
-            self.held.pop(name, None)
+            part, _ = self.parts.pop(name, None), self.held.pop(name, None)
             if count in (0, array.size):
-                self.parts.pop(name, None)
                 continue
             mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
             if in_part:
-                self.parts.setdefault(name, _Part(parameter)).hold(mask)
+                self.parts[name] = part or _Part(parameter)
+                self.parts[name].hold(mask)
             else:
                 frozen = parameter.detach().clone().masked_fill_(mask, 0)
                 if parameter.device.type == "cpu":

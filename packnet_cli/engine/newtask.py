@@ -251,6 +251,7 @@ class NewTask:
             "optimizer": numbers,
             "random": resume.random_state(self.device),
             "goals": self._goals,
+            "in part": self.freezer.in_part,
             "accuracy": self.accuracy,
             "final": dataclasses.asdict(self.final) if self.final else None,
             "found": self.found,
@@ -268,6 +269,7 @@ class NewTask:
         if checkpoint.room("teacher"):
             self._teacher = Teacher(self.model, self.recipe.distill_weight, self.forward_of)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
+        self.freezer.in_part = notes["in part"]
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
         mask = {layer: value.numpy() for layer, value in checkpoint.room("mask").items()}
