@@ -31,7 +31,8 @@ class _Part:
         """Leave of an optimizer's state of the vector what is still in it."""
         if len(self.known) > len(self.index):
             there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
-            kept = there.index_fill_(0, self.index, True).take(self.known)
+            there[self.index] = True
+            kept = there[self.known]
             for what, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == kept.shape:
                     state[what] = value[kept]
@@ -42,18 +43,20 @@ class _Part:
         gradient, self.parameter.grad = self.parameter.grad, None
         self.vector.grad = None if gradient is None else self._part_of(gradient)
 
-    # Several threads share `take` and `index_copy_`; what one does alone is half of their work.
-
     def _part_of(self, values: torch.Tensor) -> torch.Tensor:
         flat = self._flat(values)
-        return flat.take(self.index) if torch.get_num_threads() > 1 else flat.index_select(0, self.index)
+        return flat.take(self.index) if self._shared_by_threads() else flat.index_select(0, self.index)
 
     def write(self) -> None:
         flat, vector = self._flat(self.parameter.detach()), self.vector.detach()
-        if torch.get_num_threads() > 1:
+        if self._shared_by_threads():
             flat.index_copy_(0, self.index, vector)
         else:
             flat.scatter_(0, self.index, vector)
+
+    def _shared_by_threads(self) -> bool:
+        """On a CPU some operations share their work among threads, but take twice as long for it as their likes."""
+        return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
 
     def _flat(self, values: torch.Tensor) -> torch.Tensor:
         """In the order in which the parameter lies in memory, such as channels last."""
