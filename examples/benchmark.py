@@ -41,8 +41,9 @@ from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
 from packnet_cli.engine.compute import Machine, forward_of, fused, in_precision, training_on
+from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.train import MOMENTUM, evaluate
+from packnet_cli.engine.train import MOMENTUM
 from packnet_cli.recipe import Recipe
 
 QUIET = {"stdout": subprocess.DEVNULL, "check": True}

@@ -36,8 +36,9 @@ from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.engine.compute import AUTO
+from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.train import MOMENTUM, evaluate, train
+from packnet_cli.engine.train import MOMENTUM, train
 from packnet_cli.recipe import SETTINGS, Recipe
 
 WAYS = ("classifier", "lwf", "packnet", "individual")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from packnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from packnet_cli.engine.train import Accuracy, Step
+    from packnet_cli.engine.evaluate import Accuracy
+    from packnet_cli.engine.train import Step
 
 FILE = "metrics.jsonl"  # in the folder of a log
 Line = dict[str, Any]

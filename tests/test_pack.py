@@ -9,7 +9,7 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import newtask, pack, train, unpack
+from packnet_cli.engine import evaluate, newtask, pack, train, unpack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 
@@ -215,7 +215,7 @@ def test_head_only_needs_something_to_see(packed, folders):
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, 0.0), (0.3, 0.25), (0.5, 0.5), (1.0, 0.9375)])
 def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     """It ends at the largest fraction tried that costs no more than allowed, and with the network pruned by that."""
-    accuracy = train.Accuracy(50.0, 100.0, 6)
+    accuracy = evaluate.Accuracy(50.0, 100.0, 6)
 
     def top1(model, batches, *, amp=False):
         """Pretend that up to `limit` pruning costs nothing, and beyond it everything."""

@@ -13,9 +13,10 @@ from packnet_cli.engine import compute, data
 from packnet_cli.engine import freezer as freezer_module
 from packnet_cli.engine import train as train_module
 from packnet_cli.engine.checks import check_optimizer
+from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.result import warn_of_guesses
-from packnet_cli.engine.train import evaluate, train
+from packnet_cli.engine.train import train
 from packnet_cli.errors import DivergedError, UsageError
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]

@@ -69,7 +69,10 @@ def _is_preprocessing(value: Any) -> bool:
     size: Any = value.get("input_size") if isinstance(value, dict) else None
     if not (_list_of(is_count)(size) and len(size) == 3 and min(size) > 0):
         return False
-    of_channels: Rule = lambda numbers: _list_of(_is_number)(numbers) and len(numbers) == size[0]  # noqa: E731
+
+    def of_channels(numbers: Any) -> bool:
+        return _list_of(_is_number)(numbers) and len(numbers) == size[0]
+
     rules: dict[str, Rule] = {
         "mean": of_channels,
         "std": lambda numbers: of_channels(numbers) and min(numbers) > 0,

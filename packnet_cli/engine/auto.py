@@ -11,8 +11,8 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network, unpack
 from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine.evaluate import Batches, answers
 from packnet_cli.engine.packed import Packed
-from packnet_cli.engine.train import Batches, answers
 from packnet_cli.errors import DataError
 
 

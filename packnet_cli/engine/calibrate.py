@@ -12,7 +12,7 @@ from torch import nn
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import full_precision
-from packnet_cli.engine.train import Batches, answers
+from packnet_cli.engine.evaluate import Batches, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40

@@ -16,11 +16,12 @@ from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.compute import Machine
+from packnet_cli.engine.evaluate import Accuracy, evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.release import Goals, release_goals
 from packnet_cli.engine.resume import Checkpoint, Keeper
-from packnet_cli.engine.train import Accuracy, Place, Resume, Step, Teacher, evaluate, train
+from packnet_cli.engine.train import Place, Resume, Step, Teacher, train
 from packnet_cli.errors import NetworkError
 from packnet_cli.recipe import Recipe
 

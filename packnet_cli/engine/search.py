@@ -1,7 +1,7 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
+from packnet_cli.engine.evaluate import Batches, evaluate
 from packnet_cli.engine.newtask import Found, NewTask
-from packnet_cli.engine.train import Batches, evaluate
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 

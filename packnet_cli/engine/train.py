@@ -1,4 +1,4 @@
-"""The one training loop, and evaluation. Knows a model, batches and boolean masks; nothing of files or printing."""
+"""The one training loop. Knows a model, batches and what is frozen; nothing of files or printing."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -17,20 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import Ready, full_precision, fused, in_precision
+from packnet_cli.engine.compute import Ready, fused, in_precision
+from packnet_cli.engine.evaluate import Batches
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
-
-
-class Batches(Protocol):
-    """Batches of images (N, C, H, W), float32, and labels (N,), int64; each iteration goes through them once."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -45,15 +38,6 @@ class Step:
     accuracy: float
     images_per_second: float
     lr: float  # that of the step; some parameters learn at a multiple of it
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 and top-5 accuracy in percent over a number of images."""
-
-    top1: float
-    top5: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -268,34 +252,6 @@ def _by_rate(
 
 def _diverged(what: str, lr: float) -> DivergedError:
     return DivergedError(f"training diverged: {what}; nothing was written. Try a lower learning rate than {lr:g}")
-
-
-@torch.inference_mode()
-def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The network's logits (N, classes) for each batch, and its labels (N,), both where the network is."""
-    device = next(model.parameters()).device
-    model.eval()
-    for images, labels in batches:
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=device.type == "cuda")
-        with in_precision(device, amp):
-            logits = model(images)
-        yield logits, labels
-
-
-@full_precision()
-@torch.inference_mode()
-def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
-    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
-    counts, seen = torch.zeros(2, dtype=torch.int64), 0
-    for logits, labels in answers(model, batches, amp=amp):
-        best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
-        hits = best == labels[:, None]
-        # Left where they are: to read them is to wait for a GPU.
-        counts = counts.to(hits.device) + torch.stack((hits[:, 0].sum(), hits.sum()))
-        seen += len(labels)
-    top1, top5, seen = distributed.total([*counts.tolist(), seen])
-    return Accuracy(100 * top1 / seen, 100 * top5 / seen, seen)
 
 
 def _stop_statistics(model: nn.Module) -> None:

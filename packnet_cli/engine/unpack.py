@@ -13,8 +13,8 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import data, feed, network
+from packnet_cli.engine.evaluate import Accuracy, Batches, evaluate
 from packnet_cli.engine.packed import Packed
-from packnet_cli.engine.train import Accuracy, Batches, evaluate
 from packnet_cli.errors import DataError, TaskError
 from packnet_cli.images import is_dataset, location
 from packnet_cli.recipe import Recipe

@@ -10,7 +10,8 @@ from packnet_cli.report import console
 from packnet_cli.report.logs import Write, log_to
 
 if TYPE_CHECKING:
-    from packnet_cli.engine.train import Accuracy, Step
+    from packnet_cli.engine.evaluate import Accuracy
+    from packnet_cli.engine.train import Step
 
     Show = Callable[[str, str, Step | Accuracy], None]
 
