@@ -250,10 +250,11 @@ def test_eval_names_bad_images(full, tmp_path, packnet):
     refused(packnet("eval", full, "--task", 1, "--data", folder, "--device", "cpu"), 6, "broken.jpg")
 
 
-def test_divergence_writes_nothing(packed, folders, packnet):
-    """Exit code 10, and what to try."""
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_divergence_writes_nothing(packed, folders, packnet, batch_size):
+    """Exit code 10, and what to try; also if it was the last step, which no loss has seen."""
     before = packed.read_bytes()
-    result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *QUICK)
+    result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *QUICK, "--batch-size", batch_size)
     assert result.exit_code == 10 and "lower learning rate" in result.stderr
     assert packed.read_bytes() == before
 

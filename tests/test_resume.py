@@ -6,7 +6,9 @@ import errno
 import gc
 import json
 import os
+import shutil
 import signal
+from functools import partialmethod
 from unittest.mock import Mock
 
 import pytest
@@ -17,7 +19,7 @@ from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import freezer, pack, resume
+from packnet_cli.engine import freezer, pack, resume, sources, train
 from packnet_cli.engine.resume import FILE
 from packnet_cli.engine.train import Step
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
@@ -367,3 +369,89 @@ def test_an_image_that_is_gone_does_not_take_the_training_with_it(packed, tmp_pa
     seen = []
     add(packed, folder, resume=True, progress=lambda task, running, at: seen.append(running))
     assert "train" not in seen and "retrain" in seen
+
+
+UNCACHED = dataclasses.replace(CPU, cache="off")
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("after", "gone"), [("dense", "train"), ("dense", "val"), ("retrain", "val")])
+def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, after, gone):
+    """Between the phases, at a measurement, or between two epochs: put back, the run ends as if they had stayed."""
+    recipe = dataclasses.replace(RECIPE, opt=opt, prune_steps=steps)
+    folder, away = tmp_path / "images", tmp_path / "away"
+    shutil.copytree(folders[0], folder)
+    init(tmp_path / "whole.st")
+    pack.add_task(tmp_path / "whole.st", folder, prune=0.5, recipe=recipe, machine=UNCACHED)
+
+    def take_away(task, phase, seen):
+        if phase == after and not away.exists():
+            (folder / gone).rename(away)
+
+    path = tmp_path / "packed.st"
+    init(path)
+    with pytest.raises(DataError, match="put it back and go on with --resume"):
+        pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=UNCACHED, progress=take_away)
+    away.rename(folder / gone)
+    pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=UNCACHED, resume=True)
+    assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_images_that_are_gone_during_a_search(tmp_path, folders):
+    """The checkpoint is that of the network before pruning, and stays."""
+    folder, away, path = tmp_path / "images", tmp_path / "away", tmp_path / "packed.st"
+    shutil.copytree(folders[0], folder)
+    how = dict(max_drop=99.0, recipe=RECIPE, machine=UNCACHED)
+    init(tmp_path / "whole.st")
+    pack.add_task(tmp_path / "whole.st", folder, **how)
+
+    def take_away(task, phase, seen):
+        if phase == "pruned at 0.5" and not away.exists():
+            (folder / "train").rename(away)
+
+    init(path)
+    with pytest.raises(DataError, match="put it back and go on with --resume"):
+        pack.add_task(path, folder, progress=take_away, **how)
+    away.rename(folder / "train")
+    pack.add_task(path, folder, resume=True, **how)
+    assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_what_is_pruned_and_not_retrained_is_not_pruned_again(tmp_path, folders, monkeypatch):
+    """The disk is full, and --resume writes what was kept."""
+    recipe = dataclasses.replace(RECIPE, retrain_epochs=0)
+    init(tmp_path / "whole.st")
+    add(tmp_path / "whole.st", folders[0], recipe)
+    path = tmp_path / "packed.st"
+    init(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        with pytest.raises(ArtifactError, match="What was trained is kept"):
+            add(path, folders[0], recipe)
+    add(path, folders[0], recipe, resume=True)
+    assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+@pytest.mark.parametrize("pause", [0.0, 3600.0])
+def test_what_is_kept_is_of_the_last_step(tmp_path, folders, monkeypatch, pause):
+    """Also where losses are looked at now and then only, as on a GPU."""
+    monkeypatch.setattr(train._Meter, "__init__", partialmethod(train._Meter.__init__, pause=pause or None))
+    folder, path = tmp_path / "images", tmp_path / "packed.st"
+    shutil.copytree(folders[0], folder)
+    init(tmp_path / "whole.st")
+    pack.add_task(tmp_path / "whole.st", folder, recipe=RECIPE, machine=UNCACHED)
+    init(path)
+    reads, left = sources.open_picture, iter(range(56))
+
+    def no_more(picture):
+        if next(left, None) is None:
+            raise FileNotFoundError(picture)
+        return reads(picture)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "open_picture", no_more)
+        with pytest.raises(DataError, match="go on with --resume"):
+            pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED)
+    pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED, resume=True)
+    assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()

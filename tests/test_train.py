@@ -42,6 +42,25 @@ def run(model, batches, freezer, **changes):
     return seen
 
 
+def test_bounds_that_are_infinite_are_no_divergence():
+    """Some networks keep such as buffers."""
+    model, batches = tiny()
+    model.register_buffer("bound", torch.tensor(float("inf")))
+    run(model, batches, Freezer(model, "momentum"))
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_a_frozen_norm_leaves_stochastic_depth_at_work(train_norm):
+    """Only what keeps running statistics stops, not every module that has a buffer, such as a table of positions."""
+    model, batches = tiny()
+    model.append(nn.Sequential(nn.Dropout()))
+    model[-1].register_buffer("table", torch.arange(3))
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append((model[1].training, model[-1][0].training)))
+    run(model, batches, Freezer(model, "momentum"), train_norm=train_norm)
+    assert set(modes[:-1]) == {(train_norm, True)}
+
+
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_frozen_weights_stay_under_every_optimizer(opt):
     """With weight decay, after a phase that left momentum behind: the frozen half keeps its bits, the rest moves."""
@@ -169,7 +188,7 @@ def gradually(freezer, model, batches, opt):
         lr=0.01,
         opt=opt,
         sched="none",
-        after_step=lambda place, optimizer: optimizers.append(optimizer),
+        after_step=lambda place, optimizer, looked: optimizers.append(optimizer),
     )
     for epoch in epochs:
         keep = parts < 0.5 - 0.1 * epoch

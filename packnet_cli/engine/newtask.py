@@ -150,6 +150,8 @@ class NewTask:
                 self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], self.index, goal - done)
                 weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
             self.freezer.hold(weights, self._trainable())
+            if step == 1 and self.keeper is not None:
+                self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, Place())
             if step == steps:
                 self.measure("pruned", trial)
 
@@ -159,8 +161,11 @@ class NewTask:
                 Teacher(self.model, weight, self.forward_of) if weight and self.recipe.retrain_epochs else None
             )
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, read)
-            release(1)
-        for epoch in self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher):
+        if not self.resumed or Place(*self.resumed.notes["place"]).epoch == 0:
+            release(1)  # of a run that goes on only what it had not measured
+        # By a name, so that the optimizer is still there if an error ends the loop, for the checkpoint.
+        epochs = self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher)
+        for epoch in epochs:
             if 0 < epoch < steps:
                 release(epoch + 1)
         self.measure("retrained", trial)
@@ -213,13 +218,15 @@ class NewTask:
         self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
         self.freezer.hold(network.read(self.model, set(self.mask)), self._trainable())
 
-    def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer) -> None:
+    def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
         if self.keeper is None:
             return
-        self.keeper.agree()
         # Of the optimizer no more than a reference: at the end of the phase its moments need not be kept.
         self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, weakref.ref(optimizer))
+        if not looked:
+            return
+        self.keeper.agree()
         if self.keeper.is_due():
             self._write_checkpoint()
         self.keeper.stop_if_asked()
@@ -239,8 +246,10 @@ class NewTask:
     ) -> bool:
         """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
         if phase not in (TRAIN, RETRAIN, SEARCHED):
-            return False
+            return keeper.has_one()
         optimizer = optimizing()
+        if optimizer:
+            self.freezer.forget_released(optimizer)
         moments, numbers = resume.optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
@@ -270,6 +279,7 @@ class NewTask:
         if checkpoint.room("teacher"):
             self._teacher = Teacher(self.model, self.recipe.distill_weight, self.forward_of)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
+            network.forget_computed(self._teacher.model)
         self.freezer.in_part = notes["in part"]
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}

@@ -80,10 +80,14 @@ class Keeper:
         self.asked = self.stopping = False
         self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint of what there is; whether it could
 
+    def has_one(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.folder / FILE).exists()
+
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
         path = self.folder / FILE
-        if not path.exists():
+        if not self.has_one():
             return None
         try:
             with safe_open(path, framework="pt") as file:
@@ -129,7 +133,7 @@ class Keeper:
         """Raise InterruptedRun if the user or the system has asked for it."""
         if self.stopping:
             distributed.wait_for_all()  # the first has written its checkpoint
-            kept = "go on with --resume" if (self.folder / FILE).exists() else "nothing was written"
+            kept = "go on with --resume" if self.has_one() else "nothing was written"
             raise InterruptedRun(f"interrupted; the packed model is as it was before; {kept}")
 
     @contextmanager

@@ -58,7 +58,7 @@ class Resume:
     set_random: Callable[[], None]
 
 
-def _nothing(place: Place, optimizer: torch.optim.Optimizer) -> None:
+def _nothing(place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
     """The callback of a run that is not kept."""
 
 
@@ -104,7 +104,7 @@ def train(
     teacher: Teacher | None = None,
     seed: int = 0,
     resume: Resume | None = None,
-    after_step: Callable[[Place, torch.optim.Optimizer], None] = _nothing,
+    after_step: Callable[[Place, torch.optim.Optimizer, bool], None] = _nothing,
 ) -> Iterator[int]:
     """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
@@ -115,7 +115,8 @@ def train(
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
     function, if it is not to run as it is. `rates` names parameters that learn at a multiple of the rate.
-    `progress` and `after_step` are called after each step, on a GPU every PAUSE seconds and after the last of an epoch.
+    `progress` is called after each step, on a GPU every PAUSE seconds and after the last of an epoch; `after_step` then
+    with True, after the other steps with False.
     Raises DivergedError.
     """
     if not epochs:
@@ -131,6 +132,7 @@ def train(
         param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates, trained=freezer.trained()),
         **fused(opt, device),
     )
+    finite = {name for name, value in model.state_dict().items() if value.isfinite().all()}  # some networks have bounds
     before, after = around
     span = before + epochs + after
     scheduler, _ = create_scheduler_v2(
@@ -142,6 +144,7 @@ def train(
         updates_per_epoch=len(batches),
     )
     at = resume.place if resume else Place()
+    images: torch.Tensor | None = None
     if resume:
         resume.set_optimizer(optimizer)
     if scheduler is not None and (before or resume):
@@ -180,18 +183,28 @@ def train(
                 scheduler.step_update((before + epoch) * len(batches) + step + 1)
 
             meter.add(loss, logits, labels)
-            if meter.is_due() or step + 1 == len(batches):
+            looked = meter.is_due() or step + 1 == len(batches)
+            if looked:
                 if (bad := meter.read()) is not None:
                     steps_ago, value = bad
                     raise _diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}", lr)
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *meter.means(), rate))
-                after_step(Place(epoch, step + 1), optimizer)
+            after_step(Place(epoch, step + 1), optimizer, looked)
         if train_norm:
             distributed.average_statistics(model)
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():
-        if not value.isfinite().all():
+        if name in finite and not value.isfinite().all():
             raise _diverged(f"{name} is no longer finite after the last epoch", lr)
+    if images is not None and not _logits(model, images).isfinite().all():
+        raise _diverged("the logits are no longer finite after the last epoch", lr)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """As they will be measured."""
+    logits: torch.Tensor = model.eval()(images)  # (N, classes)
+    return logits
 
 
 class _Meter:
@@ -257,5 +270,5 @@ def _diverged(what: str, lr: float) -> DivergedError:
 def _stop_statistics(model: nn.Module) -> None:
     """Put every layer that keeps running statistics into eval mode, as `model.train()` undoes it each time."""
     for module in model.modules():
-        if next(module.buffers(recurse=False), None) is not None:
+        if any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False)):
             module.eval()
