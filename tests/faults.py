@@ -26,7 +26,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import atomic, edit, format, verify
 from packnet_cli.engine import pack
-from packnet_cli.engine.resume import FILE, Keeper
+from packnet_cli.engine.resume import Keeper
 from packnet_cli.errors import InterruptedRun
 
 RUN = dict(machine=CPU, checkpoint_minutes=0)
@@ -124,7 +124,7 @@ def problems_left(verb, path, allowed):
         left = set(os.listdir(path.parent)) - allowed - {path.name, ".packed.st.lock", ".packed.st.holder"}
     if left:
         problems.append(f"left: {sorted(left)}")
-    checkpoint = path.with_name("packed.st.resume") / FILE
+    checkpoint = atomic.checkpoint(path)
     if which == "the old file" and checkpoint.exists():
         verb.run(True)
         if path.read_bytes() != verb.new:

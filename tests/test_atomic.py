@@ -1,6 +1,7 @@
 """One writer at a time, and room for what it writes."""
 
 import fcntl
+import multiprocessing
 import os
 import re
 import signal
@@ -8,7 +9,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +110,26 @@ def test_the_lock_goes_when_the_verb_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic.locked(tmp_path / "a.st"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+
+
+def take_turns(path, until):
+    """Lock and let go over and over; how often another process was inside, too."""
+    inside, met = path.with_name("inside"), 0
+    while time.time() < until:
+        with suppress(ConflictError), atomic.locked(path):
+            try:
+                os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                inside.unlink()
+            except FileExistsError:
+                met += 1
+    return met
+
+
+def test_the_lock_is_held_by_one(tmp_path):
+    """Also at the moment at which its file is removed: earlier versions of filelock let two in."""
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        until = time.time() + 4
+        assert not any(pool.map(partial(take_turns, until=until), [tmp_path / "a.st"] * 4))
 
 
 @pytest.mark.parametrize("command", ["init", "add-task", "remove-task", "rename"])

@@ -41,7 +41,7 @@ def test_a_path_that_no_file_can_have(tmp_path):
         data.check_images(data.Split([path], [0]))
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_a_held_out_folder_is_used(folder, name):
     """Under any of its usual names."""
     (folder / "val").rename(folder / name)
@@ -109,6 +109,7 @@ def test_an_unknown_class_is_refused(folder):
         (lambda f: shutil.rmtree(f / "train" / "class1"), "unknown to the task: class1"),
         (lambda f: shutil.rmtree(f / "val" / "class1"), "has no images of 1 class.*: class1; add some"),
         (lambda f: [shutil.rmtree(p) for p in (f / "val").iterdir()], "holds no class folders"),
+        (lambda f: [(f / p).rename(f / p.title()) for p in ("train", "val")], "Train, Val, which are no classes"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on(folder, spoil, message):

@@ -15,7 +15,6 @@ from conftest import CPU, QUICK, make_folder
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, feed, pack
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.resume import FILE
 from packnet_cli.errors import DivergedError, UsageError
 
 # Processes that start from one which has imported everything, with no threads to copy.
@@ -114,7 +113,7 @@ def test_two_train_what_one_trains(tmp_path, folder, alone):
     path.write_bytes(before)
     codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, event=interrupt)
     assert codes == [130, 130] and said.count("error: interrupted") == 1, said
-    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / FILE).exists()
+    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()
     codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--resume")
     assert codes == [0, 0] and path.read_bytes() == whole, said
     assert os.listdir(tmp_path) == ["packed.st"]

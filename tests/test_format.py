@@ -178,6 +178,17 @@ def test_what_no_reader_takes_is_not_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_metadata_that_no_reader_takes_is_not_written(tmp_path):
+    """A number out of its range, say."""
+    path, artifact = tmp_path / "a.st", small_artifact()
+    format.save(artifact, path)
+    before, [task, *rest] = path.read_bytes(), artifact.header.tasks
+    tasks = (dataclasses.replace(task, prune=1.0), *rest)
+    with pytest.raises(ArtifactError, match="cannot write .*a.st, as nobody could read it .*prune"):
+        format.save(dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, tasks=tasks)), path)
+    assert path.read_bytes() == before
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     """Here the disk is full when the new file is flushed."""
     (tmp_path / "a.st").write_bytes(b"old")

@@ -29,6 +29,7 @@ def hub():
     files = {}
     for repo, state, classes in ((REPO, weights, 1000), (ENCODER, body, 0)):
         config = {"architecture": "test_resnet", "num_classes": classes, "pretrained_cfg": {"classifier": "fc"}}
+        config["model_args"] = {"num_classes": classes}  # which is not for a file
         files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
         files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
 

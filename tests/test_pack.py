@@ -167,6 +167,45 @@ def test_prune_the_newest(packed, folders, restart):
     assert not verify.altered_tasks(again) and again.free_count() == 0
 
 
+def test_prune_again_and_again(packed, folders):
+    """Fractions that come to all but nothing are still less than 1."""
+    recipe = dataclasses.replace(QUICK, retrain_epochs=0, keep_at_least=4)
+    pack.add_task(packed, folders[0], prune=0.5, recipe=recipe, machine=CPU)
+    for _ in range(6):
+        pack.prune_task(packed, "red", prune=0.999, recipe=recipe, machine=CPU)
+    assert format.load(packed).header.task(1).prune < 1
+
+
+def test_prune_by_distilling_keeps_what_the_task_remembers(packed, folders, tmp_path):
+    """It is still measured on its own images, if they are still there."""
+    pack.add_task(packed, folders[0], **RUN)
+    task = pack.prune_task(packed, "red", prune=0.5, distill=folders[1], machine=CPU).header.task(1)
+    assert task.data == str(folders[0]) and task.images == 9 and task.top1 is not None
+    said = []
+    away = folders[0].rename(tmp_path / "away")
+    try:
+        pack.prune_task(
+            packed, "red", prune=0.5, distill=folders[1], machine=CPU, say=lambda *line, **_: said.extend(line)
+        )
+    finally:
+        away.rename(folders[0])
+    assert format.load(packed).header.task(1).top1 is None and "are no longer at" in said[0]
+
+
+@pytest.mark.parametrize("first", [{}, {"distill": 1}])
+def test_prune_on_labels_what_was_kept_without(tmp_path, folders, weights, first):
+    """That a network was not retrained, or by its teacher alone, holds for the images that there were."""
+    path, names = tmp_path / "packed.st", tmp_path / "names.txt"
+    names.write_text("class0\nclass1\nclass2\nclass3\n")
+    first = {name: folders[number] for name, number in first.items()}
+    pack.init(path, "test_resnet", weights=weights, class_names=names, prune=0.5, **first, **SMALL, **RUN)
+    phases = []
+    task = pack.prune_task(
+        path, "1", prune=0.5, folder=folders[2], machine=CPU, progress=lambda task, phase, at: phases.append(phase)
+    ).header.task(1)
+    assert "retrain" in phases and task.recipe["distill_weight"] < 1
+
+
 def test_prune_starts_from_what_the_task_is(packed, folders):
     """With nothing to release and no epochs, nothing changes at all."""
     before = pack.add_task(packed, folders[0], prune=0.5, **RUN)

@@ -20,7 +20,6 @@ from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import freezer, pack, resume, sources, train
-from packnet_cli.engine.resume import FILE
 from packnet_cli.engine.train import Step
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 
@@ -79,7 +78,7 @@ def test_same_bytes(tmp_path, folders, whole, name, phase, epoch, step):
         step = min(step, 2)  # this task has twelve images, two batches
     with pytest.raises(InterruptedRun, match="as it was before; go on with --resume"):
         add(path, folders[1], recipe, progress=stop_at(phase, epoch, step))
-    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / FILE).exists()
+    assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()
     (tmp_path / "link.st").symlink_to(path)
     add(tmp_path / "link.st", folders[1], recipe, resume=True)
     assert path.read_bytes() == after
@@ -100,6 +99,19 @@ def test_an_optimizer_goes_on_with_what_it_had(tmp_path, folders, whole, later, 
     path.write_bytes(whole["adamw"][0])
     monkeypatch.setattr(freezer, "LARGEST_PART", 1 - later)
     assert format.digest(add(path, folders[1], RECIPES["adamw"]).state(2)) == format.digest(stopped.state(2))
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path, folders):
+    """A checkpoint goes when the run has ended; its folder only if it is empty."""
+    path, notes = tmp_path / "packed.st", tmp_path / "packed.st.resume" / "notes.txt"
+    init(path)
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(InterruptedRun):
+        add(path, folders[0], progress=stop_at("train", 1, 1))
+    (notes.parent / ".checkpoint.safetensors.abcd1234.tmp").mkdir()  # left by one that was killed
+    add(path, folders[0], resume=True)
+    assert os.listdir(notes.parent) == ["notes.txt"]
 
 
 def test_stopped_twice_by_the_system(tmp_path, folders, whole):
@@ -153,7 +165,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes
         pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, seed=7, force=True)
     with pytest.raises(ConflictError, match=what):
         add(path, folder, resume=True, **changes)
-    assert (tmp_path / "packed.st.resume" / FILE).exists()
+    assert (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, folders):
@@ -161,7 +173,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, folders):
     path = tmp_path / "packed.st"
     init(path)
     (tmp_path / "packed.st.resume").mkdir()
-    (tmp_path / "packed.st.resume" / FILE).write_bytes(b"nonsense")
+    (tmp_path / "packed.st.resume" / "checkpoint.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
         add(path, folders[0], resume=True)
 

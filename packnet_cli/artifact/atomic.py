@@ -91,8 +91,7 @@ def locked(path: Path) -> Iterator[None]:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         with suppress(OSError):  # a full disk: the lock holds all the same
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-        for left in target.parent.glob(f".{glob.escape(target.name)}.{RANDOM}.tmp"):
-            shutil.rmtree(left, ignore_errors=True)  # by a writer that was killed; no other is at work now
+        _remove_leftovers(target)
         yield
     finally:
         for file in (holder, marker):
@@ -137,10 +136,24 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def checkpoint_folder(path: Path) -> Path:
-    """Where what an interrupted run needs to go on is kept, whichever link the file is named by."""
+def checkpoint(path: Path) -> Path:
+    """The file of what an interrupted run needs to go on, in a folder beside `path`, whichever link names that."""
     target = _target(path)
-    return target.with_name(target.name + ".resume")
+    return target.with_name(target.name + ".resume") / "checkpoint.safetensors"
+
+
+def remove_checkpoint(file: Path) -> None:
+    """Remove a checkpoint, and its folder if nobody has put anything else there."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+        _remove_leftovers(file)
+        file.parent.rmdir()
+
+
+def _remove_leftovers(target: Path) -> None:
+    """What writers of `target` that were killed have left; to be called when no other is at work."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{RANDOM}.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _target(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from packnet_cli.artifact import atomic, codec, compact, format, header, masks, verify
+from packnet_cli.artifact import atomic, codec, compact, format, masks, verify
 from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ArtifactError, ForgettingError, TaskError, UsageError
 
@@ -173,7 +173,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     digests = [after.digest(task.index) if task in changed else task.digest for task in about.tasks]
     tasks = (dataclasses.replace(task, digest=d) for task, d in zip(about.tasks, digests, strict=True))
     about = dataclasses.replace(about, tasks=tuple(tasks))
-    format.write_tensors(stored, {"packnet": header.write(about)}, output)
+    format.write_tensors(stored, format.metadata(about, output), output)
     return Sizes.of(path, tensors), Sizes.of(output, stored)
 
 

@@ -249,8 +249,17 @@ def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None
     ArtifactError for what was read from a compact file.
     """
     artifact.header.check_changeable(path)
-    metadata = {"packnet": header.write(artifact.header)}
-    write_tensors(artifact.tensors(), metadata, path, unchanged_since=unchanged_since)
+    write_tensors(artifact.tensors(), metadata(artifact.header, path), path, unchanged_since=unchanged_since)
+
+
+def metadata(about: Header, path: Path) -> dict[str, str]:
+    """The metadata for a file `path`. Raises ArtifactError if no reader would take it."""
+    text = header.write(about)
+    try:
+        header.parse(path, text)
+    except DamageError as error:
+        raise ArtifactError(f"cannot write {path}, as nobody could read it ({error}). Please report this") from None
+    return {"packnet": text}
 
 
 def write_tensors(

@@ -99,11 +99,12 @@ class Run:
 
         if self.log is not None and self.log.resolve() == path.resolve():
             raise UsageError(f"--log {self.log} is the packed model itself; name a folder")
-        folder = atomic.checkpoint_folder(path)
-        if self.resume and not folder.exists():
-            report.say(f"there is no interrupted run in {folder}; starting from the beginning")
-        elif folder.exists() and not self.resume:
-            report.say(f"{folder} holds an interrupted run, which --resume would go on with; this one will replace it")
+        kept = atomic.checkpoint(path)
+        if self.resume and not kept.exists():
+            report.say(f"there is no interrupted run in {kept.parent}; starting from the beginning")
+        elif kept.exists() and not self.resume:
+            where = kept.parent
+            report.say(f"{where} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
 # In place of its parameter `run` a command gets the Run that its user wants.

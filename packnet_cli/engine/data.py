@@ -55,7 +55,7 @@ def open_training(
 ) -> TrainingImages:
     """The classes, training images and held-out images in a folder, list or dataset (see `sources.py`).
 
-    `folder` holds train/<class>/ and val/<class>/ (or validation/, test/), or just <class>/, or train/<class>/ alone.
+    `folder` holds train/<class>/ and val/<class>/ (valid/, validation/, test/), or just <class>/, or train/<class>/.
     If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
     always the same files. A network that knows its `classes` already has its labels by them, and need not find all of
     them here.

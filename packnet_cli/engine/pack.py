@@ -26,7 +26,7 @@ from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.errors import ArtifactError, CapacityError, TaskError
-from packnet_cli.images import task_name
+from packnet_cli.images import is_dataset, task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -237,8 +237,11 @@ def prune_task(
         raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
-    if folder is None and entry.data and distill is None:
-        folder = Path(entry.data)
+    known = Path(entry.data)
+    if folder is None and entry.data and (distill is None or known.exists() or is_dataset(known)):
+        folder = known
+    elif folder is None and entry.data:
+        say(f"the images of {entry.name} are no longer at {known}; --data measures it elsewhere", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
     images, recipe = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
     claim = claim_again(artifact)
@@ -251,7 +254,7 @@ def prune_task(
         if resume:
             task.go_on_from(keeper.load())
         task.prune_and_retrain(prune)
-        total = 1 - (1 - entry.prune) * (1 - prune)
+        total = min(1 - (1 - entry.prune) * (1 - prune), 1 - 2**-53)  # some weight is left, however it rounds
         after = with_trained(task, claim, entry.name, images, folder, total, entry.search)
         write(after, path, task, keeper, unchanged_since)
     return after

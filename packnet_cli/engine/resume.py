@@ -2,13 +2,13 @@
 
 `packed.st.resume/` holds one file, `checkpoint.safetensors`: the network, the task-index masks, the optimizer's tensors
 and the teacher, and as JSON in its metadata where the run stands and what it is a run of. On a CPU a run that goes on
-ends in the same bytes as one that was never stopped. Nothing in it is ever unpickled.
+ends in the same bytes as one that was never stopped, if it is of one process: of several, all go on with the first
+one's batch norm statistics. Nothing in it is ever unpickled.
 """
 
 import copy
 import json
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 
-FILE, NOTES = "checkpoint.safetensors", "packnet_resume.3"
+NOTES = "packnet_resume.3"
 CHECKPOINT_MINUTES = 5.0
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
@@ -60,7 +60,7 @@ class Checkpoint:
 def interrupted_run(artifact: Path) -> dict[str, Any]:
     """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
     try:
-        with safe_open(atomic.checkpoint_folder(artifact) / FILE, framework="pt") as file:
+        with safe_open(atomic.checkpoint(artifact), framework="pt") as file:
             return dict(json.loads(file.metadata()[NOTES])["run"])
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
         return {}
@@ -74,7 +74,7 @@ class Keeper:
     """
 
     def __init__(self, artifact: Path, run: dict[str, Any], every: float, say: Say = unsaid) -> None:
-        self.folder = atomic.checkpoint_folder(artifact)
+        self.file = atomic.checkpoint(artifact)
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.asked = self.stopping = False
@@ -82,25 +82,24 @@ class Keeper:
 
     def has_one(self) -> bool:
         """Whether there is a checkpoint."""
-        return (self.folder / FILE).exists()
+        return self.file.exists()
 
     def load(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
-        path = self.folder / FILE
         if not self.has_one():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(self.file, framework="pt") as file:
                 notes = json.loads(file.metadata()[NOTES])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 run = dict(notes["run"])
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}); remove {self.folder} and start anew") from None
+            raise ArtifactError(f"{self.file} is damaged ({error}); remove {self.file.parent} and start anew") from None
         different = sorted(key for key in self.run.keys() | run.keys() if self.run.get(key) != run.get(key))
         if different:
             raise ConflictError(
-                f"{self.folder} is of another run: {_differences(run, self.run, different)}. Repeat that command, or "
-                "remove the folder and start anew"
+                f"{self.file.parent} is of another run: {_differences(run, self.run, different)}. "
+                "Repeat that command, or remove the folder and start anew"
             )
         return Checkpoint(tensors, notes)
 
@@ -121,8 +120,8 @@ class Keeper:
             return True
         whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         try:
-            self.folder.mkdir(exist_ok=True)
-            with atomic.replacing(self.folder / FILE) as temporary:
+            self.file.parent.mkdir(exist_ok=True)
+            with atomic.replacing(self.file) as temporary:
                 save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **notes})})
         except (OSError, ArtifactError, TypeError) as error:  # of some optimizers JSON cannot hold the state
             self.say(f"no checkpoint could be kept: {error}", warning=True)
@@ -164,7 +163,7 @@ class Keeper:
 
     def remove(self) -> None:
         if not distributed.rank():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            atomic.remove_checkpoint(self.file)
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:

@@ -14,6 +14,8 @@ from packnet_cli.errors import DataError
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Picture, is_dataset, is_list
 from packnet_cli.lists import read_list
 
+VALID = "valid"  # what some call a folder of held-out images
+
 
 class HeldOutFiles(NamedTuple):
     """Images that are held out, and what to call where they are."""
@@ -101,7 +103,9 @@ def _training_folder(folder: Path) -> Path:
 
 def _held_out_folder(folder: Path) -> Path | None:
     _check_folder(folder)
-    return next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
+    # "valid" may also be a class, beside "invalid".
+    names = (*HELD_OUT, VALID) if (folder / TRAIN).is_dir() else HELD_OUT
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _class_files(folder: Path) -> ClassFiles:
@@ -112,6 +116,8 @@ def _class_files(folder: Path) -> ClassFiles:
         raise DataError(
             f"{folder} holds {len(names)} data folders, each with its train/; name one, such as {folder / names[0]}"
         )
+    if len(names) > 1 and {name.lower() for name in names} <= {TRAIN, "training", VALID, *HELD_OUT}:
+        raise DataError(f"{folder} holds {', '.join(names)}, which are no classes; call them {TRAIN} and {HELD_OUT[0]}")
     if not any(files.values()):
         raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
     return files

@@ -92,7 +92,8 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         # Building the network again must not need the hub: its configuration is kept in the artifact.
         with _from_hub(arch):
             cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
-        return name, cfg, dict(arguments or {})
+        # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
+        return name, cfg, {key: value for key, value in (arguments or {}).items() if is_argument(key)}
     name = arch.partition(".")[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
