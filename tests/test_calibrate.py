@@ -1,6 +1,7 @@
 """How certain a task is: its temperature, and how often `auto` picks the right task by it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,15 +53,17 @@ def test_entropies_of_what_is_certain_and_of_a_guess():
     assert between < entropies(logits, 2.0)[2] < 1
 
 
-def test_the_temperature_is_recorded(full, packed, folders, packnet):
+def test_the_temperature_is_recorded(full, packed, folders, packnet, tmp_path):
     """With each task that has held-out images; without any there is none, and the file says nothing of it."""
     assert all(0.05 < task.temperature < 20 for task in format.load_header(full).tasks)
     assert f"{format.load_header(full).task('red').temperature:g}" in packnet("info", full, "--task", "red").stdout
-    images = folders[0] / "train"
+    images = tmp_path / "images"
+    shutil.copytree(folders[0], images)
     pack.init(packed, "test_resnet", weights=None, pretrained=False, force=True, data_config={"img_size": 32})
-    pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU, prune=0.5)
+    pack.add_task(packed, images, recipe=QUICK, machine=CPU, prune=0.5)
     [before] = format.load_header(packed).tasks
-    pack.prune_task(packed, "red", prune=0.5, distill=images, recipe=QUICK, machine=CPU)
+    shutil.rmtree(images)
+    pack.prune_task(packed, before.name, prune=0.5, distill=folders[0] / "train", recipe=QUICK, machine=CPU)
     [after] = format.load_header(packed).tasks
     assert before.temperature is not None and after.temperature is None
     assert b"temperature" not in packed.read_bytes()

@@ -92,6 +92,15 @@ def test_not_even_one_image_fits(packed, folders, room_for):
     assert packed.read_bytes() == before
 
 
+def test_a_batch_of_one_may_be_too_small_for_batch_norm(tmp_path, folders, room_for):
+    """One clear error here too: more do not fit, and of one there are no statistics."""
+    path = tmp_path / "small.st"
+    pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 16})
+    room_for(1)
+    with pytest.raises(UsageError, match="batch norm finds no statistics in batches of 1"):
+        pack.add_task(path, folders[0], recipe=with_size(AtMost(8)), **RUN)
+
+
 def raiser(error):
     """A function that raises this."""
 

@@ -1,6 +1,7 @@
 """What the verbs do beyond the promise: the pretrained network as a task, prune, a head alone, the search."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -165,6 +166,16 @@ def test_prune_the_newest(packed, folders, restart):
         assert after.shared[layer][freed].tobytes() == before.shared[layer][freed].tobytes()
     again = pack.add_task(packed, folders[2], **RUN)
     assert not verify.altered_tasks(again) and again.free_count() == 0
+
+
+def test_a_class_with_one_image_is_named(packed, tmp_path):
+    """Before training: nothing of it is held out."""
+    folder, said = make_folder(tmp_path / "some"), []
+    shutil.rmtree(folder / "val")
+    for number in range(1, 6):
+        (folder / "train" / "class1" / f"{number}.png").unlink()
+    pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append)
+    assert said[0] == "1 of 3 classes have one image only, 'class1' among them: it is trained on, not measured"
 
 
 def test_prune_again_and_again(packed, folders):

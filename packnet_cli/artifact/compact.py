@@ -1,7 +1,9 @@
 """The tensors of a compact file, made of an artifact's and turned back. The specification stands in `format.py`."""
 
 import math
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from packnet_cli.artifact import codec, masks
 from packnet_cli.artifact.header import Compact, Header
 
 State = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
@@ -23,12 +26,23 @@ def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
         stored[f"bits.{name}"] = codec.write_mask(mask, trees[name])
         stored[f"values.{name}"] = codec.narrow(tensors[f"shared.{name}"][mask != masks.FREE], dtype)
     before: State = {}
+    given = by_task(tensors)
     for task in header.tasks:
-        own = {key.split(".", 2)[2]: array for key, array in tensors.items() if key.startswith(f"task.{task.index}.")}
-        own = {name: codec.narrow(array, dtype) for name, array in own.items()}
+        own = {name: codec.narrow(array, dtype) for name, array in given[str(task.index)].items()}
         stored |= {f"task.{task.index}.{name}": a for name, a in own.items() if not _same(a, before.get(name))}
         before = own
     return Compact(dtype, shapes, trees, {task.index: task.digest for task in header.tasks}), stored
+
+
+def by_task(tensors: Mapping[str, T]) -> defaultdict[str, dict[str, T]]:
+    """What tasks have of their own, by the index as the key has it, and the name."""
+    found: defaultdict[str, dict[str, T]] = defaultdict(dict)
+    for key, value in tensors.items():
+        room, _, rest = key.partition(".")
+        index, _, name = rest.partition(".")
+        if room == "task":
+            found[index][name] = value
+    return found
 
 
 def _same(one: NDArray[Any], other: NDArray[Any] | None) -> bool:
@@ -41,13 +55,14 @@ def _same(one: NDArray[Any], other: NDArray[Any] | None) -> bool:
 def expand(header: Header, how: Compact, stored: State) -> State:
     """The tensors of a compact file as those of format 1. Raises ValueError if they break a rule."""
     tensors = {key: codec.widen(array) for key, array in stored.items() if key.startswith("task.")}
+    given = by_task(tensors)
     rest = stored.keys() - tensors.keys() - {f"{room}.{name}" for name in how.shapes for room in ("values", "bits")}
     if rest:
         raise ValueError(f"unexpected tensor {min(rest)!r}")
-    for earlier, later in zip(header.tasks, header.tasks[1:], strict=False):
-        old, new = f"task.{earlier.index}.", f"task.{later.index}."
-        same = {new + key.removeprefix(old): array for key, array in tensors.items() if key.startswith(old)}
-        tensors = same | tensors
+    own: State = {}
+    for task in header.tasks:
+        own = own | given[str(task.index)]
+        tensors |= {f"task.{task.index}.{name}": array for name, array in own.items()}
     for name, shape in how.shapes.items():
         if not {f"values.{name}", f"bits.{name}"} <= stored.keys():
             raise ValueError(f"values.{name} or bits.{name} is missing")

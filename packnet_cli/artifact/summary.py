@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from packnet_cli.artifact import format
+from packnet_cli.artifact.compact import by_task
 from packnet_cli.artifact.format import Header, Task
 from packnet_cli.errors import DamageError
 
@@ -106,14 +107,12 @@ def summarize(path: Path) -> Summary:
     if not any(layers.values()):
         raise DamageError(f"{path} is damaged: it holds no packed weights")
     own = heads = 0
+    kinds = by_task(tensors)
     of_task: dict[str, int] = {}
     for task in header.tasks:
-        start = f"task.{task.index}."
-        sizes = {
-            key: _bytes(*kind, header.compact is not None) for key, kind in tensors.items() if key.startswith(start)
-        }
+        sizes = {name: _bytes(*kind, header.compact is not None) for name, kind in kinds[str(task.index)].items()}
         # In a compact file what is not there is as the task before has it.
-        of_task = (of_task if header.compact else {}) | {key.removeprefix(start): size for key, size in sizes.items()}
+        of_task = (of_task if header.compact else {}) | sizes
         own += sum(of_task.values())
         heads += sum(of_task[name] for name in of_task if name.startswith(tuple(f"{head}." for head in header.head)))
     packed, tasks = 4 * sum(layers.values()), len(header.tasks)

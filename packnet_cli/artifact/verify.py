@@ -70,12 +70,14 @@ def _damaged_tensors(header: Header, tensors: State) -> list[Finding]:
     digests = format.tensor_digests(tensors)
     findings = []
     for key in sorted(digests.keys() | header.tensors.keys()):
+        if digests.get(key) == header.tensors.get(key):
+            continue
         task = next((task.index for task in header.tasks if key.startswith(f"task.{task.index}.")), None)
         if key not in digests:
             findings.append(Finding(f"{key} is missing", task, key))
         elif key not in header.tensors:
             findings.append(Finding(f"{key} was not written with the file", task, key))
-        elif digests[key] != header.tensors[key]:
+        else:
             findings.append(Finding(f"{key} is not what was written", task, key))
     return findings
 

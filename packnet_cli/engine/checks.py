@@ -14,6 +14,7 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.network import reason
+from packnet_cli.engine.resume import Say
 from packnet_cli.errors import CapacityError, UsageError
 from packnet_cli.recipe import AUTO, Recipe
 
@@ -49,6 +50,13 @@ def load_whole(path: Path) -> Artifact:
     largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
     atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
     return artifact
+
+
+def say_what_is_not_measured(images: data.TrainingImages, say: Say) -> None:
+    """The classes of which nothing could be held out, as they have a single image."""
+    if lone := images.classes if images.held_out is None else images.held_out.missing:
+        named = f"{len(lone)} of {len(images.classes)} classes have one image only, {lone[0]!r} among them"
+        say(f"{named}: it is trained on, not measured")
 
 
 def check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 from timm.utils import decay_batch_step
 
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import data, distributed
+from packnet_cli.engine import data, distributed, network
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.newtask import NewTask, silent
@@ -54,12 +54,13 @@ def fit_batch_size(
     if there is not None:
         return dataclasses.replace(recipe, batch_size=there)
     size = int(most)
-    while not _fits(claim, images, dataclasses.replace(recipe, batch_size=size), machine, retrain):
-        gc.collect()  # what was left half-way may hang in circles
-        torch.cuda.empty_cache()
-        size = decay_batch_step(size)
-        if not size:
-            raise UsageError("the device's memory is not enough for one image; try a smaller network or image size")
+    with network.workable_batches(1):  # that batch norm has too little to see it says of the smallest only
+        while not _fits(claim, images, dataclasses.replace(recipe, batch_size=size), machine, retrain):
+            gc.collect()  # what was left half-way may hang in circles
+            torch.cuda.empty_cache()
+            size = decay_batch_step(size)
+            if not size:
+                raise UsageError("the device's memory is not enough for one image; try a smaller network or image size")
     say(f"batches of {size}" + (f": for {most} the device's memory is not enough" if size < most else ""))
     return dataclasses.replace(recipe, batch_size=size)
 

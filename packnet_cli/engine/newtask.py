@@ -168,7 +168,8 @@ class NewTask:
         for epoch in epochs:
             if 0 < epoch < steps:
                 release(epoch + 1)
-        self.measure("retrained", trial)
+        if self.recipe.retrain_epochs:
+            self.measure("retrained", trial)
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
         if self.resumed and self.resumed.notes["phase"] != phase:

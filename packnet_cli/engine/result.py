@@ -11,7 +11,7 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.distributed import check_equal, rank
 from packnet_cli.engine.newtask import NewTask
 from packnet_cli.engine.resume import Keeper, Say
-from packnet_cli.errors import ArtifactError, ConflictError
+from packnet_cli.errors import ArtifactError, CapacityError, ConflictError
 from packnet_cli.images import location
 
 
@@ -55,7 +55,7 @@ def write(
     """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
     try:
         save(artifact, path, unchanged_since)
-    except (ArtifactError, ConflictError) as error:
+    except (ArtifactError, CapacityError, ConflictError) as error:
         if task.keep_result():
             raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
         raise
