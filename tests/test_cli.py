@@ -492,11 +492,14 @@ def test_quiet_is_not_silent_about_what_may_be_lost(capsys, monkeypatch):
     assert capsys.readouterr().err == "warning: no checkpoint could be kept\n"
 
 
-def test_extract_does_not_write_over_another_packed_model(full, tmp_path, packnet):
-    """All its tasks would be lost."""
-    other = shutil.copy(full, tmp_path / "other.safetensors")
-    refused(packnet("extract", full, "--task", 1, "-o", other), 2, "is a packed model")
-    assert other.read_bytes() == full.read_bytes()
+@pytest.mark.parametrize(("command", "suffix"), [(["extract", "--task", 1], ".safetensors"), (["plot"], ".svg")])
+def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command, suffix):
+    """Another one, or, by a link to it, the same: all tasks would be lost."""
+    other, link, before = shutil.copy(full, tmp_path / f"other{suffix}"), tmp_path / f"link{suffix}", full.read_bytes()
+    link.symlink_to(full)
+    refused(packnet(*command, full, "-o", other), 2, "is a packed model")
+    refused(packnet(*command, full, "-o", link), 2, "the packed model itself")
+    assert other.read_bytes() == full.read_bytes() == before
 
 
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):

@@ -151,11 +151,7 @@ def extract(
     from packnet_cli.artifact import atomic, format
 
     target, form = Path(output), _form(output)
-    if target.resolve() == path.resolve():
-        raise UsageError(f"{target} is the packed model itself; name another file to write")
-    with suppress(ArtifactError):  # it is nothing of the kind
-        format.load_header(target)
-        raise UsageError(f"{target} is a packed model, whose tasks would be lost; name another file to write")
+    _check_no_packed_model(target, path)
     if form == ".onnx":
         extras.require("onnx")
     if form != FOLDER:
@@ -170,6 +166,17 @@ def extract(
         write = export.WRITERS[form]
     write(artifact, found, target)
     report.extracted(target, form, artifact.header, found, as_json=json)
+
+
+def _check_no_packed_model(output: Path, path: Path) -> None:
+    """Raise UsageError if what is to be written would replace the packed model `path`, or another one."""
+    from packnet_cli.artifact import format
+
+    if output.resolve() == path.resolve():
+        raise UsageError(f"{output} is the packed model itself; name another file to write")
+    with suppress(ArtifactError):  # it is nothing of the kind
+        format.load_header(output)
+        raise UsageError(f"{output} is a packed model, whose tasks would be lost; name another file to write")
 
 
 def _form(output: str) -> str:
@@ -256,6 +263,7 @@ def plot(
     """Draw who owns how much of each layer, each task's accuracy before and after pruning, and training curves."""
     if output.suffix not in (".png", ".svg", ".html"):
         raise UsageError(f"{output} must end in .png, .svg or .html, which says what to write")
+    _check_no_packed_model(output, path)
     extras.require("plot")
     from packnet_cli import plot
     from packnet_cli.artifact.summary import summarize
