@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -109,6 +110,35 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packn
     assert packnet("predict", full, "--task", "red", *arguments, "--csv", *QUICK).stdout.count("\n") == 1 + 4 * 3
     assert "none.png: No such file" in missing and "class2/0.png: it is not an image" in broken
     assert "empty: the folder holds no images" in empty and "3 of 7 images" in total
+
+
+def test_a_link_to_nothing_and_what_may_not_be_read_are_named_too(full, pictures, packnet, monkeypatch):
+    """A folder below, and a file on the command line; root reads them all, hence the patches."""
+    (pictures / "class0" / "link.png").symlink_to("nowhere.png")
+    folder, file = pictures / "class1", pictures / "class2" / "0.png"
+    scandir, open_image, access = os.scandir, Image.open, os.access
+
+    def unless_secret(function, path, *more):
+        if str(path) in (str(folder), str(file)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path, *more)
+
+    monkeypatch.setattr(os, "scandir", lambda path: unless_secret(scandir, path))
+    monkeypatch.setattr(Image, "open", lambda path: unless_secret(open_image, path))
+    monkeypatch.setattr(os, "access", lambda path, *more: str(path) != str(file) and access(path, *more))
+    result = packnet("predict", full, "--task", 1, file, pictures, "--json", *QUICK)
+    assert result.exit_code == 6 and [bool(answer["tasks"]) for answer in lines(result)].count(True) == 3
+    *problems, total = result.stderr.splitlines()
+    assert [line.partition(": cannot read ")[2] for line in problems] == [
+        f"{path}: {problem}"
+        for path, problem in (
+            (file, "Permission denied"),
+            (pictures / "class0" / "link.png", "No such file or directory"),
+            (folder, "Permission denied"),
+            (file, "Permission denied"),
+        )
+    ]
+    assert "4 of 7 images" in total
 
 
 def test_whatever_a_decoder_raises(full, pictures, packnet):

@@ -82,7 +82,9 @@ def evaluate(
 def predict(
     path: Packed,
     images: Annotated[
-        list[Path], Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin.")
+        list[Path],
+        # Not to be readable: of those that are not the others go on.
+        Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin.", readable=False),
     ],
     task: Annotated[
         str,

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import network
+from packnet_cli.engine import network, sources
 from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.packed import Packed, Transform
@@ -100,11 +99,13 @@ def _answers(
 def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
     """The files named, and of each folder named the images in it and below, in order of name.
 
-    A folder without any comes out itself, so that it is reported like an image that cannot be read.
+    A folder without any, or that cannot be read, comes out itself, so that it is reported like such an image.
     """
     for path in arguments:
         if os.path.isdir(path):  # False, and no error, where the path is none that can be used
-            yield from sorted(found for found in path.rglob("*") if _is_image(found)) or [path]
+            errors: list[OSError] = []
+            found = [*filter(sources.is_image_name, sources.walk(path, errors.append))]
+            yield from sorted([*found, *(Path(error.filename) for error in errors)]) or [path]
         else:
             yield path
 
@@ -140,11 +141,12 @@ def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
 
 
 def _read(path: Path, transform: Transform) -> Read:
-    if os.path.isdir(path):
-        return "the folder holds no images"
-    if os.path.exists(path) and not os.path.isfile(path):
-        return "no file"  # to open a pipe would be to wait
     try:
+        if os.path.isdir(path):
+            os.scandir(path).close()  # it may be one that cannot be read
+            return "the folder holds no images"
+        if os.path.exists(path) and not os.path.isfile(path):
+            return "no file"  # to open a pipe would be to wait
         with Image.open(path) as image:
             return transform(image)
     except UnidentifiedImageError:
@@ -153,7 +155,3 @@ def _read(path: Path, transform: Transform) -> Read:
         return error.strerror or str(error)
     except Exception as error:  # decoders of broken files raise nearly anything
         return network.reason(error)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and os.path.isfile(path)

@@ -1,7 +1,7 @@
 """Where images come from: folders with a folder for each class, lists, or datasets."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -124,18 +124,17 @@ def _class_files(folder: Path) -> ClassFiles:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in _walk(folder) if _is_image_name(path))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, through no link to another. Raises OSError for one that cannot be read."""
-
     def fail(error: OSError) -> NoReturn:
         raise error
 
-    for where, _, names in os.walk(folder, onerror=fail):
+    return sorted(filter(is_image_name, walk(folder, fail)))
+
+
+def walk(folder: Path, onerror: Callable[[OSError], object]) -> Iterator[Path]:
+    """Every file below a folder, through no link to another; `onerror` is told of each that cannot be read."""
+    for where, _, names in os.walk(folder, onerror=onerror):
         yield from (Path(where, name) for name in names)
 
 
-def _is_image_name(path: Path) -> bool:
+def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
