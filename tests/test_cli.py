@@ -276,6 +276,7 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
     for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
         refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)
+    refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "features_only=True"), 7, "a logit for each class")
     assert packed.read_bytes() == before and not (tmp_path / "a.st").exists()
     assert packnet(*init, packed, "--force", "--seed", 1).exit_code == 0
     assert packed.read_bytes() != before

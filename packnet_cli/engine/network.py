@@ -188,8 +188,10 @@ def try_out(model: nn.Module, data_config: dict[str, Any]) -> None:
             f"this network cannot look at images of {' x '.join(map(str, size))} ({reason(error)}); "
             "try another --img-size or --model-kwargs"
         ) from None
-    if getattr(logits, "shape", None) != (1, model.num_classes):
-        raise NetworkError("cannot pack this network: it does not return a logit for each class of an image")
+    if getattr(logits, "shape", None) != (1, getattr(model, "num_classes", None)):  # one of features has neither
+        raise NetworkError(
+            "cannot pack this network: it does not return a logit for each class of an image; check --model-kwargs"
+        )
 
 
 def constants(model: nn.Module) -> dict[str, torch.Tensor]:
