@@ -273,6 +273,7 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--crop-pct", "nan"), 2, "--crop-pct")
     refused(packnet(*init, tmp_path / "a.st", "--seed", 2**32), 2, "--seed")
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
+    refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "in_chans=1"), 2, "--in-chans 1")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
     for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
         refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)

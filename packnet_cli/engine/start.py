@@ -64,6 +64,9 @@ def start_from(
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
     resolved = _data_config(wanted, cfg)
+    channels = resolved["input_size"][0]
+    if (taken := arguments.get("in_chans", channels)) != channels:
+        raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     source, remark, built = "random", "", dict(arguments)
