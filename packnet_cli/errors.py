@@ -55,6 +55,12 @@ class UnreadableError(DataError):
     in_results = True
 
 
+class AccuracyError(DataError):
+    """`verify` found the file whole, but a task to have another accuracy on the images that it remembers."""
+
+    in_results = True
+
+
 class NetworkError(PackNetError):
     """The architecture is unknown, or the weights do not fit it or cannot be had."""
 

@@ -128,8 +128,8 @@ def test_with_data_the_accuracy_is_compared(full, packnet):
     tasks = tuple(dataclasses.replace(task, images=task.images + task.index // 3) for task in artifact.header.tasks)
     format.save(dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, tasks=tasks)), full)
     result = packnet(*arguments)
-    assert (
-        result.exit_code == 9
-        and result.stdout.startswith("task 3 (blue) has top-1 ")
-        and "on 12 images" in result.stdout
-    )
+    assert result.exit_code == 6 and result.stdout.startswith("task 3 (blue) has top-1 ")
+    assert "on 12 images" in result.stdout and "is whole, but 1 task(s)" in result.stderr
+    result = packnet(*arguments, "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 6 and document["whole"] and document["findings"][0]["task"] == 3

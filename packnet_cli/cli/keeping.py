@@ -5,7 +5,7 @@ from typing import Annotated
 
 from packnet_cli import report
 from packnet_cli.cli import KEEP, BatchSize, Device, Json, OneTask, Option, Packed, Workers, command
-from packnet_cli.errors import UsageError, VerificationError
+from packnet_cli.errors import AccuracyError, UsageError, VerificationError
 
 
 @command(KEEP, "packnet verify packed.st", "packnet verify packed.st --data")
@@ -23,18 +23,23 @@ def verify(
     from packnet_cli.artifact import format
     from packnet_cli.artifact.verify import verify
 
-    findings = verify(path)
-    if data and not findings:
+    damage, changed = verify(path), []
+    if data and not damage:
         if format.load_header(path).compact is not None:
             raise UsageError(
                 "a compact file remembers no images; measure its tasks with packnet eval --task NAME --data DIR"
             )
         from packnet_cli.engine.unpack import check_accuracies
 
-        findings = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
-    report.verified(path, findings, as_json=json)
-    if findings:
-        raise VerificationError(f"{path} is damaged ({len(findings)} finding(s)); go back to a copy that is whole")
+        changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
+    report.verified(path, damage, changed, as_json=json)
+    if damage:
+        raise VerificationError(f"{path} is damaged ({len(damage)} finding(s)); go back to a copy that is whole")
+    if changed:
+        raise AccuracyError(
+            f"{path} is whole, but {len(changed)} task(s) no longer have the recorded accuracy: the images, or what "
+            "computes, have changed; to measure a task on a copy of the old ones: packnet eval --task NAME --data DIR"
+        )
 
 
 @command(KEEP, "packnet remove-task packed.st --task cubs")

@@ -68,9 +68,11 @@ def compacted(
     console.tell(f"{output}: compact, for use; keep the file that it was made of to add tasks to")
 
 
-def verified(path: Path, findings: "list[Finding]", *, as_json: bool) -> None:
+def verified(path: Path, damage: "list[Finding]", changed: "list[Finding]", *, as_json: bool) -> None:
+    """What is wrong with the file, or, if it is whole, which accuracies have `changed`."""
+    findings = damage + changed
     if as_json:
-        console.print_json({"whole": not findings, "findings": [asdict(finding) for finding in findings]})
+        console.print_json({"whole": not damage, "findings": [asdict(finding) for finding in findings]})
         return
     for finding in findings:
         console.tell(finding.problem)
