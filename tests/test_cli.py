@@ -147,12 +147,15 @@ def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path
     refused(packnet(*arguments[:-1]), 6, "stranger", "unknown to the task")
 
 
-def test_eval_says_when_the_data_has_moved(packed, tmp_path, packnet):
-    """And takes it from where it is now."""
+def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
+    """And takes it from where it is now; each command names what it takes."""
     folder = make_folder(tmp_path / "data")
     assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
     folder.rename(tmp_path / "elsewhere")
-    refused(packnet("eval", packed, "--task", 1), 6, "no longer at", "--data")
+    for command in (["eval", "--task", 1], ["eval"], ["eval", "--task", "auto"], ["verify", "--data"]):
+        refused(packnet(*command, packed), 6, "no longer at", "packnet eval --task 1 --data DIR")
+    refused(packnet("compact", packed, "-o", tmp_path / "x.st", "--check"), 6, "packnet eval --task 1 --data DIR")
+    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "no longer at", "with --data")
     assert packnet("eval", packed, "--task", 1, "--data", tmp_path / "elsewhere", "--workers", 0).exit_code == 0
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from packnet_cli.artifact.format import Task
 from packnet_cli.engine import distributed, sources
 from packnet_cli.errors import DataError
-from packnet_cli.images import ClassFiles, Picture
+from packnet_cli.images import ClassFiles, Picture, is_dataset
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
 FLOAT = "floating-point pixels, of unknown range"
@@ -103,6 +104,14 @@ def open_held_out(
     if not split.paths:
         raise DataError(f"{name} holds no images to evaluate on")
     return HeldOut(split, tuple(name for name in classes if not files.get(name)))
+
+
+def remembered(task: Task, hint: str) -> Path:
+    """Where the images are that a task was added with. Raises DataError, with this hint, if they no longer are."""
+    where = Path(task.data)
+    if not (os.path.exists(where) or is_dataset(where)):
+        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; {hint}")
+    return where
 
 
 def open_unlabelled(folder: Path) -> Split:

@@ -245,10 +245,13 @@ def prune_task(
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
     known = Path(entry.data)
-    if folder is None and entry.data and (distill is None or known.exists() or is_dataset(known)):
-        folder = known
-    elif folder is None and entry.data:
-        say(f"the images of {entry.name} are no longer at {known}; --data measures it elsewhere", warning=True)
+    if folder is None and entry.data:
+        if distill is None:
+            folder = data.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
+        elif known.exists() or is_dataset(known):
+            folder = known
+        else:
+            say(f"the images of {entry.name} are no longer at {known}; --data measures it elsewhere", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
     images, recipe = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
     claim = claim_again(artifact)

@@ -1,7 +1,6 @@
 """One task out of a packed model: as a network, as accuracy."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from packnet_cli.engine import data, feed, network
 from packnet_cli.engine.evaluate import Accuracy, Batches, evaluate
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import DataError, TaskError
-from packnet_cli.images import is_dataset, location
+from packnet_cli.images import location
 from packnet_cli.recipe import Recipe
 
 
@@ -111,9 +110,8 @@ def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
     """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
-    where = folder or Path(task.data)
-    if folder is None and not (os.path.exists(where) or is_dataset(where)):
-        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; eval takes --data DIR")
+    alone = f"`packnet eval --task {task.index} --data DIR`"
+    where = folder or data.remembered(task, f"put it back, or measure this task alone with {alone}")
     held_out = data.open_held_out(
         where,
         task.classes,
