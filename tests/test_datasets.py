@@ -33,7 +33,7 @@ def shards(folder: Path, where: Path) -> Path:
                     add(tar, f"{label}{image.stem}.png", image.read_bytes())
                     add(tar, f"{label}{image.stem}.cls", str(label).encode())
     names = sorted(entry.name for entry in (folder / "train").iterdir())
-    (where / "classnames.txt").write_text("\n".join(names))
+    (where / "classnames.txt").write_text("\n".join(names), encoding="utf-8-sig")
     return where
 
 

@@ -95,7 +95,7 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
 def test_base_classes(tmp_path, folders, weights):
     """By a file, else by sorted folders if there are as many as outputs; else it says how to list them."""
     names = tmp_path / "names.txt"
-    names.write_text("class3\nclass2\nclass1\nclass0\n")
+    names.write_text("class3\nclass2\nclass1\nclass0\n\n \n", encoding="utf-8-sig")  # as some editors leave it
     how = dict(weights=weights, prune=0.5, **SMALL, **RUN)
     artifact = pack.init(tmp_path / "a.st", "test_resnet", folder=folders[0], class_names=names, **how)
     assert artifact.header.task(1).classes == ("class3", "class2", "class1", "class0")
@@ -103,6 +103,9 @@ def test_base_classes(tmp_path, folders, weights):
         pack.init(tmp_path / "b.st", "test_resnet", folder=folders[0], **how)
     names.write_text("one\ntwo\n")
     with pytest.raises(DataError, match="lists 2 different names; the classifier has 4 outputs"):
+        pack.init(tmp_path / "b.st", "test_resnet", class_names=names, **how)
+    names.write_text("one\ntwo\n\nfour\n")
+    with pytest.raises(DataError, match="line 3: no name"):
         pack.init(tmp_path / "b.st", "test_resnet", class_names=names, **how)
     assert not (tmp_path / "b.st").exists()
 

@@ -34,9 +34,10 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
 
 
 def test_every_setting_may_stand_there(tmp_path):
-    """Under its own name."""
+    """Under its own name; also behind the mark that Windows' editors put before UTF-8."""
     lines = "".join(f"{name} = {json.dumps(setting.default)}\n" for name, setting in SETTINGS.items())
-    assert Recipe(**read_config(write(tmp_path, lines))) == Recipe()
+    for text in (lines, f"\ufeff{lines}"):
+        assert Recipe(**read_config(write(tmp_path, text))) == Recipe()
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,14 @@ def class_names(origin: Origin, listed: Path | None, folder: Path | None) -> tup
 
 def _read_names(path: Path, count: int) -> tuple[str, ...]:
     try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
+        names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the class names in {path}: {error}") from None
+    while names and not names[-1].strip():
+        names = names[:-1]
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(f"{path}, line {number}: no name; give each class one, and take out empty lines")
     if len(names) != count or len(set(names)) != count:
         raise DataError(f"{path} lists {len(set(names))} different names; the classifier has {count} outputs")
     return names

@@ -186,7 +186,7 @@ def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
         words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
         shards.setdefault(next((split for split in HELD_OUT if split in words), TRAIN), []).append(shard)
     listed = root / "classnames.txt"
-    names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
     for split in _used(shards):
         samples = [sample for shard in shards[split] for sample in _samples(shard)]
         labels: list[Any] = [label for _, label in samples]
