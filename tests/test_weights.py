@@ -99,6 +99,16 @@ def test_what_is_no_state_dict_is_one_line(tmp_path, packnet, content):
     assert result.exit_code == 7 and result.stderr.count("\n") == 1 and "Expected is a state dict" in result.stderr
 
 
+@pytest.mark.parametrize("suffix", [".st", ".safetensors"])
+def test_a_packed_model_is_no_weights_file(full, tmp_path, packnet, suffix):
+    """It says how to get one out of it."""
+    path = full.rename(full.with_suffix(suffix))
+    for prune in ([], ["--prune", 0.5]):
+        result = packnet("init", "--arch", "test_resnet", "--weights", path, *prune, tmp_path / "a.st")
+        assert result.exit_code == 7 and result.stderr.count("\n") == 1
+        assert f"is a packed model; `packnet extract {path} --task" in result.stderr
+
+
 def test_init_says_which_keys_did_not_fit(tmp_path, packnet):
     """In one line on stderr; stdout has the result alone. Nothing is said where nothing is left."""
     state = timm.create_model("test_resnet").state_dict()

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import timm
@@ -15,8 +16,9 @@ import torch
 from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
 from torch import nn
 
+from packnet_cli.artifact import format
 from packnet_cli.engine.network import reason
-from packnet_cli.errors import NetworkError
+from packnet_cli.errors import ArtifactError, NetworkError
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it
@@ -66,6 +68,12 @@ def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
     if not os.path.isfile(path):  # pathlib's raises where a path is too long
         raise NetworkError(f"the weights file {path} does not exist")
+    with suppress(ArtifactError):  # it is nothing of the kind
+        format.load_header(path)
+        raise NetworkError(
+            f"{path} is a packed model; `packnet extract {path} --task NAME -o FILE.safetensors` writes the weights of "
+            "one of its tasks, to start from"
+        )
     torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
     try:
         with warnings.catch_warnings():
