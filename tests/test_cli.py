@@ -549,4 +549,5 @@ def test_a_stdout_that_takes_nothing(packed):
         line = [sys.executable, "-m", "packnet_cli", "info", packed, *more]
         with open("/dev/full", "w") as full:
             done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
-        assert done.returncode == 2 and done.stderr == "error: No space left on device\n"
+        assert done.returncode == 3
+        assert done.stderr == "error: cannot write the output: No space left on device; send it elsewhere\n"

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
-from packnet_cli.errors import PackNetError, ToldElsewhere, UsageError, is_out_of_memory
+from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
@@ -66,8 +66,9 @@ class _Group(TyperGroup):
             if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a reader that has seen enough is no error
                 log.info("raised here:", exc_info=True)
                 reason = error.strerror or str(error) or type(error).__name__
-                where = f"cannot use {error.filename}: {reason}; check the path, and who may use it"
-                fail(where if error.filename else reason, UsageError.exit_code)
+                if error.filename:
+                    fail(f"cannot use {error.filename}: {reason}; check the path, and who may use it", 2)
+                fail(f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
