@@ -210,10 +210,13 @@ def test_add_task_refuses_before_training(packed, folders, packnet, arguments, e
 
 
 def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
-    """It has an image's name, but not its content."""
+    """It has an image's name, but not its content; where an option leaves it out, that is named too."""
     folder = make_folder(tmp_path / "data")
+    add_task = ("add-task", packed, "--data", folder, "--prune", 0.5, *QUICK)
+    assert packnet(*add_task).exit_code == 0
     (folder / "train" / "class0" / "broken.jpg").write_text("hello")
-    refused(packnet("add-task", packed, "--data", folder, *QUICK), 6, "broken.jpg")
+    refused(packnet(*add_task, "--name", "more"), 6, "broken.jpg", "with --skip-bad-images\n")
+    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "broken.jpg", "remove or mend them\n")
 
 
 def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):

@@ -146,10 +146,10 @@ def fingerprint(images: TrainingImages) -> str:
     return sha.hexdigest()
 
 
-def usable(images: TrainingImages, *, skip_bad: bool = False) -> TrainingImages:
+def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:
     """The images that can be decoded, and how many cannot. Raises DataError for those, or with `skip_bad` if too few
     are left."""
-    train, *held_out = check_images(*images.splits, skip_bad=skip_bad)
+    train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
     gone = set(images.train.labels) - set(train.labels)
     if gone:
         empty = [images.classes[label] for label in sorted(gone)]
@@ -167,10 +167,11 @@ def usable(images: TrainingImages, *, skip_bad: bool = False) -> TrainingImages:
     )
 
 
-def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
+def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list[Split]:
     """Decode every image once, so that an unreadable one is named now and not after an hour of training.
 
-    Returns the splits, without bad images if they are to be skipped. Raises DataError that lists them if not.
+    Returns the splits, without bad images if they are to be skipped. Raises DataError that lists them if not, and ends
+    with the `hint`.
     """
     paths = [path for split in splits for path in split.paths]
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -182,8 +183,7 @@ def check_images(*splits: Split, skip_bad: bool = False) -> list[Split]:
     if problems and not skip_bad:
         listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(
-            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them; add-task "
-            "can also go on without them, with --skip-bad-images"
+            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them{hint}"
         )
     return [
         Split([path for path, _ in kept], [label for _, label in kept])

@@ -177,7 +177,7 @@ def add_task(
     name = name or task_name(folder)
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
-    images = data.usable(images, skip_bad=skip_bad_images)
+    images = data.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)
