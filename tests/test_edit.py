@@ -126,11 +126,12 @@ def test_remove_task_asks(full, task, reply, words):
     assert (full.read_bytes() == before) == (reply == "") == ("nothing was written" in shown)
 
 
-@pytest.mark.parametrize("name", ["7", "all", "green", "red", " ", "", "a\nb", "\x1b[31m", "\u202e", "\ud800"])
+@pytest.mark.parametrize("name", ["7", "all", "auto", "green", "red", " ", "", "a\nb", "\x1b[31m", "\u202e", "\ud800"])
 def test_names_that_no_task_can_have(full, packnet, name):
-    """Numbers, 'all', those that are taken, and what a terminal would act upon."""
+    """Numbers, 'all', 'auto', those that are taken, and what a terminal would act upon."""
     before = full.read_bytes()
-    refused(packnet("rename", full, "--task", 1, "--name", name), 4, "--name")
+    why = "has a task" if name in ("red", "green") else "(no number, 'all' or 'auto', nothing blank or unprintable)"
+    refused(packnet("rename", full, "--task", 1, "--name", name), 4, why, "--name")
     assert full.read_bytes() == before
 
 

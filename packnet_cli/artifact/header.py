@@ -86,7 +86,8 @@ class Header:
     def check_new_name(self, name: str) -> None:
         """Raise TaskError if no task of this artifact can be given this name."""
         if not rules.is_name(name):
-            raise TaskError(f"{name!r} cannot be a task's name (no number, 'all' or 'auto'); give another with --name")
+            why = "no number, 'all' or 'auto', nothing blank or unprintable"
+            raise TaskError(f"{name!r} cannot be a task's name ({why}); give another with --name")
         if name in (task.name for task in self.tasks):
             raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
 
