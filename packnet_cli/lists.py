@@ -36,9 +36,12 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
     seen: set[Picture] = set()
     try:
         for place, image, label, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
-            if not image or not label or split not in (TRAIN, *HELD_OUT):
+            if not image or not label:
+                lacking = "label" if image else "image"
+                raise DataError(f"{path}, {place}: has no {lacking}; each needs a label, and an image or its path")
+            if split not in (TRAIN, *HELD_OUT):
                 known = ", ".join((TRAIN, *HELD_OUT))
-                raise DataError(f"{path}, {place}: needs a path, a label and a split of {known}")
+                raise DataError(f"{path}, {place}: has the split {split or ''!r}, which must be one of {known}")
             if image in seen:
                 raise DataError(f"{path}, {place}: {image} is listed twice")
             seen.add(image)

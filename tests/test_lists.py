@@ -73,9 +73,11 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,class\na.png,x\n", "no column 'label'"),
         ("", "no column 'path'"),
         ("path,label\n", "lists no images"),
-        ("path,label\na.png,\n", "line 2: needs"),
-        ("path,label\na.png\n", "line 2: needs"),
-        ("path,label,split\na.png,x,train\nb.png,x,trian\n", "line 3: needs .* train, val, validation, test"),
+        ("path,label\na.png,\n", "line 2: has no label"),
+        ("path,label\na.png\n", "line 2: has no label"),
+        ("path,label\n,x\n", "line 2: has no image"),
+        ("path,label,split\na.png,x,train\nb.png,x,trian\n", "line 3: has the split 'trian', .* train, val, val"),
+        ("path,label,split\na.png,x,train\nb.png,x\n", "line 3: has the split '', "),
         ("path,label\na.png,x\na.png,y\n", "line 3: .*a.png is listed twice"),
         ("path,label\na.png,x\n", "has only the class 'x'"),
         ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "4 of 4 files are not readable"),
@@ -144,10 +146,10 @@ def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
     ("columns", "message"),
     [
         ({"file": ["a.png"], "label": ["x"]}, "has the columns file, label; it needs label, and path or image"),
-        ({"path": ["a.png", None], "label": ["x", "x"]}, "row 2: needs a path"),
+        ({"path": ["a.png", None], "label": ["x", "x"]}, "row 2: has no image"),
         ({"path": ["a.png", "a.png"], "label": ["x", "y"]}, "row 2: .*a.png is listed twice"),
-        ({"image": [b"x", b""], "label": [1, 2]}, "row 2: needs a path"),
-        ({"path": [1], "label": [2]}, "row 1: needs a path"),
+        ({"image": [b"x", b""], "label": [1, 2]}, "row 2: has no image"),
+        ({"path": [1], "label": [2]}, "row 1: has no image"),
     ],
 )
 def test_a_parquet_file_that_cannot_be_used(tmp_path, columns, message):
