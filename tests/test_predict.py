@@ -90,10 +90,11 @@ def test_text_and_csv_say_the_same(full, pictures, packnet):
 
 
 def test_paths_on_stdin(full, pictures, packnet):
-    """One a line; folders too."""
+    """One a line; folders too. Also with a byte order mark and both characters that may end a line."""
     paths = f"{pictures / 'class3'}\n\n{pictures / 'class1' / '0.png'}\n"
-    answers = lines(packnet("predict", full, "--task", 1, "-", "--json", *QUICK, input=paths))
-    assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
+    for given in (paths, "\ufeff" + paths.replace("\n", "\r\n")):
+        answers = lines(packnet("predict", full, "--task", 1, "-", "--json", *QUICK, input=given.encode()))
+        assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
 
 
 def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packnet):

@@ -107,7 +107,8 @@ def predict(
     from packnet_cli.engine import predict as engine
 
     standard_input = images == [Path("-")]
-    arguments = (Path(line.rstrip("\n")) for line in sys.stdin if line.strip()) if standard_input else images
+    lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin)  # as Windows' programs write them
+    arguments = map(Path, filter(str.strip, lines)) if standard_input else images
     answers = engine.predict(
         path,
         engine.find_images(arguments),
