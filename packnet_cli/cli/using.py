@@ -107,7 +107,7 @@ def predict(
     from packnet_cli.engine import predict as engine
 
     standard_input = images == [Path("-")]
-    lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin)  # as Windows' programs write them
+    lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin or ())  # also as on Windows
     arguments = map(Path, filter(str.strip, lines)) if standard_input else images
     answers = engine.predict(
         path,
