@@ -76,7 +76,8 @@ def init(
 ) -> None:
     """Start a packed model from a timm network: all of its weights free, or (--prune) with itself as the first task."""
     recipe = recipe_from(settings)
-    base = {"--data": data, "--distill": distill, "--name": name, "--class-names": class_names}
+    base: dict[str, Any] = {"--data": data, "--distill": distill, "--name": name, "--class-names": class_names}
+    base |= {"--log": run.log, "--resume": run.resume or None}
     for flag, value in base.items():
         if value is not None and prune is None:
             raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
