@@ -69,6 +69,20 @@ def test_torchvisions_networks(tmp_path, theirs, ours, words):
         torch.testing.assert_close(model(pictures), original(pictures))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "outputs"),
+    [
+        ({"x": (2, 2), "module.classifier.weight": (5, 4, 1, 1)}, 5),  # of 1 x 1 filters, as DPN's
+        ({"classifier.weight": (5, 4), "se.classifier.weight": (6, 4, 1, 1)}, 5),
+        ({"x": (2, 2), "fc.weight": (5, 4), "bias": (3,)}, 5),
+    ],
+)
+def test_the_classifier_is_found(tmp_path, shapes, outputs):
+    """By its name, else as the last matrix."""
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "x.pt")
+    assert weights.count_outputs(tmp_path / "x.pt", ("classifier",)) == outputs
+
+
 def test_order_alone_is_not_enough(tmp_path):
     """Of the same shapes in the same order, a weight is no bias."""
     state = timm.create_model("test_resnet").state_dict()

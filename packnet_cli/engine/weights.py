@@ -57,11 +57,14 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
 
 def count_outputs(path: Path, head: tuple[str, ...]) -> int:
     """The number of classes of the classifier in a weights file. Raises NetworkError."""
-    found = {name: value for name, value in _read(path).items() if value.ndim == 2}
-    named = [name for name in found if name.endswith(tuple(f"{prefix}.weight" for prefix in head))]
-    if not found:
+    found = _read(path)
+    matrices = [name for name, value in found.items() if value.ndim == 2]
+    ending = tuple(f"{prefix}.weight" for prefix in head)
+    named = [name for name, value in found.items() if name.endswith(ending) and value.ndim >= 2]  # 1 x 1 filters, too
+    likely = [name for name in named if name in matrices] or named or matrices
+    if not likely:
         raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
-    return int(found[(named or list(found))[-1]].shape[0])
+    return int(found[likely[-1]].shape[0])
 
 
 def _read(path: Path) -> Tensors:
