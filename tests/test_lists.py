@@ -8,7 +8,7 @@ import pytest
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine import data
+from packnet_cli.engine import data, sources
 from packnet_cli.errors import DataError
 from packnet_cli.images import is_list, task_name
 from packnet_cli.lists import read_list
@@ -49,6 +49,16 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet):
     where.unlink()
     result = packnet("eval", packed)
     assert result.exit_code == 6 and "is no longer at" in result.stderr
+
+
+def test_a_list_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """By whoever asks: with the images in it, it may be large."""
+    where, read = write(tmp_path / "list.csv", ("a.png", "x", "train"), ("b.png", "x", "val")), []
+    monkeypatch.setattr(sources, "read_list", lambda path: read.append(path) or read_list(path))
+    data.open_training(where, val_split=0.3, seed=0, classes=("x", "y"))
+    assert sources.class_names(where) == ("x",) and len(read) == 1
+    write(where, ("a.png", "y", "train"), ("bb.png", "x", "train"))
+    assert sources.class_names(where) == ("x", "y") and len(read) == 2
 
 
 def test_without_splits_a_part_is_held_out(tmp_path, folders):

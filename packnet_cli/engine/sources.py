@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine import datasets
 from packnet_cli.errors import DataError
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Picture, is_dataset, is_list
@@ -73,8 +75,13 @@ def open_picture(picture: Picture) -> Image.Image:
 def _splits(data: Path) -> dict[str, ClassFiles] | None:
     """The images of a list or dataset by split and class; None of a folder."""
     if is_list(data):
-        return read_list(data)
+        return _read_list(data, stamp(data))
     return datasets.read(data) if is_dataset(data) else None
+
+
+@lru_cache(maxsize=1)  # it is asked for more than once, and may hold the images
+def _read_list(path: Path, version: Stamp) -> dict[str, ClassFiles]:
+    return read_list(path)
 
 
 @_reading()
