@@ -181,6 +181,16 @@ def test_an_image_that_goes_away_is_named(split):
         batches(split, workers=2)
 
 
+def test_memory_that_runs_out_is_no_fault_of_the_image(split):
+    """It is told as such, with what to try."""
+
+    def fail(path):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        feed.Pictures(split.paths, fail, [])[0]
+
+
 def test_a_device_that_has_less_memory_than_it_had(split):
     """Keeps no more; the next room does, and the batches are the same."""
 

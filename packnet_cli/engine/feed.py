@@ -69,7 +69,7 @@ def rooms(cache: str, gigabytes: float, device: torch.device) -> list[Room]:
 class Pictures:
     """The images of a split by number, uint8 (C, H, W); each is decoded once and kept in the first room that has space.
 
-    Raises DataError for one that can no longer be read.
+    Raises DataError for one that can no longer be read, and what is raised where no memory is left.
     """
 
     def __init__(self, paths: Sequence[Picture], decode: Decode, rooms: Sequence[Room]) -> None:
@@ -82,6 +82,8 @@ class Pictures:
         try:
             picture = self.decode(self.paths[number])
         except Exception as error:  # of any kind, as PIL's plugins have it
+            if is_out_of_memory(error):
+                raise
             raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
         for room in self.rooms:
             if room.take(picture.nbytes):
