@@ -14,6 +14,7 @@ from timm.data import resolve_model_data_config
 
 import packnet_cli
 from packnet_cli import extras
+from packnet_cli.artifact import atomic
 from packnet_cli.engine import export, pack
 from packnet_cli.errors import ArtifactError, NetworkError
 
@@ -53,7 +54,7 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     card = (output / "README.md").read_text()
     assert f"{task.top1:.2f} %" in card and "3. class3" in card
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
-    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~export._umask()}
+    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic.umask()}
 
 
 def test_a_card_of_what_was_never_measured(tmp_path, packnet):
@@ -80,6 +81,16 @@ def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(full, tmp_path, pa
     result = packnet("extract", full, "--task", 1, "-o", tmp_path / "other")
     assert result.exit_code == 3 and "No space left" in result.stderr
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_folder_is_flushed_to_disk(full, tmp_path, packnet, monkeypatch):
+    """All that is in it before it takes its place, and then its name."""
+    flushed, output = [], tmp_path / "hub"
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    assert packnet("extract", full, "--task", 1, "-o", output).exit_code == 0
+    *within, last = flushed
+    assert set(within) == {path.stat().st_ino for path in (output, *output.iterdir())}
+    assert last == tmp_path.stat().st_ino
 
 
 def test_onnx(full, tmp_path, packnet):

@@ -121,13 +121,13 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         temporary = Path(folder, target.name)
         yield temporary
-        _flush(temporary)  # before its permissions, which may be to read only
+        flush(temporary)  # before its permissions, which may be to read only
         os.chmod(temporary, _mode(target))
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
         with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
-            _flush(target.parent)
+            flush(target.parent)
     except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
@@ -169,12 +169,17 @@ def _mode(target: Path) -> int:
     """The permissions of the file that is replaced, or those that a new file would get."""
     if target.exists():
         return target.stat().st_mode & 0o777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+    return 0o666 & ~umask()
 
 
-def _flush(path: Path) -> None:
+def umask() -> int:
+    """The permissions that a new file or folder does not get; they can only be read by setting them."""
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def flush(path: Path) -> None:
     """Have the disk itself hold what was written; of a folder, its list of names."""
     # Windows flushes only what is open for writing, which no folder can be.
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place on success and vanishes on failure."""
+    """A temporary folder beside `path`, which takes its place, flushed to disk, on success and vanishes on failure."""
     target, temporary = path.resolve(), None
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -154,22 +154,21 @@ def _new_folder(path: Path) -> Iterator[Path]:
             atomic.check_writable(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         yield temporary
-        umask = _umask()
+        umask = atomic.umask()
         for file in temporary.iterdir():
+            atomic.flush(file)
             file.chmod(0o666 & ~umask)
+        with suppress(OSError):  # as of a folder in `atomic.replacing`
+            atomic.flush(temporary)
         temporary.chmod(0o777 & ~umask)
         os.replace(temporary, target)
+        with suppress(OSError):
+            atomic.flush(target.parent)
     except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
         raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _model_card(artifact: Artifact, task: Task) -> str:
