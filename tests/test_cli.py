@@ -72,7 +72,7 @@ def test_the_whole_way(tmp_path, folders, packnet):
     assert table.exit_code == 0 and "red" in table.stdout and "second" in table.stdout
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".PTH", ".safetensors"])
 def test_extract_opens_in_plain_timm_with_the_same_logits(full, tmp_path, packnet, suffix):
     """To the bit, for every task."""
     artifact = format.load(full)
@@ -300,7 +300,8 @@ def test_no_hub_is_one_clear_line(tmp_path, packnet):
 
 def test_extract_refuses(full, tmp_path, packnet):
     """An output that cannot be written, or that says no format."""
-    refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "x.zip"), 2, ".pt, .pth, .safetensors")
+    for name in ("x.zip", "x.SAFETENSORS"):
+        refused(packnet("extract", full, "--task", 1, "-o", tmp_path / name), 2, ".pt, .pth, .safetensors")
     refused(packnet("extract", full, "--task", 1, "-o", tmp_path / "none" / "x.pt"), 3, "does not exist")
     packed, before = full.with_suffix(".safetensors"), full.read_bytes()
     full.rename(packed)

@@ -187,9 +187,12 @@ def _form(output: str) -> str:
     path = Path(output)
     if output.endswith("/") or os.path.isdir(path) or not path.suffix:
         return FOLDER
-    if path.suffix not in FORMS:
+    form = path.suffix.lower()
+    if form == ".safetensors":
+        form = path.suffix  # by this one timm goes as it is written
+    if form not in FORMS:
         raise UsageError(f"{path} must end in {', '.join(FORMS)} or, for a folder, in /, which says what to write")
-    return path.suffix
+    return form
 
 
 @command(LOOK, "packnet info packed.st --layers", "packnet info packed.st --task cubs --json")
@@ -264,7 +267,7 @@ def plot(
     json: Json = False,
 ) -> None:
     """Draw who owns how much of each layer, each task's accuracy before and after pruning, and training curves."""
-    if output.suffix not in (".png", ".svg", ".html"):
+    if output.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"{output} must end in .png, .svg or .html, which says what to write")
     _check_no_packed_model(output, path)
     extras.require("plot")

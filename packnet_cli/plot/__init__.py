@@ -26,14 +26,14 @@ def draw(numbers: Summary, output: Path, log: Path | None = None) -> None:
 
     Raises ArtifactError if it cannot be written, UsageError if the log has nothing of these tasks.
     """
-    shown = drawings_of(numbers, _curves(numbers, log))
+    shown, form = drawings_of(numbers, _curves(numbers, log)), output.suffix.lower()
     with atomic.replacing(output) as temporary:
-        if output.suffix == ".html":
+        if form == ".html":
             pictures = [(drawing.title, _svg(drawing)) for drawing in shown]
             temporary.write_text(page.write(numbers, pictures), encoding="utf-8", errors="replace")
         else:
             with open(temporary, "wb") as file:
-                _save(_stacked(shown), file, output.suffix[1:])
+                _save(_stacked(shown), file, form[1:])
 
 
 def _curves(numbers: Summary, log: Path | None) -> dict[str, list[metrics.Line]]:
