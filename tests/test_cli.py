@@ -510,6 +510,8 @@ def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command
     link.symlink_to(full)
     refused(packnet(*command, full, "-o", other), 2, "is a packed model")
     refused(packnet(*command, full, "-o", link), 2, "the packed model itself")
+    (circle := tmp_path / f"circle{suffix}").symlink_to(circle)
+    refused(packnet(*command, full, "-o", circle), 3, "cannot use the path")
     assert other.read_bytes() == full.read_bytes() == before
 
 

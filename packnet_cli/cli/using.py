@@ -175,7 +175,7 @@ def _check_no_packed_model(output: Path, path: Path) -> None:
     """Raise UsageError if what is to be written would replace the packed model `path`, or another one."""
     from packnet_cli.artifact import format
 
-    if output.resolve() == path.resolve():
+    if os.path.realpath(output) == os.path.realpath(path):  # pathlib's raises for links in a circle
         raise UsageError(f"{output} is the packed model itself; name another file to write")
     with suppress(ArtifactError):  # it is nothing of the kind
         format.load_header(output)
