@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from typer import Argument, Option
 
 from packnet_cli.artifact import edit, format, verify
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
@@ -55,7 +56,6 @@ class Bench:
         self.start = started.state(1) if self.base else started.shared | started.own[0]
         self.all_free = edit.without_task(started, self.base) if self.base else started
         self.header = self.all_free.header
-        self.head = tuple(f"{name}." for name in self.header.head)
         self.results = out / "results.jsonl"
         self.rows = (
             [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
@@ -82,7 +82,9 @@ class Bench:
         random_seed(seed)
         images = data.open_training(folder, val_split=self.recipe.val_split, seed=seed)
         model = network.build(self.header, len(images.classes))
-        network.write(model, {name: array for name, array in self.start.items() if not name.startswith(self.head)})
+        network.write(
+            model, {name: array for name, array in self.start.items() if not is_of_head(name, self.header.head)}
+        )
         return images, network.place(model, network.choose_device("auto"))
 
     def feed(self, split: data.Split, training: bool) -> Any:
@@ -138,7 +140,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
     """A new head on the network as it is."""
     images, model = bench.new_network(folder, seed)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(bench.head))
+        parameter.requires_grad_(is_of_head(name, bench.header.head))
     recipe = bench.recipe_for(seed)
     epochs = train(
         model,
@@ -181,7 +183,9 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     for folder in folders[bool(bench.base) :]:
         images, following = bench.new_network(folder, seed)
         if model is not None:
-            trunk = {name: value for name, value in model.state_dict().items() if not name.startswith(bench.head)}
+            trunk = {
+                name: value for name, value in model.state_dict().items() if not is_of_head(name, bench.header.head)
+            }
             following.load_state_dict(trunk, strict=False)
         model = following
         lwf_train(model, nn.ModuleList(heads.values()), bench.feed(images.train, training=True), bench.recipe_for(seed))

@@ -256,6 +256,17 @@ def test_eval_names_bad_images(full, tmp_path, packnet):
     refused(packnet("eval", full, "--task", 1, "--data", folder, "--device", "cpu"), 6, "broken.jpg")
 
 
+def test_a_damaged_task_is_not_extracted(full, tmp_path, packnet):
+    """The others still are, and so is it where the damage is in what it does not see."""
+    damaged = format.load(full)
+    damaged.own[2]["fc.bias"].view(np.uint8)[1] ^= 16
+    format.save(damaged, full)
+    output = tmp_path / "task.pt"
+    refused(packnet("extract", full, "--task", 2, "-o", output), 3, "task 2", "is not what was added", "packnet verify")
+    assert not output.exists()
+    assert packnet("extract", full, "--task", 1, "-o", output).exit_code == 0
+
+
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_divergence_writes_nothing(packed, folders, packnet, batch_size):
     """Exit code 10, and what to try; also if it was the last step, which no loss has seen."""

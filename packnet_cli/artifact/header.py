@@ -92,6 +92,11 @@ class Header:
             raise TaskError(f"the artifact has a task {name!r} already; give another name with --name")
 
 
+def is_of_head(name: str, head: tuple[str, ...]) -> bool:
+    """Whether a tensor is the classifier's, of which `head` holds the name prefixes."""
+    return name.startswith(tuple(f"{prefix}." for prefix in head))
+
+
 # --- text -----------------------------------------------------------------------------------------------------------
 
 

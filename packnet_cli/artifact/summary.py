@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from packnet_cli.artifact import format
 from packnet_cli.artifact.compact import by_task
 from packnet_cli.artifact.format import Header, Task
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import DamageError
 
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -114,7 +115,7 @@ def summarize(path: Path) -> Summary:
         # In a compact file what is not there is as the task before has it.
         of_task = (of_task if header.compact else {}) | sizes
         own += sum(of_task.values())
-        heads += sum(of_task[name] for name in of_task if name.startswith(tuple(f"{head}." for head in header.head)))
+        heads += sum(of_task[name] for name in of_task if is_of_head(name, header.head))
     packed, tasks = 4 * sum(layers.values()), len(header.tasks)
     rest = (own - heads) // max(1, tasks)  # biases, normalisation and the like: of as many bytes in each task
     lora = packed + rest + heads + tasks * sum(map(_lora_bytes, shared.values()))

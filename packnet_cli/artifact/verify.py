@@ -40,8 +40,18 @@ def load_verified(path: Path) -> Artifact:
     if artifact is None:
         raise DamageError(findings[-1].problem)
     for finding in findings:
-        raise DamageError(f"{path} is damaged: {finding.problem}; `packnet verify {path}` lists all that is wrong")
+        raise _damage(path, finding.problem)
     return artifact
+
+
+def check_task(path: Path, artifact: Artifact, task: Task) -> None:
+    """Raise DamageError unless the task is, to the bit, what it was when it was added."""
+    if artifact.digest(task.index) != task.digest:
+        raise _damage(path, f"task {task.index} ({task.name}) is not what was added")
+
+
+def _damage(path: Path, problem: str) -> DamageError:
+    return DamageError(f"{path} is damaged: {problem}; `packnet verify {path}` lists all that is wrong")
 
 
 def altered_tasks(artifact: Artifact, which: slice = ALL) -> list[Task]:

@@ -151,7 +151,7 @@ def extract(
 
     A path without a suffix, or with / at its end, is a folder, for timm.create_model("local-dir:DIR", pretrained=True).
     """
-    from packnet_cli.artifact import atomic, format
+    from packnet_cli.artifact import atomic, format, verify
 
     target, form = Path(output), _form(output)
     _check_no_packed_model(target, path)
@@ -161,6 +161,7 @@ def extract(
         atomic.check_writable(target)
     found = format.load_header(path).task(task)
     artifact = format.load(path)
+    verify.check_task(path, artifact, found)
     if form == ".safetensors":
         from packnet_cli.artifact.edit import extract_safetensors as write
     else:

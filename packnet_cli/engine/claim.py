@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from packnet_cli.artifact import edit, masks
 from packnet_cli.artifact.format import Artifact, State
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.recipe import Recipe
 
 T = TypeVar("T")
@@ -67,5 +68,4 @@ def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
 
 
 def _without_head(artifact: Artifact, state: dict[str, T]) -> dict[str, T]:
-    head = tuple(f"{name}." for name in artifact.header.head)
-    return {name: array for name, array in state.items() if not name.startswith(head)}
+    return {name: array for name, array in state.items() if not is_of_head(name, artifact.header.head)}

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packnet_cli.artifact.format import Header, State, Task
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import NetworkError, UsageError, is_out_of_memory
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
@@ -50,7 +51,7 @@ def classify(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     kinds = {}
     for name, value in model.state_dict().items():
         if name in parameters and value.dtype == torch.float32:
-            if name.startswith(tuple(f"{prefix}." for prefix in head)):
+            if is_of_head(name, head):
                 kinds[name] = Kind.HEAD
             elif value.numel() == max(value.shape, default=1) or name in tables or name in depthwise:
                 kinds[name] = Kind.PER_TASK

@@ -12,6 +12,7 @@ from timm.utils import random_seed as _seed
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
@@ -83,9 +84,9 @@ class NewTask:
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
-        self.lr_scale = lr_scale(claim, recipe, [name for name, _ in self.model.named_parameters()])
-        head = tuple(f"{prefix}." for prefix in self.head)
-        self.head_rates = {name: recipe.head_lr for name, _ in self.model.named_parameters() if name.startswith(head)}
+        names = [name for name, _ in self.model.named_parameters()]
+        self.lr_scale = lr_scale(claim, recipe, names)
+        self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, self.head)}
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = partial(

@@ -11,6 +11,7 @@ from torch import nn
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import data, network
 from packnet_cli.errors import NetworkError
 
@@ -63,9 +64,9 @@ class Packed:
 
     def _fits(self, model: nn.Module, task: Task) -> bool:
         """Whether the network has the tensors of the task, in the same shapes but for the head's."""
-        head = tuple(f"{prefix}." for prefix in self.artifact.header.head)
+        head = self.artifact.header.head
         wanted, there = (
-            {name: None if name.startswith(head) else tuple(value.shape) for name, value in state.items()}
+            {name: None if is_of_head(name, head) else tuple(value.shape) for name, value in state.items()}
             for state in (self.artifact.shared | self.artifact.own[task.index], model.state_dict())
         )
         return wanted == there

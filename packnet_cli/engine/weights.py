@@ -17,6 +17,7 @@ from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
 from torch import nn
 
 from packnet_cli.artifact import format
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine.network import reason
 from packnet_cli.errors import ArtifactError, NetworkError
 
@@ -32,7 +33,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
     """
     found = _read(path)
     own = model.state_dict()
-    body = {name: value for name, value in own.items() if not name.startswith(tuple(f"{prefix}." for prefix in head))}
+    body = {name: value for name, value in own.items() if not is_of_head(name, head)}
     tried = []
     for rename, remark in RENAMINGS:
         renamed = rename(found, model, arch, body)
