@@ -63,7 +63,7 @@ def read_everything(file, folder):
     for name, read in (
         ("load", lambda: format.load(path)),
         ("info", lambda: [tell(path, as_json) for as_json in (False, True)]),
-        ("verify", lambda: report.verified(path, findings := verify.verify(path), as_json=False) or findings),
+        ("verify", lambda: report.verified(path, findings := verify.verify(path), [], as_json=False) or findings),
     ):
         try:
             result = read()

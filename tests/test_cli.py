@@ -256,6 +256,15 @@ def test_eval_names_bad_images(full, tmp_path, packnet):
     refused(packnet("eval", full, "--task", 1, "--data", folder, "--device", "cpu"), 6, "broken.jpg")
 
 
+def test_a_layer_that_is_not_there_cannot_be_spared(full, packed, folders, packnet):
+    """Said before any training."""
+    for line in (
+        ["add-task", packed, "--data", folders[0], "--prune", 0.5],
+        ["prune", full, "--task", 3, "--prune", 0.5],
+    ):
+        refused(packnet(*line, "--skip-layers", "conv9*", "--device", "cpu"), 2, "--skip-layers 'conv9*'", "conv1.0")
+
+
 def test_a_damaged_task_is_not_extracted(full, tmp_path, packnet):
     """The others still are, and so is it where the damage is in what it does not see."""
     damaged = format.load(full)

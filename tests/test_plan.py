@@ -5,6 +5,7 @@ import pytest
 
 from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import Artifact, Header
+from packnet_cli.errors import UsageError
 
 
 def empty(**sizes):
@@ -26,6 +27,8 @@ def test_release_counts_spare_layers():
     assert list(plan.release_counts(owned, 0.5, keep_at_least=8).values()) == [2, 50, 50]
     assert list(plan.release_counts(owned, 0.5, keep_at_least=20).values()) == [0, 50, 50]
     assert list(plan.release_counts(owned, 0.5, skip_layers="stem*, blocks.1.*").values()) == [0, 50, 0]
+    with pytest.raises(UsageError, match="'stems' matches no packed layer; they have names as stem.weight"):
+        plan.release_counts(owned, 0.5, skip_layers="blocks.*,stems")
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 20])

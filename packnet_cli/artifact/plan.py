@@ -4,6 +4,8 @@ Equal shares for T tasks are p_k = (T - k) / (T - k + 1) for k = 1..T: what a ta
 that are still to come.
 """
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,13 +36,25 @@ def release_counts(
     `keep_at_least` weights stay in each layer that has as many; layers that match one of the comma-separated patterns
     `skip_layers` keep all.
     """
-    skip = [pattern.strip() for pattern in skip_layers.split(",") if pattern.strip()]
+    spared = layers_spared(owned, skip_layers)
     return {
-        layer: 0
-        if any(fnmatchcase(layer, pattern) for pattern in skip)
-        else max(0, min(round(prune * count), count - keep_at_least))
+        layer: 0 if layer in spared else max(0, min(round(prune * count), count - keep_at_least))
         for layer, count in owned.items()
     }
+
+
+def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
+    """Those that match one of the comma-separated patterns. Raises UsageError for a pattern that none matches."""
+    layers, spared = list(layers), set[str]()
+    for pattern in filter(None, map(str.strip, skip_layers.split(","))):
+        found = {layer for layer in layers if fnmatchcase(layer, pattern)}
+        if not found:
+            close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0)
+            raise UsageError(
+                f"--skip-layers {pattern!r} matches no packed layer; they have names as {', '.join(close)}"
+            )
+        spared |= found
+    return spared
 
 
 @dataclass(frozen=True)

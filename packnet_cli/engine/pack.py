@@ -93,6 +93,7 @@ def init(
         say(origin.remark)
     artifact = _all_free(origin)
     if prune is not None:
+        plan.layers_spared(artifact.mask, recipe.skip_layers)
         classes = base.class_names(origin, class_names, folder)
         name = name or base.default_name(classes, folder)
         artifact.header.check_new_name(name)
@@ -174,6 +175,7 @@ def add_task(
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     check_capacity(path, artifact, head_only)
+    plan.layers_spared(artifact.mask, recipe.skip_layers)
     name = name or task_name(folder)
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
@@ -244,6 +246,7 @@ def prune_task(
         raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
+    plan.layers_spared(artifact.mask, recipe.skip_layers)
     known = Path(entry.data)
     if folder is None and entry.data:
         if distill is None:
