@@ -20,7 +20,7 @@ from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.evaluate import Accuracy, evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.release import Goals, release_goals
+from packnet_cli.engine.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.resume import Checkpoint, Keeper
 from packnet_cli.engine.train import Place, Resume, Step, Teacher, train
 from packnet_cli.errors import NetworkError
@@ -135,21 +135,14 @@ class NewTask:
             pass
 
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
-        """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain.
-
-        Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
-        """
+        """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain."""
         trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
         read = partial(network.read, self.model, set(self.mask))
 
         def release(step: int) -> None:
             weights = read()
-            for layer, (claimed, count) in self._goals.items():
-                goal = round(count * (1 - (1 - step / steps) ** 3))
-                done = claimed - masks.count_owned(self.mask[layer], self.index)
-                self.mask[layer] = masks.release_smallest(self.mask[layer], weights[layer], self.index, goal - done)
-                weights[layer] = masks.keep_visible(weights[layer], self.mask[layer], self.index)
+            release_in_steps(self.mask, weights, self.index, self._goals, step / steps)
             self.freezer.hold(weights, self._trainable())
             if step == 1 and self.keeper is not None:
                 self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, Place())

@@ -31,8 +31,8 @@ from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
-from packnet_cli.errors import ArtifactError, CapacityError, TaskError
-from packnet_cli.images import is_dataset, task_name
+from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
+from packnet_cli.images import task_name
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -247,14 +247,13 @@ def prune_task(
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
-    known = Path(entry.data)
     if folder is None and entry.data:
-        if distill is None:
+        try:
             folder = data.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
-        elif known.exists() or is_dataset(known):
-            folder = known
-        else:
-            say(f"the images of {entry.name} are no longer at {known}; --data measures it elsewhere", warning=True)
+        except DataError:
+            if distill is None:
+                raise
+            say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
     images, recipe = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
     claim = claim_again(artifact)

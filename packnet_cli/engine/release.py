@@ -1,4 +1,4 @@
-"""How many of its weights a task is to release in each layer."""
+"""Which of its weights a task is to release in each layer, and in which steps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,3 +27,15 @@ def release_goals(
         across = masks.counts_across(magnitudes, total, adaptive=recipe.rank == "adaptive")
         wanted = {layer: min(count, most[layer]) for layer, count in across.items()}
     return {layer: (count, wanted[layer]) for layer, count in owned.items()}
+
+
+def release_in_steps(mask: dict[str, masks.Mask], weights: State, index: int, goals: Goals, done: float) -> None:
+    """Release what is to be gone when the part `done` of the steps, up to 1, is; in `mask` and `weights`.
+
+    Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
+    """
+    for layer, (claimed, count) in goals.items():
+        so_far = claimed - masks.count_owned(mask[layer], index)
+        wanted = round(count * (1 - (1 - done) ** 3))
+        mask[layer] = masks.release_smallest(mask[layer], weights[layer], index, wanted - so_far)
+        weights[layer] = masks.keep_visible(weights[layer], mask[layer], index)
