@@ -573,8 +573,8 @@ def test_a_number_too_large_for_any(packed, folders, tmp_path, packnet):
 
 def test_a_stdout_that_takes_nothing(packed):
     """A full disk, say: one line on stderr, with --json too."""
-    for more in ([], ["--json"]):
-        line = [sys.executable, "-m", "packnet_cli", "info", packed, *more]
+    for arguments in (["info", packed], ["info", packed, "--json"], ["--help"], ["--version"]):
+        line = [sys.executable, "-m", "packnet_cli", *arguments]
         with open("/dev/full", "w") as full:
             done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 3

@@ -39,6 +39,7 @@ class _Group(TyperGroup):
             return super().make_context(info_name, args, *more, **kwargs)
         except Exception as error:
             self._fail_if_wrong_argument(json_wanted, "packnet", error)
+            self._fail_if_refused(json_wanted, error)  # what --help shows
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -63,12 +64,7 @@ class _Group(TyperGroup):
             if is_out_of_memory(error):
                 reason = str(error).partition("\n")[0] or "out of memory"
                 fail(f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
-            if isinstance(error, OSError) and error.errno != errno.EPIPE:  # a reader that has seen enough is no error
-                log.info("raised here:", exc_info=True)
-                reason = error.strerror or str(error) or type(error).__name__
-                if error.filename:
-                    fail(f"cannot use {error.filename}: {reason}; check the path, and who may use it", 2)
-                fail(f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code)
+            self._fail_if_refused(ctx.meta[JSON_WANTED], error)
             raise
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
@@ -78,6 +74,16 @@ class _Group(TyperGroup):
         if hasattr(error, "format_message"):
             message = f"{error.format_message().removesuffix('.')} (see {command} --help)"
             self._fail(json_wanted, message, UsageError.exit_code)
+
+    def _fail_if_refused(self, json_wanted: bool, error: BaseException) -> None:
+        """What the system does not let be read or written; but that a reader has seen enough is no error."""
+        if isinstance(error, OSError) and error.errno != errno.EPIPE:
+            log.info("raised here:", exc_info=True)
+            reason = error.strerror or str(error) or type(error).__name__
+            if error.filename:
+                message = f"cannot use {error.filename}: {reason}; check the path, and who may use it"
+                self._fail(json_wanted, message, UsageError.exit_code)
+            self._fail(json_wanted, f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code)
 
     def _fail(self, json_wanted: bool, message: str, exit_code: int) -> NoReturn:
         if json_wanted:
