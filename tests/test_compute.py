@@ -1,5 +1,6 @@
 """How training computes: what is set is set back, and a compiled step keeps the promise."""
 
+import copy
 import dataclasses
 from functools import partial
 
@@ -63,16 +64,39 @@ def test_on_a_cpu_nothing_is_compiled_unasked():
     assert ready(model, None)() is model and ready(model, False)() is model
 
 
-def test_bfloat16_where_the_processor_and_the_network_are_fast_in_it(monkeypatch):
-    """Not with depthwise convolutions, nor on a processor without it or whose torch cannot tell."""
-    plain, depthwise = (timm.create_model(arch) for arch in ("test_resnet", "test_efficientnet"))
+def test_bfloat16_where_the_processor_is_fast_in_it(monkeypatch):
+    """Not on one without it or whose torch cannot tell."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert compute.in_bfloat16(None, HERE, plain) and not compute.in_bfloat16(False, HERE, plain)
-    assert not compute.in_bfloat16(None, HERE, depthwise) and compute.in_bfloat16(True, HERE, depthwise)
+    assert compute.in_bfloat16(None, HERE) and not compute.in_bfloat16(False, HERE)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not compute.in_bfloat16(None, HERE, plain)
+    assert not compute.in_bfloat16(None, HERE) and compute.in_bfloat16(True, HERE)
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert not compute.in_bfloat16(None, HERE, plain)
+    assert not compute.in_bfloat16(None, HERE)
+
+
+def test_depthwise_filters_compute_in_float32():
+    """Where the others compute in bfloat16, also in a copy, by its own weights; what the network is stays the same."""
+    model = timm.create_model("test_efficientnet").eval()
+    before, images = list(model.state_dict()), torch.rand(2, 3, 32, 32)
+    plain = model(images)
+    for amp in (False, True):
+        run = compute.forward_of(model, wanted=None, device=HERE, shape=tuple(images.shape), amp=amp)()
+    seen = {}
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda module, images, out: seen.setdefault(compute.is_depthwise(module), set()).add(out.dtype)
+            )
+    with compute.in_precision(HERE, True):
+        run(images)
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
+    assert list(model.state_dict()) == before and torch.equal(model(images), plain)
+    copied = copy.deepcopy(model)
+    compute.forward_of(copied, wanted=None, device=HERE, shape=tuple(images.shape), amp=True)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(model(images), plain) and not copied(images).any()
 
 
 def test_settings_of_the_process_are_put_back():

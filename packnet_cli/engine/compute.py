@@ -52,17 +52,14 @@ class Machine:
 AUTO = Machine()
 
 
-def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
-    """Whether to compute in bfloat16, the weights staying float32: by default where the device is made for it.
-
-    On such a CPU most networks are faster in it, but those with depthwise convolutions slower (README, "Measured").
-    """
+def in_bfloat16(wanted: bool | None, device: torch.device) -> bool:
+    """Whether to compute in bfloat16, the weights staying float32: by default where the device is made for it."""
     if wanted is not None:
         return wanted
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in every torch
-    return device.type == "cpu" and made_for_it() and not any(map(is_depthwise, model.modules()))
+    return device.type == "cpu" and made_for_it()
 
 
 def in_precision(device: torch.device, amp: bool) -> AbstractContextManager[Any]:
@@ -78,14 +75,36 @@ def forward_of(
     """The network as a function of batches (N, C, H, W): compiled if that is `wanted`, on a GPU else as CUDA graphs.
 
     Batches of another `shape`, such as an epoch's last, do without. The network itself stays what it is, with the names
-    of its tensors, its evaluation and its copies. Raises UsageError, when it runs, if it cannot be compiled.
+    of its tensors, its evaluation and its copies; but in bfloat16 on a CPU its depthwise convolutions, which are slow
+    in it there, from now on compute in float32. Raises UsageError, when it runs, if it cannot be compiled.
     """
+    if amp and device.type == "cpu":
+        slow = [*filter(is_depthwise, model.modules())]
+        kinds = {kind: _in_float32(kind) for kind in set(map(type, slow))}
+        for module in slow:
+            module.__class__ = kinds[type(module)]
     if wanted:
         compiled = _compiled(model, device)
         return lambda: lambda images: (compiled if images.shape == shape else model)(images)
     if wanted is None and device.type == "cuda":
         return _Graphs(model, shape, amp).ready
     return lambda: model
+
+
+def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
+    """A kind of module that computes in float32, whatever is around it."""
+    if issubclass(kind, _Float32):
+        return kind
+
+    def forward(self: nn.Module, images: torch.Tensor) -> Any:
+        with torch.autocast(images.device.type, enabled=False):
+            return kind.forward(self, images.float())
+
+    return type(kind.__name__, (_Float32, kind), {"forward": forward})
+
+
+class _Float32:
+    """By which those kinds are known."""
 
 
 def _compiled(model: nn.Module, device: torch.device) -> Forward:
