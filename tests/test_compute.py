@@ -64,14 +64,16 @@ def test_on_a_cpu_nothing_is_compiled_unasked():
     assert ready(model, None)() is model and ready(model, False)() is model
 
 
-def test_bfloat16_where_the_processor_is_fast_in_it(monkeypatch):
-    """Not on one without it or whose torch cannot tell."""
+def test_bfloat16_where_the_processor_and_the_network_are_made_for_it(monkeypatch):
+    """Not with depthwise convolutions, nor on a processor without it or whose torch cannot tell."""
+    plain, depthwise = (timm.create_model(arch) for arch in ("test_resnet", "test_efficientnet"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert compute.in_bfloat16(None, HERE) and not compute.in_bfloat16(False, HERE)
+    assert compute.in_bfloat16(None, HERE, plain) and not compute.in_bfloat16(False, HERE, plain)
+    assert not compute.in_bfloat16(None, HERE, depthwise) and compute.in_bfloat16(True, HERE, depthwise)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not compute.in_bfloat16(None, HERE) and compute.in_bfloat16(True, HERE)
+    assert not compute.in_bfloat16(None, HERE, plain)
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert not compute.in_bfloat16(None, HERE)
+    assert not compute.in_bfloat16(None, HERE, plain)
 
 
 def test_depthwise_filters_compute_in_float32():

@@ -99,7 +99,7 @@ class NewTask:
         )
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
-        self.amp = compute.in_bfloat16(machine.amp, device)
+        self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         shape = (self.train_batches.most, *header.data_config["input_size"])
         self.forward_of = partial(compute.forward_of, wanted=machine.compile, device=device, shape=shape, amp=self.amp)
         self.ready = self.forward_of(self.model)
