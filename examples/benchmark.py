@@ -354,6 +354,8 @@ def main(
     json_file: Annotated[Path | None, Option("--json")] = None,
 ) -> None:
     """Time the parts, print a table, and write all figures as JSON."""
+    if unknown := set(parts.split(",")) - set(PARTS):
+        raise typer.BadParameter(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if threads:
         torch.set_num_threads(threads)
     settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps, "opt": opt}

@@ -304,6 +304,13 @@ def main(
     threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Measure what is not measured yet, then print the table and write it to OUT/table.csv."""
+    for one in way or []:
+        if one not in WAYS:
+            raise typer.BadParameter(f"there is no way {one!r}; there are {', '.join(WAYS)}")
+    numbers = [str(number + 1) for number in range(len(folders))]
+    for one in order or []:
+        if not set(one.split(",")) <= set(numbers):
+            raise typer.BadParameter(f"--order {one} has other numbers than those of the folders, 1 to {len(folders)}")
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(out, start, folders, recipe_from(settings).settled(few_steps=False))
@@ -318,7 +325,7 @@ def main(
             for measure in (individual, classifier):
                 if measure.__name__ in ways and not bench.has(measure.__name__, "", seed, folder.name):
                     measure(bench, folder, seed)
-        for key in order or [",".join(str(number + 1) for number in range(len(folders)))]:
+        for key in order or [",".join(numbers)]:
             if "lwf" in ways:
                 lwf(bench, key, seed)
             for kept, fraction in zip(bases, prunes, strict=True):

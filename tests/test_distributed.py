@@ -34,7 +34,7 @@ def process(rank, port, log, arguments, event):
     """One of torchrun's processes; at its fourth step the second has something happen to it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1), os.dup2(file, 2)
     torch.set_num_threads(1)

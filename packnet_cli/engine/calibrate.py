@@ -7,6 +7,7 @@ Source: arXiv 1706.04599, section 4.
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,9 +22,11 @@ HALVINGS = 40
 @full_precision()
 def measure_temperature(model: nn.Module, batches: Batches, *, amp: bool = False) -> float:
     """The temperature of a task, by its network and its held-out images."""
-    here = [(logits.float().cpu(), labels.cpu()) for logits, labels in answers(model, batches, amp=amp)]
+    # As numpy's arrays, since earlier versions of torch warn of what it sends of its own.
+    here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches, amp=amp)]
     found = [pair for part in distributed.gathered(here) for pair in part]  # each process has its own images
-    return fit_temperature(torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found]))
+    logits, labels = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
+    return fit_temperature(logits, labels)
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -69,7 +69,8 @@ def write_program(artifact: Artifact, task: Task, output: Path) -> None:
         torch.export.save(program, buffer, extra_files={"packnet.json": json.dumps(edit.about(artifact, task))})
     with atomic.replacing(output) as temporary:
         temporary.write_bytes(buffer.getvalue())
-        reloaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+        with _exporting(artifact):
+            reloaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
         _check(artifact, model, lambda batch: reloaded(batch).detach().numpy())
 
 
