@@ -410,6 +410,30 @@ def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, after, 
     assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
 
 
+def test_images_that_are_gone_as_a_run_goes_on(tmp_path, folders):
+    """The checkpoint that it came from stays: it is of a later step than the first release."""
+    recipe = dataclasses.replace(RECIPE, opt="adamw")
+    folder, path = tmp_path / "images", tmp_path / "packed.st"
+    shutil.copytree(folders[0], folder)
+    how = dict(prune=0.5, recipe=recipe, machine=UNCACHED)
+    init(tmp_path / "whole.st")
+    pack.add_task(tmp_path / "whole.st", folder, **how)
+    init(path)
+    with pytest.raises(InterruptedRun):
+        pack.add_task(path, folder, progress=stop_at("retrain", 1, 2), **how)
+
+    def gone(picture, reads=sources.open_picture, left=iter([0] * 27)):  # noqa: B008
+        if next(left, None) is None:
+            raise FileNotFoundError(picture)
+        return reads(picture)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="go on with --resume"):
+        patch.setattr(sources, "open_picture", gone)
+        pack.add_task(path, folder, resume=True, **how)
+    pack.add_task(path, folder, resume=True, **how)
+    assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
 def test_images_that_are_gone_during_a_search(tmp_path, folders):
     """The checkpoint is that of the network before pruning, and stays."""
     folder, away, path = tmp_path / "images", tmp_path / "away", tmp_path / "packed.st"

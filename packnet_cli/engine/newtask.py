@@ -144,7 +144,7 @@ class NewTask:
             weights = read()
             release_in_steps(self.mask, weights, self.index, self._goals, step / steps)
             self.freezer.hold(weights, self._trainable())
-            if step == 1 and self.keeper is not None:
+            if step == 1 and self.keeper is not None and not self.resumed:
                 self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, Place())
             if step == steps:
                 self.measure("pruned", trial)
