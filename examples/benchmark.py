@@ -41,6 +41,7 @@ from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack, unpack
 from packnet_cli.engine.compute import Machine, forward_of, fused, in_precision, training_on
+from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM
@@ -326,7 +327,7 @@ class Bench:
     """The settings of a run."""
 
     def __init__(self, folder: Path, device: str, **settings: Any) -> None:
-        self.folder, self.device = folder, network.choose_device(device)
+        self.folder, self.device = folder, choose_device(device)
         for name, value in settings.items():
             setattr(self, name, value)
         self.machine = Machine(str(self.device), amp=self.amp)

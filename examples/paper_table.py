@@ -37,6 +37,7 @@ from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.engine.compute import AUTO
+from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, train
@@ -85,10 +86,10 @@ class Bench:
         network.write(
             model, {name: array for name, array in self.start.items() if not is_of_head(name, self.header.head)}
         )
-        return images, network.place(model, network.choose_device("auto"))
+        return images, network.place(model, choose_device("auto"))
 
     def feed(self, split: data.Split, training: bool) -> Any:
-        device = network.choose_device("auto")
+        device = choose_device("auto")
         return feed.batches(
             split,
             self.header.data_config,
@@ -178,7 +179,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
         folders.insert(0, Path(bench.base.data))
         model = network.build(bench.header, len(bench.base.classes))
         network.write(model, bench.start)
-        network.place(model, network.choose_device("auto"))
+        network.place(model, choose_device("auto"))
         heads[bench.base.name] = model.get_classifier()
     for folder in folders[bool(bench.base) :]:
         images, following = bench.new_network(folder, seed)

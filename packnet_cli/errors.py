@@ -108,3 +108,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"]
     words += ["could not create a primitive", "PyObject pointer is null"]
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error's message."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__

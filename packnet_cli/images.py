@@ -54,8 +54,8 @@ def location(data: Path) -> str:
     if not is_dataset(data):
         return str(data.resolve())
     place = 2 if data.parts[0] == "torch" else 1
-    folder = local(*data.parts[place:])
-    return str(Path(*data.parts[:place])) + str(folder.resolve()) if os.path.exists(folder) else str(data)
+    folder = local(*data.parts[place:]) if data.parts[place:] else None
+    return str(Path(*data.parts[:place])) + str(folder.resolve()) if folder and os.path.exists(folder) else str(data)
 
 
 def local(*parts: str) -> Path:

@@ -1,25 +1,63 @@
-"""The metrics of training as lines of JSON: what each says, and how a log of them is read again. Imports no torch."""
+"""What training tells as it goes on, the same as lines of JSON, and how a log of these is read again.
+
+Imports no torch.
+"""
 
 import json
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packnet_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from packnet_cli.engine.evaluate import Accuracy
-    from packnet_cli.engine.train import Step
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far.
+
+    Of images without labels there is no accuracy.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float | None
+    images_per_second: float
+    lr: float  # that of the step; some parameters learn at a multiple of it
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 accuracy in percent over a number of images."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
+# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
+Progress = Callable[[str, str, Step | Accuracy], None]
+
+
+def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
+    """The progress callback that shows nothing."""
+
+
+# --- as lines of JSON -----------------------------------------------------------------------------------------------
 
 FILE = "metrics.jsonl"  # in the folder of a log
 Line = dict[str, Any]
 
 
-def line(task: str, phase: str, seen: "Step | Accuracy") -> Line | None:
+def line(task: str, phase: str, seen: Step | Accuracy) -> Line | None:
     """What there is to note of an epoch that is over, or of an accuracy; of the steps before nothing."""
     numbers = asdict(seen)
-    if not hasattr(seen, "epoch"):  # told without its class, which stands where torch is
+    if isinstance(seen, Accuracy):
         return {"event": "accuracy", "task": task, "phase": phase, **numbers}
     over = numbers.pop("step") == numbers.pop("steps")
     return {"event": "epoch", "task": task, "phase": phase, **numbers} if over else None
@@ -48,7 +86,7 @@ def read(folder: Path) -> dict[str, list[Line]]:
     return {task: list(lines.values()) for task, lines in tasks.items()}
 
 
-NUMBERS = {"epoch": ("epoch", "loss", "accuracy", "lr"), "accuracy": ("top1",)}  # what is made use of here
+NUMBERS = {"epoch": ("epoch", "loss", "lr"), "accuracy": ("top1",)}  # what is made use of here
 MOST = 1e300  # beyond any number that was measured, but not beyond what can be drawn
 
 
@@ -56,7 +94,9 @@ def _parse(text: str) -> Line | None:
     try:
         found = json.loads(text)
         whole = all(isinstance(found[key], str) for key in ("event", "task", "phase"))
-        whole = whole and all(abs(found[key]) < MOST for key in NUMBERS[found["event"]])
-        return found if whole else None
+        numbers = [found[key] for key in NUMBERS[found["event"]]]
+        if found["event"] == "epoch" and found["accuracy"] is not None:  # of images without labels
+            numbers.append(found["accuracy"])
+        return found if whole and all(abs(number) < MOST for number in numbers) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -65,14 +65,8 @@ class Recipe:
 
     @classmethod
     def recorded(cls, settings: dict[str, Any]) -> "Recipe":
-        """The recipe in an artifact, to train by again.
-
-        Left out is a setting that this version does not have, and what follows where a network is kept without labelled
-        images: that nothing is retrained, or by a teacher alone.
-        """
-        without_labels = {"retrain_epochs": 0, "distill_weight": 1.0}
-        known = {name: value for name, value in settings.items() if name in cls.__dataclass_fields__}
-        return cls(**{name: value for name, value in known.items() if without_labels.get(name) != value})
+        """The recipe in an artifact, to train by again, without settings that this version does not have."""
+        return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
     def settled(self, *, few_steps: bool) -> "Recipe":
         """The recipe with an optimizer in place of "auto": SGD, as in the paper.

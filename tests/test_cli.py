@@ -281,8 +281,15 @@ def test_divergence_writes_nothing(packed, folders, packnet, batch_size):
     """Exit code 10, and what to try; also if it was the last step, which no loss has seen."""
     before = packed.read_bytes()
     result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *QUICK, "--batch-size", batch_size)
-    assert result.exit_code == 10 and "lower learning rate" in result.stderr
+    assert result.exit_code == 10 and result.stderr.endswith("Try a lower learning rate than 1e+30\n")
     assert packed.read_bytes() == before
+
+
+def test_divergence_where_the_rate_was_raised(packed, folders, packnet):
+    """It names the rate that was given, and by how much it was raised."""
+    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.25, *QUICK).exit_code == 0
+    result = packnet("add-task", packed, "--data", folders[1], "--lr", "1e30", *QUICK)
+    assert result.exit_code == 10 and "than 1e+30, which was raised 4 times, or --lr-scale none" in result.stderr
 
 
 def test_init_refuses(tmp_path, packed, packnet):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine import data, datasets, sources
+from packnet_cli.engine import data, datasets, pictures
 from packnet_cli.errors import DataError, UsageError
 from packnet_cli.images import is_dataset, location, task_name
 
@@ -105,6 +105,7 @@ def test_a_relative_name_is_remembered_as_an_absolute_one(tmp_path, folders, mon
     monkeypatch.chdir(tmp_path)
     assert location(Path("wds/set")) == "wds" + str(tmp_path / "set")
     assert location(Path("hfds/user/birds")) == "hfds/user/birds" and task_name(Path("hfds/user/birds")) == "birds"
+    assert location(Path("torch/cifar10")) == "torch/cifar10"  # in torch's cache, and not here
     assert task_name(Path("torch/cifar10/there")) == "cifar10" and task_name(Path("tfds/mnist:3.0.1")) == "mnist"
     assert is_dataset(Path("torch/cubs")) and not is_dataset(Path("torch")) and not is_dataset(Path("cubs/torch"))
     (tmp_path / "torch" / "cubs").mkdir(parents=True)
@@ -128,7 +129,7 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     kept, aside = data.set_aside(images.train, 0.25, 0)
     assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
     assert data.fingerprint(images) != data.fingerprint(data.open_training(named, val_split=0.3, seed=1))
-    with sources.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
+    with pictures.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
         assert image.size == (36, 36)
 
 
@@ -142,7 +143,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
     add_task = ("add-task", packed, "--data", Path("wds", str(where)[1:]), *QUICK)
     result = packnet(*add_task)
     assert result.exit_code == 6 and "2 of 29 files are not readable" in result.stderr
-    assert "split 'train', image 0 (no image)" in result.stderr and result.stderr.count("\n") == 1
+    assert "split 'train', image 0 (no image" in result.stderr and result.stderr.count("\n") == 1
     assert packnet(*add_task, "--skip-bad-images").exit_code == 0
     [task] = format.load(packed).header.tasks
     assert (task.skipped, task.images) == (2, 9)
@@ -229,7 +230,7 @@ def test_tensorflows(monkeypatch):
         "train": {"cat": [1], "dog": [0, 2]},
         "test": {"cat": [0]},
     }
-    with sources.open_picture(found["test"]["cat"][0]) as image:
+    with pictures.open_picture(found["test"]["cat"][0]) as image:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 

@@ -123,9 +123,12 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
 def test_what_is_no_metric_is_passed_over(tmp_path):
     """Torn lines, lines of others; no log at all is an error that says how to get one."""
     good = {"event": "accuracy", "task": "red", "phase": "dense", "top1": 50.0}
+    epoch = {"event": "epoch", "task": "red", "phase": "train", "epoch": 1, "loss": 1.0, "accuracy": None, "lr": 0.1}
     bad = ["", "{", "[]", "3", '{"event": "mine"}', json.dumps(good | {"top1": "x"}), json.dumps(good | {"task": 3})]
     bad += [json.dumps(good | strange) for strange in ({"event": []}, {"top1": 10**400}, {"top1": float("nan")})]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*bad, json.dumps(good), json.dumps(good)[:-9]]))
-    assert metrics.read(tmp_path) == {"red": [good]}
+    bad += [json.dumps(epoch | {"accuracy": "x"}), json.dumps(epoch | {"loss": None})]
+    lines = [*bad, json.dumps(epoch), json.dumps(good), json.dumps(good)[:-9]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert metrics.read(tmp_path) == {"red": [epoch, good]}
     with pytest.raises(UsageError, match="cannot read the log .*--log DIR"):
         metrics.read(tmp_path / "none")

@@ -13,6 +13,7 @@ from torch import nn
 
 from packnet_cli.artifact.format import Header
 from packnet_cli.engine import network, pack, start, train
+from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import Kind, classify
 from packnet_cli.errors import NetworkError, UsageError
 
@@ -162,7 +163,7 @@ def test_arguments_that_timm_does_not_take():
 
 def test_a_device_that_computes_nothing():
     with pytest.raises(UsageError, match="cannot use the device 'meta'"):
-        network.choose_device("meta")
+        choose_device("meta")
 
 
 def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):

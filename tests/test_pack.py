@@ -10,9 +10,10 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import evaluate, newtask, pack, train, unpack
+from packnet_cli.engine import newtask, pack, train, unpack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
+from packnet_cli.metrics import Accuracy, Step
 
 RUN = dict(recipe=QUICK, machine=CPU)
 SMALL = dict(data_config={"img_size": 32})
@@ -63,8 +64,8 @@ def test_base_without_images(tmp_path, weights):
 
 
 def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
-    """Any images will do: the unpruned network says what to answer, and no label is looked at."""
-    labels_seen = []
+    """Any images will do: the unpruned network says what to answer, and no label is looked at, nor counted as right."""
+    labels_seen, accuracies = [], []
     loss = train.Teacher.loss
 
     def spy(teacher, images, labels, logits):
@@ -73,10 +74,17 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
 
     monkeypatch.setattr(train.Teacher, "loss", spy)
     artifact = pack.init(
-        tmp_path / "packed.st", "test_resnet", weights=weights, prune=0.5, distill=folders[0], **SMALL, **RUN
+        tmp_path / "packed.st",
+        "test_resnet",
+        weights=weights,
+        prune=0.5,
+        distill=folders[0],
+        progress=lambda task, phase, at: accuracies.append(at.accuracy),
+        **SMALL,
+        **RUN,
     )
-    assert set(labels_seen) == {0}
-    assert artifact.header.task(1).recipe["distill_weight"] == 1 and artifact.header.task(1).top1 is None
+    assert len(set(labels_seen)) == 1 and set(accuracies) == {None}
+    assert artifact.header.task(1).top1 is None
     untouched = pack.init(tmp_path / "b.st", "test_resnet", weights=weights, prune=0.5, **SMALL, **RUN)
     assert artifact.header.task(1).digest != untouched.header.task(1).digest
     measured = pack.init(
@@ -220,6 +228,17 @@ def test_prune_on_labels_what_was_kept_without(tmp_path, folders, weights, first
     assert "retrain" in phases and task.recipe["distill_weight"] < 1
 
 
+def test_prune_by_the_recipe_that_the_task_was_added_by(packed, folders):
+    """Also where that was not to retrain at all, or by a teacher alone."""
+    recipe = dataclasses.replace(QUICK, retrain_epochs=0, distill_weight=1.0)
+    pack.add_task(packed, folders[0], recipe=recipe, machine=CPU)
+    phases = []
+    after = pack.prune_task(
+        packed, "red", prune=0.5, machine=CPU, progress=lambda task, phase, at: phases.append(phase)
+    )
+    assert phases == ["pruned"] and after.header.task(1).recipe == dataclasses.asdict(recipe.settled(few_steps=False))
+
+
 def test_prune_starts_from_what_the_task_is(packed, folders):
     """With nothing to release and no epochs, nothing changes at all."""
     before = pack.add_task(packed, folders[0], prune=0.5, **RUN)
@@ -268,7 +287,7 @@ def test_head_only_needs_something_to_see(packed, folders):
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, 0.0), (0.3, 0.25), (0.5, 0.5), (1.0, 0.9375)])
 def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     """It ends at the largest fraction tried that costs no more than allowed, and with the network pruned by that."""
-    accuracy = evaluate.Accuracy(50.0, 100.0, 6)
+    accuracy = Accuracy(50.0, 100.0, 6)
 
     def top1(model, batches, *, amp=False):
         """Pretend that up to `limit` pruning costs nothing, and beyond it everything."""
@@ -306,7 +325,9 @@ def test_which_weights_go(packed, folders, changes):
 def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monkeypatch, lr_scale, expected):
     """In both phases, up to tenfold; the head at its own multiple of that."""
     seen = []
-    monkeypatch.setattr(newtask, "train", lambda *_, lr, rates, **__: seen.append((lr, rates)) or iter(()))
+    monkeypatch.setattr(
+        newtask, "train", lambda *_, lr, lr_scale, rates, **__: seen.append((lr * lr_scale, rates)) or iter(())
+    )
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
     for folder, prune in zip(folders, (0.25, 0.25, 0), strict=True):
         pack.add_task(packed, folder, prune=prune, **RUN | {"recipe": recipe})
@@ -337,7 +358,7 @@ def test_one_schedule_over_training_and_retraining(packed, folders, how, phases)
     rates = []
 
     def progress(task, phase, seen):
-        if isinstance(seen, train.Step) and seen.step == 1:
+        if isinstance(seen, Step) and seen.step == 1:
             rates.append(seen.lr / recipe.lr)
 
     pack.add_task(packed, folders[0], **RUN | {"recipe": recipe} | how, progress=progress)

@@ -19,9 +19,9 @@ from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import freezer, pack, resume, sources, train
-from packnet_cli.engine.train import Step
+from packnet_cli.engine import freezer, pack, pictures, resume, train
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
+from packnet_cli.metrics import Step
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
 PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
@@ -422,13 +422,13 @@ def test_images_that_are_gone_as_a_run_goes_on(tmp_path, folders):
     with pytest.raises(InterruptedRun):
         pack.add_task(path, folder, progress=stop_at("retrain", 1, 2), **how)
 
-    def gone(picture, reads=sources.open_picture, left=iter([0] * 27)):  # noqa: B008
+    def gone(picture, reads=pictures.open_picture, left=iter([0] * 27)):  # noqa: B008
         if next(left, None) is None:
             raise FileNotFoundError(picture)
         return reads(picture)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="go on with --resume"):
-        patch.setattr(sources, "open_picture", gone)
+        patch.setattr(pictures, "open_picture", gone)
         pack.add_task(path, folder, resume=True, **how)
     pack.add_task(path, folder, resume=True, **how)
     assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
@@ -478,7 +478,7 @@ def test_what_is_kept_is_of_the_last_step(tmp_path, folders, monkeypatch, pause)
     init(tmp_path / "whole.st")
     pack.add_task(tmp_path / "whole.st", folder, recipe=RECIPE, machine=UNCACHED)
     init(path)
-    reads, left = sources.open_picture, iter(range(56))
+    reads, left = pictures.open_picture, iter(range(56))
 
     def no_more(picture):
         if next(left, None) is None:
@@ -486,7 +486,7 @@ def test_what_is_kept_is_of_the_last_step(tmp_path, folders, monkeypatch, pause)
         return reads(picture)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "open_picture", no_more)
+        patched.setattr(pictures, "open_picture", no_more)
         with pytest.raises(DataError, match="go on with --resume"):
             pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED)
     pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED, resume=True)

@@ -11,6 +11,7 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network, unpack
 from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.evaluate import Batches, answers
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import DataError
@@ -38,13 +39,13 @@ def evaluate_auto(
     if not remembering:
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
     held_outs = [unpack.held_out_images(task, None) for task in remembering]
-    torch_device = network.choose_device(device)
+    torch_device = choose_device(device)
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
     for task, held_out in zip(remembering, held_outs, strict=True):
         batches = unpack.batches_of(
             packed.artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device
         )
-        with network.workable_batches(batch_size):
+        with workable_batches(batch_size):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]
         picked = torch.stack([entropy for entropy, _ in asked]).argmin(0)  # (N,)
         place = packed.tasks.index(task)

@@ -1,6 +1,5 @@
 """The pretrained network as a task of its own: what its classifier calls its classes, and images to retrain it on."""
 
-import dataclasses
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -68,11 +67,11 @@ def open_images(
     recipe: Recipe,
     *,
     skip_bad_images: bool = False,
-) -> tuple[data.TrainingImages, Recipe]:
-    """What a task that is trained already is retrained and measured on, and the recipe adapted to that.
+) -> data.TrainingImages:
+    """What a task that is trained already is retrained and measured on.
 
-    With `distill`, all images below it, its unpruned network as teacher, and the held-out images of `folder`, if any;
-    else those of `folder`; with neither, it is not retrained, and its accuracy is not known. Raises DataError.
+    With `distill`, all images below it, without labels, and the held-out images of `folder`, if any; else those of
+    `folder`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
     """
     if distill is not None:
         held_out = (
@@ -81,10 +80,8 @@ def open_images(
             else data.open_held_out(folder, classes, val_split=recipe.val_split, seed=recipe.seed)
         )
         images = data.TrainingImages(classes, data.open_unlabelled(distill), held_out)
-        recipe = dataclasses.replace(recipe, distill_weight=1.0)
     elif folder is not None:
         images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
     else:
         images = data.TrainingImages(classes, data.Split([], []), None)
-        recipe = dataclasses.replace(recipe, retrain_epochs=0)
-    return data.usable(images, skip_bad=skip_bad_images), recipe
+    return data.usable(images, skip_bad=skip_bad_images)

@@ -13,9 +13,8 @@ from packnet_cli.artifact import atomic, format, masks, plan, verify
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.network import reason
 from packnet_cli.engine.resume import Say
-from packnet_cli.errors import CapacityError, UsageError
+from packnet_cli.errors import CapacityError, UsageError, reason
 from packnet_cli.recipe import AUTO, Recipe
 
 

@@ -19,8 +19,9 @@ import torch
 from timm.optim import get_optimizer_class
 from torch import nn
 
-from packnet_cli.engine.network import choose_device, is_depthwise, reason
-from packnet_cli.errors import UsageError
+from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.network import is_depthwise
+from packnet_cli.errors import UsageError, reason
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Ready = Callable[[], Forward]  # to be called at the start of an epoch, while nothing else uses the GPU

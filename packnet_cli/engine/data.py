@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import distributed, sources
+from packnet_cli.engine import distributed, pictures, sources
 from packnet_cli.errors import DataError
 from packnet_cli.images import ClassFiles, Picture, is_dataset
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
-FLOAT = "floating-point pixels, of unknown range"
+UNLABELLED = -1  # in place of a label
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,11 @@ class TrainingImages:
     @property
     def splits(self) -> list[Split]:
         return [self.train] + ([self.held_out.split] if self.held_out else [])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the training images have labels; without them only a teacher can say what is asked for."""
+        return UNLABELLED not in self.train.labels
 
 
 def open_training(
@@ -115,9 +117,9 @@ def remembered(task: Task, hint: str) -> Path:
 
 
 def open_unlabelled(folder: Path) -> Split:
-    """Every image below a folder, whatever its subfolders are called; the labels say nothing. Raises DataError."""
+    """Every image below a folder, whatever its subfolders are called. Raises DataError."""
     paths = sources.images_below(folder)
-    return Split([*paths], [0] * len(paths))
+    return Split([*paths], [UNLABELLED] * len(paths))
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -151,6 +153,8 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
     are left."""
     train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
     gone = set(images.train.labels) - set(train.labels)
+    if gone and not images.labelled:
+        raise DataError("no readable image is left to retrain on")
     if gone:
         empty = [images.classes[label] for label in sorted(gone)]
         raise DataError(f"no readable image is left to train {len(empty)} class(es) on: {_few(empty)}")
@@ -176,7 +180,6 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
     paths = [path for split in splits for path in split.paths]
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of odd metadata and the like
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         part = paths[distributed.rank() :: distributed.world()]
         found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
     problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
@@ -220,30 +223,13 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
 
 def _problem(picture: Picture) -> str | None:
     """Why it cannot be used as an image, if so."""
-    if isinstance(picture, Path) and not os.path.isfile(picture):
-        return "no file, or a link to none"  # to open a pipe would be to wait
     try:
-        with sources.open_picture(picture) as image:
+        with pictures.open_picture(picture) as image:
             image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
-            image.load()
-            return FLOAT if image.mode == "F" else None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
+            pictures.convert(image, "RGB")
     except Exception as error:  # decoders of broken files raise nearly anything
-        return "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-
-
-def convert(image: Image.Image, mode: str) -> Image.Image:
-    """An image in the network's mode; of an animated one the first frame. Raises ValueError if that cannot be told."""
-    if image.mode == "F":
-        raise ValueError(FLOAT)
-    if image.mode.startswith("I"):  # 16 bits, of which PIL would show the least 8, cut off at white
-        pixels = np.asarray(image)
-        high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels
-        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # as PIL asks for
-    return image.convert(mode)
+        return pictures.problem(error)
+    return None
 
 
 def _few(things: list[Any], limit: int = 5) -> str:

@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli import extras
 from packnet_cli.engine import network
-from packnet_cli.errors import DataError, PackNetError
+from packnet_cli.errors import DataError, PackNetError, reason
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
 
 
@@ -49,7 +49,7 @@ def read(data: Path) -> dict[str, ClassFiles]:
         raise
     except Exception as error:  # whatever the libraries, the network and the disk come up with
         raise DataError(
-            f"cannot open the dataset {data}: {network.reason(error).rstrip(':')}; check its name and, if it is to be "
+            f"cannot open the dataset {data}: {reason(error).rstrip(':')}; check its name and, if it is to be "
             "downloaded, the connection"
         ) from None
     if not any(found.values()):

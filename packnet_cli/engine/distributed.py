@@ -22,8 +22,7 @@ from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine.compute import AUTO
-from packnet_cli.engine.network import reason
-from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError
+from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
 
 P = ParamSpec("P")
 R = TypeVar("R")

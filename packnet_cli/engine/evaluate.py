@@ -1,7 +1,6 @@
 """What a network answers, and how often it is right."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import full_precision, in_precision
+from packnet_cli.metrics import Accuracy
 
 
 class Batches(Protocol):
@@ -17,15 +17,6 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 and top-5 accuracy in percent over a number of images."""
-
-    top1: float
-    top5: float
-    images: int
 
 
 @torch.inference_mode()

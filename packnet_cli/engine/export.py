@@ -23,9 +23,8 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, edit
 from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.engine import network
 from packnet_cli.engine.packed import Packed
-from packnet_cli.errors import ArtifactError, NetworkError
+from packnet_cli.errors import ArtifactError, NetworkError, reason
 
 TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logit (at least 1)
 
@@ -130,7 +129,7 @@ def _exporting(artifact: Artifact) -> Iterator[None]:
     except OSError:  # of the disk
         raise
     except Exception as error:
-        raise NetworkError(f"torch cannot export {artifact.header.arch} like this: {network.reason(error)}") from None
+        raise NetworkError(f"torch cannot export {artifact.header.arch} like this: {reason(error)}") from None
 
 
 @torch.inference_mode()

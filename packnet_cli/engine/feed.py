@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
-from packnet_cli.engine import distributed, sources
+from packnet_cli.engine import distributed, pictures
 from packnet_cli.engine.augment import SMOOTH, random_crop, resized_alone, resized_together, stacked
-from packnet_cli.engine.data import Split, convert
+from packnet_cli.engine.data import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
@@ -193,17 +193,17 @@ def batches(
         # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
         # sees: with fewer, the two reductions blur what one alone would not.
         short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
-        pictures = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
+        kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
 
         def read(seed: int, number: int) -> Any:
-            crop = random_crop(pictures[number], crop_scale, random.Random(seed * len(split.paths) + number))
+            crop = random_crop(kept[number], crop_scale, random.Random(seed * len(split.paths) + number))
             return crop if together else resized_alone(crop, size, interpolation)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
-        pictures = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
+        kept = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
 
         def read(seed: int, number: int) -> Any:
-            return pictures[number]
+            return kept[number]
 
     normalise = normaliser(data_config["mean"], data_config["std"], device)
     return Batches(
@@ -231,9 +231,9 @@ def normaliser(
 
 def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
     """An image file as uint8 (C, H, W), reduced by a whole number if its short side is several times `short_side`."""
-    with sources.open_picture(picture) as file:
+    with pictures.open_picture(picture) as file:
         file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
-        image = convert(file, mode)
+        image = pictures.convert(file, mode)
     factor = min(image.size) // short_side
     pixels = np.array(image.reduce(factor) if factor > 1 else image)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
@@ -241,5 +241,5 @@ def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
 
 def transformed(picture: Picture, mode: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
     """An image file as timm sees it in evaluation, uint8 (C, H, W)."""
-    with sources.open_picture(picture) as file:
-        return transform(convert(file, mode))
+    with pictures.open_picture(picture) as file:
+        return transform(pictures.convert(file, mode))

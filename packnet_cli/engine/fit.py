@@ -9,12 +9,14 @@ import torch
 from timm.utils import decay_batch_step
 
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import data, distributed, network
+from packnet_cli.engine import data, distributed
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
-from packnet_cli.engine.newtask import NewTask, silent
+from packnet_cli.engine.device import workable_batches
+from packnet_cli.engine.newtask import NewTask
 from packnet_cli.engine.resume import Say, interrupted_run
 from packnet_cli.errors import UsageError, is_out_of_memory
+from packnet_cli.metrics import silent
 from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
 
 
@@ -54,7 +56,7 @@ def fit_batch_size(
     if there is not None:
         return dataclasses.replace(recipe, batch_size=there)
     size = int(most)
-    with network.workable_batches(1):  # that batch norm has too little to see it says of the smallest only
+    with workable_batches(1):  # that batch norm has too little to see it says of the smallest only
         while not _fits(claim, images, dataclasses.replace(recipe, batch_size=size), machine, retrain):
             gc.collect()  # what was left half-way may hang in circles
             torch.cuda.empty_cache()

@@ -10,7 +10,6 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
-import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from packnet_cli.artifact.format import Header, State, Task
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.errors import NetworkError, UsageError, is_out_of_memory
+from packnet_cli.errors import NetworkError, is_out_of_memory, reason
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
 
@@ -208,43 +207,6 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-@functools.cache  # what was chosen is logged once
-def choose_device(wanted: str) -> torch.device:
-    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-        if device.type == "cuda" and device.index is None:  # which GPU that is depends on the thread that asks
-            device = torch.device("cuda", torch.cuda.current_device())
-        if device.type == "meta":
-            raise NotImplementedError("it holds no numbers")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
-    versions = torch.__version__, timm.__version__
-    log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
-    return device
-
-
-@contextmanager
-def workable_batches(batch_size: int) -> Iterator[None]:
-    """Make of a device that has no memory left, or too little for batch norm to see, a UsageError that says so."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UsageError(f"batch norm finds no statistics in batches of {batch_size}; try --batch-size 2") from None
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
-        raise UsageError(
-            f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
-        ) from None
-
-
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
     """A timm network with float32 weights. Raises NetworkError if timm cannot build it with these arguments."""
     try:
@@ -254,11 +216,6 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
         if is_out_of_memory(error) or pretrained and not isinstance(error, TypeError | AssertionError | ValueError):
             raise
         raise NetworkError(f"timm cannot build {arch} with {arguments}: {error}") from None
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of an error's message."""
-    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 @contextmanager

@@ -17,27 +17,21 @@ from packnet_cli.engine import compute, data, distributed, feed, network, resume
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.compute import Machine
-from packnet_cli.engine.evaluate import Accuracy, evaluate
+from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.resume import Checkpoint, Keeper
-from packnet_cli.engine.train import Place, Resume, Step, Teacher, train
+from packnet_cli.engine.train import Place, Resume, Teacher, train
 from packnet_cli.errors import NetworkError
+from packnet_cli.metrics import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
 
-# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
-# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
-Progress = Callable[[str, str, Step | Accuracy], None]
-
 # The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
 Found = tuple[float, dict[str, float]]
-
-
-def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
-    """The progress callback that shows nothing."""
 
 
 @dataclass
@@ -64,6 +58,9 @@ class NewTask:
         keeper: Keeper | None = None,
     ) -> None:
         self.recipe, self.keeper = recipe, keeper
+        self.labelled = images.labelled
+        self.retrain_epochs = recipe.retrain_epochs if images.train.paths else 0
+        self.distill_weight = recipe.distill_weight if images.labelled else 1.0
         if keeper is not None:
             keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
@@ -80,7 +77,7 @@ class NewTask:
         header = claim.artifact.header
         self.head = header.head
         self.model = network.build(header, len(images.classes))
-        self.device = device = network.choose_device(machine.device)
+        self.device = device = choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
@@ -128,16 +125,13 @@ class NewTask:
     def rehearse(self, *, retrain: bool) -> None:
         """Take all the memory that training will: from the second step on there are the optimizer's moments, and in
         the retraining, if one comes, a teacher."""
-        recipe = self.recipe
-        taught = retrain and recipe.retrain_epochs and recipe.distill_weight
-        teacher = Teacher(self.model, recipe.distill_weight, self.forward_of) if taught else None
-        for _ in self._epochs(TRAIN, 2, recipe.lr, teacher):
+        for _ in self._epochs(TRAIN, 2, self.recipe.lr, self._new_teacher() if retrain else None):
             pass
 
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain."""
         trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
-        steps = max(1, min(self.recipe.prune_steps, self.recipe.retrain_epochs))
+        steps = max(1, min(self.recipe.prune_steps, self.retrain_epochs))
         read = partial(network.read, self.model, set(self.mask))
 
         def release(step: int) -> None:
@@ -150,32 +144,35 @@ class NewTask:
                 self.measure("pruned", trial)
 
         if not self.resumed:
-            weight = self.recipe.distill_weight
-            self._teacher = (
-                Teacher(self.model, weight, self.forward_of) if weight and self.recipe.retrain_epochs else None
-            )
+            self._teacher = self._new_teacher()
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, read)
         if not self.resumed or Place(*self.resumed.notes["place"]).epoch == 0:
             release(1)  # of a run that goes on only what it had not measured
         # By a name, so that the optimizer is still there if an error ends the loop, for the checkpoint.
-        epochs = self._epochs(phase, self.recipe.retrain_epochs, self.recipe.retrain_lr, self._teacher)
+        epochs = self._epochs(phase, self.retrain_epochs, self.recipe.retrain_lr, self._teacher)
         for epoch in epochs:
             if 0 < epoch < steps:
                 release(epoch + 1)
-        if self.recipe.retrain_epochs:
+        if self.retrain_epochs:
             self.measure("retrained", trial)
+
+    def _new_teacher(self) -> Teacher | None:
+        """The network as it is now, if the retraining is to ask for its answers."""
+        taught = self.retrain_epochs and self.distill_weight
+        return Teacher(self.model, self.distill_weight, self.forward_of) if taught else None
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
         if self.resumed and self.resumed.notes["phase"] != phase:
             return iter(())  # done before the run was stopped
         going_on = self._resume()
-        around = (0, self.recipe.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
+        around = (0, self.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
         return train(
             self.model,
             self.train_batches,
             self.freezer,
             epochs=epochs,
-            lr=self.lr_scale * lr,
+            lr=lr,
+            lr_scale=self.lr_scale,
             opt=self.recipe.opt,
             weight_decay=self.recipe.weight_decay,
             sched=self.recipe.sched,
@@ -183,13 +180,16 @@ class NewTask:
             train_norm=self.train_norm,
             amp=self.amp,
             ready=self.ready,
-            progress=partial(self.progress, phase),
+            progress=partial(self._show, phase),
             rates=self.head_rates,
             teacher=teacher,
             seed=1000 * self.recipe.seed + (0 if phase == TRAIN else 500),
             resume=going_on,
             after_step=partial(self._keep, phase),
         )
+
+    def _show(self, phase: str, step: Step) -> None:
+        self.progress(phase, step if self.labelled else dataclasses.replace(step, accuracy=None))
 
     def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
@@ -272,7 +272,7 @@ class NewTask:
         self.resumed = checkpoint
         self._write_checkpoint = lambda: True  # until there is more to keep
         if checkpoint.room("teacher"):
-            self._teacher = Teacher(self.model, self.recipe.distill_weight, self.forward_of)
+            self._teacher = Teacher(self.model, self.distill_weight, self.forward_of)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
             network.forget_computed(self._teacher.model)
         self.freezer.in_part = notes["in part"]

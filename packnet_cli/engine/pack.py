@@ -23,16 +23,18 @@ from packnet_cli.engine.checks import (
 )
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.compute import AUTO, Machine
+from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_optimizer, fit_batch_size
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.newtask import NewTask, Progress, silent
+from packnet_cli.engine.newtask import NewTask
 from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
 from packnet_cli.images import task_name
+from packnet_cli.metrics import Progress, silent
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -97,12 +99,12 @@ def init(
         classes = base.class_names(origin, class_names, folder)
         name = name or base.default_name(classes, folder)
         artifact.header.check_new_name(name)
-        images, recipe = base.open_images(classes, folder, distill, recipe)
+        images = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
         run = describe_run(claim, name, images, recipe, prune=prune, amp=machine.amp)
         keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-        with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
+        with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
             task = NewTask(name, claim, images, recipe, machine, progress, keeper)
             if resume:
                 task.go_on_from(keeper.load())
@@ -171,7 +173,7 @@ def add_task(
     recipe = recipe or Recipe()
     # Try everything that can fail now, before hours of training.
     check_settings(prune, recipe, max_drop, head_only)
-    network.choose_device(machine.device)
+    choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     check_capacity(path, artifact, head_only)
@@ -191,7 +193,7 @@ def add_task(
 
     run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=machine.amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
+    with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
         task = NewTask(name, claim, images, recipe, machine, progress, keeper)
         if resume:
@@ -255,12 +257,12 @@ def prune_task(
                 raise
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
-    images, recipe = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
+    images = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
     claim = claim_again(artifact)
     recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
     run = describe_run(claim, entry.name, images, recipe, prune=prune, amp=machine.amp)
     keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), network.workable_batches(recipe.batch_size), machine.training():
+    with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
         task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         if resume:

@@ -12,7 +12,8 @@ from torch import nn
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.engine import data, network
+from packnet_cli.engine import network
+from packnet_cli.engine.pictures import convert
 from packnet_cli.errors import NetworkError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -90,4 +91,4 @@ def transform(data_config: dict[str, Any]) -> Transform:
     """The preprocessing at test time: a PIL image of any mode becomes a tensor (C, H, W), normalised float32."""
     mode = network.CHANNELS[data_config["input_size"][0]]
     prepare = create_transform(**data_config, is_training=False)
-    return lambda image: prepare(data.convert(image, mode))
+    return lambda image: prepare(convert(image, mode))

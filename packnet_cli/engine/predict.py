@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import network, sources
+from packnet_cli.engine import pictures, sources
 from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.compute import in_precision
+from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.packed import Packed, Transform
 from packnet_cli.errors import TaskError
 
@@ -63,7 +63,7 @@ def predict(
     `auto.py` for how often that is right). With
     `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError, UsageError.
     """
-    torch_device = network.choose_device(device)
+    torch_device = choose_device(device)
     packed = Packed(format.load(path))
     tasks = packed.tasks if wanted in ("all", "auto") else (packed.task(wanted),)
     if not tasks:
@@ -104,7 +104,7 @@ def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
     for path in arguments:
         if os.path.isdir(path):  # False, and no error, where the path is none that can be used
             errors: list[OSError] = []
-            found = [*filter(sources.is_image_name, sources.walk(path, errors.append))]
+            found = [*filter(pictures.is_image_name, sources.walk(path, errors.append))]
             yield from sorted([*found, *(Path(error.filename) for error in errors)]) or [path]
         else:
             yield path
@@ -145,13 +145,7 @@ def _read(path: Path, transform: Transform) -> Read:
         if os.path.isdir(path):
             os.scandir(path).close()  # it may be one that cannot be read
             return "the folder holds no images"
-        if os.path.exists(path) and not os.path.isfile(path):
-            return "no file"  # to open a pipe would be to wait
-        with Image.open(path) as image:
+        with pictures.open_picture(path) as image:
             return transform(image)
-    except UnidentifiedImageError:
-        return "it is not an image, or damaged"
-    except OSError as error:
-        return error.strerror or str(error)
     except Exception as error:  # decoders of broken files raise nearly anything
-        return network.reason(error)
+        return pictures.problem(error)

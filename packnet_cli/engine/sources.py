@@ -7,13 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine import datasets
+from packnet_cli.engine.pictures import is_image_name
 from packnet_cli.errors import DataError
-from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Picture, is_dataset, is_list
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, is_dataset, is_list
 from packnet_cli.lists import read_list
 
 VALID = "valid"  # what some call a folder of held-out images
@@ -52,7 +50,7 @@ def held_out_files(data: Path) -> HeldOutFiles | None:
     splits = _splits(data)
     if splits is not None:
         split = next((name for name in HELD_OUT if name in splits), None)
-        return split and HeldOutFiles(f"the split {split!r} of {data}", splits[split]) or None
+        return None if split is None else HeldOutFiles(f"the split {split!r} of {data}", splits[split])
     folder = _held_out_folder(data)
     return HeldOutFiles(str(folder), _class_files(folder)) if folder else None
 
@@ -64,12 +62,6 @@ def class_names(data: Path) -> tuple[str, ...]:
     trains = (data / TRAIN).is_dir() if splits is None else TRAIN in splits
     held_out = None if trains else held_out_files(data)
     return tuple(held_out.files if held_out else training_files(data))
-
-
-def open_picture(picture: Picture) -> Image.Image:
-    """The image, to be closed; its pixels are not decoded yet, unless they were stored as such."""
-    found = picture if isinstance(picture, Path) else picture.images(picture.index)
-    return found if isinstance(found, Image.Image) else Image.open(found)
 
 
 def _splits(data: Path) -> dict[str, ClassFiles] | None:
@@ -141,7 +133,3 @@ def walk(folder: Path, onerror: Callable[[OSError], object]) -> Iterator[Path]:
     """Every file below a folder, through no link to another; `onerror` is told of each that cannot be read."""
     for where, _, names in os.walk(folder, onerror=onerror):
         yield from (Path(where, name) for name in names)
-
-
-def is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")

@@ -18,9 +18,9 @@ from torch import nn
 from packnet_cli.artifact.format import Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
-from packnet_cli.engine.network import CHANNELS, create, reason
+from packnet_cli.engine.network import CHANNELS, create
 from packnet_cli.engine.weights import count_outputs, load_weights
-from packnet_cli.errors import NetworkError, UsageError
+from packnet_cli.errors import NetworkError, UsageError, reason
 
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
 

@@ -21,23 +21,10 @@ from packnet_cli.engine.compute import Ready, fused, in_precision
 from packnet_cli.engine.evaluate import Batches
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError
+from packnet_cli.metrics import Step
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    images_per_second: float
-    lr: float  # that of the step; some parameters learn at a multiple of it
 
 
 @dataclass(frozen=True)
@@ -92,6 +79,7 @@ def train(
     *,
     epochs: int,
     lr: float,
+    lr_scale: float = 1.0,
     opt: str,
     weight_decay: float,
     sched: str,
@@ -114,7 +102,8 @@ def train(
     The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
-    function, if it is not to run as it is. `rates` names parameters that learn at a multiple of the rate.
+    function, if it is not to run as it is. The rate is `lr` times `lr_scale`, and `rates` names parameters that learn
+    at a multiple of it.
     `progress` is called after each step, on a GPU every PAUSE seconds and after the last of an epoch; `after_step` then
     with True, after the other steps with False.
     Raises DivergedError.
@@ -126,12 +115,15 @@ def train(
     optimizer = create_optimizer_v2(
         model,
         opt=opt,
-        lr=lr,
+        lr=lr * lr_scale,
         weight_decay=weight_decay,
         momentum=MOMENTUM,
-        param_group_fn=partial(_by_rate, weight_decay=weight_decay, lr=lr, rates=rates, trained=freezer.trained()),
+        param_group_fn=partial(
+            _by_rate, weight_decay=weight_decay, lr=lr * lr_scale, rates=rates, trained=freezer.trained()
+        ),
         **fused(opt, device),
     )
+    diverged = partial(_diverged, lr=lr, lr_scale=lr_scale)
     finite = {name for name, value in model.state_dict().items() if value.isfinite().all()}  # some networks have bounds
     before, after = around
     span = before + epochs + after
@@ -187,7 +179,7 @@ def train(
             if looked:
                 if (bad := meter.read()) is not None:
                     steps_ago, value = bad
-                    raise _diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}", lr)
+                    raise diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}")
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *meter.means(), rate))
             after_step(Place(epoch, step + 1), optimizer, looked)
         if train_norm:
@@ -195,9 +187,9 @@ def train(
     # The last steps' weights have been through no loss yet.
     for name, value in model.state_dict().items():
         if name in finite and not value.isfinite().all():
-            raise _diverged(f"{name} is no longer finite after the last epoch", lr)
+            raise diverged(f"{name} is no longer finite after the last epoch")
     if images is not None and not _logits(model, images).isfinite().all():
-        raise _diverged("the logits are no longer finite after the last epoch", lr)
+        raise diverged("the logits are no longer finite after the last epoch")
 
 
 @torch.no_grad()
@@ -263,8 +255,10 @@ def _by_rate(
     return [group for group in groups if group["params"]]
 
 
-def _diverged(what: str, lr: float) -> DivergedError:
-    return DivergedError(f"training diverged: {what}; nothing was written. Try a lower learning rate than {lr:g}")
+def _diverged(what: str, lr: float, lr_scale: float) -> DivergedError:
+    raised = "" if lr_scale == 1 else f", which was raised {lr_scale:.3g} times, or --lr-scale none"
+    lower = f"Try a lower learning rate than {lr:g}{raised}"
+    return DivergedError(f"training diverged: {what}; nothing was written. {lower}")
 
 
 def _stop_statistics(model: nn.Module) -> None:

@@ -12,10 +12,12 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import data, feed, network
-from packnet_cli.engine.evaluate import Accuracy, Batches, evaluate
+from packnet_cli.engine.device import choose_device, workable_batches
+from packnet_cli.engine.evaluate import Batches, evaluate
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import DataError, TaskError
 from packnet_cli.images import location
+from packnet_cli.metrics import Accuracy
 from packnet_cli.recipe import Recipe
 
 
@@ -53,7 +55,7 @@ def evaluate_tasks(
     tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
-    torch_device = network.choose_device(device)
+    torch_device = choose_device(device)
     there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
     if artifact.header.compact is not None and not (folder or as_in):
         raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
@@ -70,7 +72,7 @@ def evaluate_tasks(
         else:
             packed.switch(model, task.index)
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
-        with network.workable_batches(batch_size):
+        with workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
         yield Evaluation(task, accuracy, held_out.missing)
 

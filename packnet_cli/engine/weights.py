@@ -18,8 +18,7 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.engine.network import reason
-from packnet_cli.errors import ArtifactError, NetworkError
+from packnet_cli.errors import ArtifactError, NetworkError, reason
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
@@ -91,7 +92,7 @@ def _draw_curves(lines: list[Line], figure: FigureBase) -> None:
     for name, axes in panels.items():
         for place, phase in enumerate(phases):
             at = [number for number, line in enumerate(epochs, start=1) if line["phase"] == phase]
-            values = [epochs[number - 1][name] for number in at]
+            values = np.array([epochs[number - 1][name] for number in at], float)  # None, no accuracy, is then nan
             axes.plot(at, values, marker=".", color=f"C{place}", label=plain(phase))
         axes.set(xlabel="epoch", title={"loss": "loss", "accuracy": "accuracy, %", "lr": "learning rate"}[name])
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -3,21 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packnet_cli import metrics
+from packnet_cli.metrics import Accuracy, Progress, Step
 from packnet_cli.report import console
 from packnet_cli.report.logs import Write, log_to
 
-if TYPE_CHECKING:
-    from packnet_cli.engine.evaluate import Accuracy
-    from packnet_cli.engine.train import Step
-
-    Show = Callable[[str, str, Step | Accuracy], None]
-
 
 @contextmanager
-def training(*, log: Path | None = None, as_json: bool = False) -> "Iterator[Show]":
+def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Progress]:
     """Show training on stderr, as a bar or as JSON; yields the callback that is told of steps and accuracies.
 
     The metrics, a line of JSON for each epoch and each measured accuracy, are also added to the log in the folder
@@ -31,19 +26,19 @@ def training(*, log: Path | None = None, as_json: bool = False) -> "Iterator[Sho
             writers.append(console.print_json_on_stderr)
         move = None if as_json else stack.enter_context(_bar())
 
-        def show(task: str, phase: str, seen: "Step | Accuracy") -> None:
+        def show(task: str, phase: str, seen: Step | Accuracy) -> None:
             line = metrics.line(task, phase, seen)
             if line is not None:
                 for write in writers:
                     write(line)
-            if move is not None:
+            if move is not None and isinstance(seen, Step):
                 move(phase, seen)
 
         yield show
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, Any], None]]:
+def _bar() -> Iterator[Callable[[str, Step], None]]:
     """A progress bar for the phases of training; yields the callback that moves it."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -56,13 +51,12 @@ def _bar() -> Iterator[Callable[[str, Any], None]]:
     bar = Progress(*columns, console=console.talk, disable=console.talk.quiet)
     rows: dict[str, Any] = {}
 
-    def move(phase: str, step: Any) -> None:
-        if not hasattr(step, "epoch"):  # an accuracy
-            return
+    def move(phase: str, step: Step) -> None:
         bar.start()  # not before there is something to show
         if phase not in rows:
             rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
-        numbers = f"loss {step.loss:.3f}  acc {step.accuracy:.1f} %  {step.images_per_second:.0f} images/s"
+        accuracy = "" if step.accuracy is None else f"acc {step.accuracy:.1f} %  "
+        numbers = f"loss {step.loss:.3f}  {accuracy}{step.images_per_second:.0f} images/s"
         done = (step.epoch - 1) * step.steps + step.step
         title = f"{phase} epoch {step.epoch}/{step.epochs}"
         bar.update(rows[phase], completed=done, description=title, numbers=numbers)

@@ -1,0 +1,50 @@
+"""The device that a network runs on, and the memory that it has."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import timm
+import torch
+
+from packnet_cli.errors import UsageError, is_out_of_memory, reason
+
+log = logging.getLogger("packnet")
+
+
+@functools.cache  # what was chosen is logged once
+def choose_device(wanted: str) -> torch.device:
+    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is None:  # which GPU that is depends on the thread that asks
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
+    versions = torch.__version__, timm.__version__
+    log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
+    return device
+
+
+@contextmanager
+def workable_batches(batch_size: int) -> Iterator[None]:
+    """Make of a device that has no memory left, or too little for batch norm to see, a UsageError that says so."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(f"batch norm finds no statistics in batches of {batch_size}; try --batch-size 2") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
+        raise UsageError(
+            f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
+        ) from None
