@@ -1,54 +1,13 @@
-"""What training tells as it goes on, the same as lines of JSON, and how a log of these is read again.
-
-Imports no torch.
-"""
+"""The metrics of training as lines of JSON: what each says, and how a log of them is read again. Imports no torch."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from packnet_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far.
-
-    Of images without labels there is no accuracy.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float | None
-    images_per_second: float
-    lr: float  # that of the step; some parameters learn at a multiple of it
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 and top-5 accuracy in percent over a number of images."""
-
-    top1: float
-    top5: float
-    images: int
-
-
-# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
-# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
-Progress = Callable[[str, str, Step | Accuracy], None]
-
-
-def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
-    """The progress callback that shows nothing."""
-
-
-# --- as lines of JSON -----------------------------------------------------------------------------------------------
+from packnet_cli.progress import Accuracy, Step
 
 FILE = "metrics.jsonl"  # in the folder of a log
 Line = dict[str, Any]

@@ -544,6 +544,8 @@ def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command
 
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     """A name that is taken, and a task that takes no weights."""
+    refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
+    assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
     refused(packnet("add-task", packed, "--data", folders[0], "--head-only", "--dry-run"), 2, "--head-only")
 

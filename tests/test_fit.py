@@ -10,6 +10,7 @@ from test_cli import answer, refused
 from test_resume import stop_at
 
 from packnet_cli.engine import network, pack
+from packnet_cli.engine.task import TaskInTraining
 from packnet_cli.errors import InterruptedRun, UsageError
 from packnet_cli.recipe import AtMost
 
@@ -69,12 +70,12 @@ def test_the_moments_and_the_teacher_count_too(packed, folders, monkeypatch):
     """Both must be there when the batch is tried; a teacher only if there will be one."""
     seen = []
 
-    class Told(pack.NewTask):
+    class Told(TaskInTraining):
         def _epochs(self, phase, epochs, lr, teacher=None):
             seen.append((epochs, teacher is not None))
             return super()._epochs(phase, epochs, lr, teacher)
 
-    monkeypatch.setattr("packnet_cli.engine.fit.NewTask", Told)
+    monkeypatch.setattr("packnet_cli.engine.fit.TaskInTraining", Told)
     pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), **RUN)
     pack.add_task(packed, folders[1], recipe=with_size(AtMost(8)), **(RUN | {"prune": 0.0}))
     assert seen == [(2, True), (2, False)]

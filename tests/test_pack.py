@@ -10,10 +10,10 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import newtask, pack, train, unpack
+from packnet_cli.engine import pack, train, unpack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
-from packnet_cli.metrics import Accuracy, Step
+from packnet_cli.progress import Accuracy, Step
 
 RUN = dict(recipe=QUICK, machine=CPU)
 SMALL = dict(data_config={"img_size": 32})
@@ -326,7 +326,8 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     """In both phases, up to tenfold; the head at its own multiple of that."""
     seen = []
     monkeypatch.setattr(
-        newtask, "train", lambda *_, lr, lr_scale, rates, **__: seen.append((lr * lr_scale, rates)) or iter(())
+        "packnet_cli.engine.task.train",
+        lambda *_, lr, lr_scale, rates, **__: seen.append((lr * lr_scale, rates)) or iter(()),
     )
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
     for folder, prune in zip(folders, (0.25, 0.25, 0), strict=True):
@@ -334,6 +335,12 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     scales = [lr / plain for (lr, _), plain in zip(seen, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
     assert scales == pytest.approx([expected[0], expected[0], expected[1], expected[1], expected[2]], rel=1e-3)
     assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
+
+
+def test_a_fraction_and_a_search_for_it_do_not_go_together(packed, folders):
+    """Of the two it would have to drop one."""
+    with pytest.raises(UsageError, match="either a fraction"):
+        pack.add_task(packed, folders[0], prune=0.9, max_drop=5.0, **RUN)
 
 
 def test_a_network_that_ends_without_norms_learns_at_the_plain_rate(packed, folders):

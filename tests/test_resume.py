@@ -19,9 +19,9 @@ from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import freezer, pack, pictures, resume, train
+from packnet_cli.engine import checkpoint, freezer, pack, pictures, state, train
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
-from packnet_cli.metrics import Step
+from packnet_cli.progress import Step
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
 PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
@@ -194,7 +194,7 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
 
 def test_an_error_at_each_step_of_a_training_run(packed, folders):
     """That of a checkpoint is said, and the training goes on; that of the result leaves the file as it was."""
-    steps = [*STEPS[:-1], (resume, "save_file")]  # a folder that cannot be removed is left
+    steps = [*STEPS[:-1], (checkpoint, "save_file")]  # a folder that cannot be removed is left
     run = dict(recipe=dataclasses.replace(QUICK, batch_size=32), machine=CPU)
     old, seen = packed.read_bytes(), []
     new = pack.add_task(packed, folders[0], **run) and packed.read_bytes()
@@ -312,13 +312,13 @@ def test_an_optimizer_goes_on_without_the_layers_that_are_done(opt):
     optimizer = create_optimizer_v2(whole, opt, lr=0.01, weight_decay=0.1)
     steps(whole, optimizer, 3)
     whole[0].requires_grad_(False)
-    tensors, numbers = resume.optimizer_state(dict(whole.named_parameters()), optimizer)
+    tensors, numbers = state.optimizer_state(dict(whole.named_parameters()), optimizer)
     tensors, numbers = copy.deepcopy(tensors), json.loads(json.dumps(numbers))
     stopped = copy.deepcopy(whole)
     steps(whole, optimizer, 3)
 
     optimizer = create_optimizer_v2(stopped, opt, lr=0.01, weight_decay=0.1)
-    resume.set_optimizer_state(dict(stopped.named_parameters()), optimizer, tensors, numbers)
+    state.set_optimizer_state(dict(stopped.named_parameters()), optimizer, tensors, numbers)
     steps(stopped, optimizer, 3)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, stopped.state_dict()[name]), name
@@ -343,7 +343,7 @@ def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, fold
 def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
     """Some optimizers have lists of tensors."""
     said = []
-    keeper = resume.Keeper(tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line))
+    keeper = checkpoint.Keeper(tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line))
     assert not keeper.save({}, {"optimizer": {"Q/weight": [torch.ones(1)]}})
     assert "no checkpoint could be kept" in said[0]
 

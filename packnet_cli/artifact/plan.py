@@ -8,11 +8,12 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
-from packnet_cli.artifact import masks
+from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import CapacityError, UsageError
 
 THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can learn little more than its head
 
@@ -119,6 +120,33 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
     start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
     file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # 4 bytes a weight and 1 for its owner
     return Plan(tuple(seats), tuple(planned), free, weights, file_bytes)
+
+
+def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
+    """Who would own what after another task; it raises what adding it would."""
+    check_fraction(prune)
+    artifact = format.load(path)
+    artifact.header.check_changeable(path)
+    check_capacity(path, artifact)
+    artifact.header.check_new_name(name)
+    return share_out(artifact, {name: prune}, keep_at_least=keep_at_least, skip_layers=skip_layers)
+
+
+def check_capacity(path: Path, artifact: Artifact, *, head_only: bool = False) -> None:
+    """Raise CapacityError if no task more fits into the artifact, or UsageError if no head alone does."""
+    tasks = artifact.header.tasks
+    if artifact.header.last_index >= masks.MAX_TASKS:
+        raise CapacityError(
+            f"{path} has given {masks.MAX_TASKS} tasks an index, the most that one file can; "
+            "remove the newest, or start another file"
+        )
+    if head_only and not tasks:
+        raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
+    if not head_only and artifact.free_count() == 0:
+        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
+        if not any(tasks[-1].owned.values()):
+            room = ""
+        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
 
 
 def equal_shares(artifact: Artifact, tasks: int) -> dict[str, float]:

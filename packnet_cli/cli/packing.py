@@ -165,18 +165,19 @@ def add_task(
     recipe = recipe_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
     if dry_run:
-        from packnet_cli.artifact import format, plan
+        from packnet_cli.artifact import plan
 
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
-        plan.check_fraction(fraction)
-        artifact = format.load(path)
-        artifact.header.check_changeable(path)
-        artifact.header.check_new_name(name or task_name(data))
-        wanted = {name or task_name(data): fraction}
-        shares = plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+        shares = plan.plan_task(
+            path,
+            name or task_name(data),
+            fraction,
+            keep_at_least=recipe.keep_at_least,
+            skip_layers=recipe.skip_layers,
+        )
         report.plan(shares, as_json=json)
         return
     from packnet_cli.engine import pack

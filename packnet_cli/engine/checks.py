@@ -1,27 +1,27 @@
-"""What can fail is tried before hours of training, and what a run is a run of is written down."""
+"""What can fail is tried before hours of training."""
 
-import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
-from packnet_cli.artifact import atomic, format, masks, plan, verify
+from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data
-from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.resume import Say
-from packnet_cli.errors import CapacityError, UsageError, reason
+from packnet_cli.errors import UsageError, reason
+from packnet_cli.progress import Say
 from packnet_cli.recipe import AUTO, Recipe
 
 
 def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
+    """Raise UsageError for what does not go together, or cannot be used here."""
     plan.check_fraction(prune)
     if max_drop is not None and not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop must be a number of points from 0 and less than 100, not {max_drop}")
+    if max_drop is not None and prune:
+        raise UsageError("give either a fraction to prune, or the points that it may cost at most, for a search")
     if head_only and (prune or max_drop is not None):
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
     if recipe.opt != AUTO:
@@ -56,33 +56,3 @@ def say_what_is_not_measured(images: data.TrainingImages, say: Say) -> None:
     if lone := images.classes if images.held_out is None else images.held_out.missing:
         named = f"{len(lone)} of {len(images.classes)} classes have one image only, {lone[0]!r} among them"
         say(f"{named}: it is trained on, not measured")
-
-
-def check_capacity(path: Path, artifact: Artifact, head_only: bool) -> None:
-    tasks = artifact.header.tasks
-    if artifact.header.last_index >= masks.MAX_TASKS:
-        raise CapacityError(
-            f"{path} has given {masks.MAX_TASKS} tasks an index, the most that one file can; "
-            "remove the newest, or start another file"
-        )
-    if head_only and not tasks:
-        raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
-    if not head_only and artifact.free_count() == 0:
-        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
-        if not any(tasks[-1].owned.values()):
-            room = ""
-        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
-
-
-def describe_run(
-    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
-) -> dict[str, Any]:
-    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
-    state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
-    return {
-        "task": name,
-        **how,
-        "recipe": dataclasses.asdict(recipe),
-        "images": data.fingerprint(images),
-        "weights": format.digest(state),
-    }

@@ -8,7 +8,7 @@ from torch import nn
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import full_precision, in_precision
-from packnet_cli.metrics import Accuracy
+from packnet_cli.progress import Accuracy
 
 
 class Batches(Protocol):

@@ -10,13 +10,13 @@ from timm.utils import decay_batch_step
 
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data, distributed
+from packnet_cli.engine.checkpoint import interrupted_run
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.device import workable_batches
-from packnet_cli.engine.newtask import NewTask
-from packnet_cli.engine.resume import Say, interrupted_run
+from packnet_cli.engine.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
-from packnet_cli.metrics import silent
+from packnet_cli.progress import Say, silent
 from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
 
 
@@ -73,7 +73,7 @@ def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Ma
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:
         with machine.training():
-            NewTask("", claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(
+            TaskInTraining("", claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(
                 retrain=retrain
             )
     except (RuntimeError, MemoryError) as error:

@@ -14,27 +14,25 @@ from timm.utils import random_seed as _seed
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, data, network
+from packnet_cli.engine.checkpoint import CHECKPOINT_MINUTES
 from packnet_cli.engine.checks import (
-    check_capacity,
     check_settings,
-    describe_run,
     load_whole,
     say_what_is_not_measured,
 )
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.compute import AUTO, Machine
-from packnet_cli.engine.device import choose_device, workable_batches
+from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
-from packnet_cli.engine.fit import choose_optimizer, fit_batch_size
+from packnet_cli.engine.fit import choose_optimizer
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.newtask import NewTask
 from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
-from packnet_cli.engine.resume import CHECKPOINT_MINUTES, Keeper, Say, unsaid
 from packnet_cli.engine.search import prune_as_far_as
+from packnet_cli.engine.session import Session
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
 from packnet_cli.images import task_name
-from packnet_cli.metrics import Progress, silent
+from packnet_cli.progress import Progress, Say, silent, unsaid
 from packnet_cli.recipe import Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
@@ -101,17 +99,12 @@ def init(
         artifact.header.check_new_name(name)
         images = base.open_images(classes, folder, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-        run = describe_run(claim, name, images, recipe, prune=prune, amp=machine.amp)
-        keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-        with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
-            task = NewTask(name, claim, images, recipe, machine, progress, keeper)
-            if resume:
-                task.go_on_from(keeper.load())
+        session = Session(path, machine, resume, checkpoint_minutes, progress, say)
+        with session.training(name, claim, images, recipe, prune=prune) as task:
             task.measure("dense")
             task.prune_and_retrain(prune)
-            artifact = with_trained(task, claim, name, images, folder, prune)
-            write(artifact, path, task, keeper)
+            artifact = with_trained(task, folder, prune)
+            write(artifact, path, task)
     else:
         save(artifact, path)
     return artifact
@@ -176,7 +169,7 @@ def add_task(
     choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
-    check_capacity(path, artifact, head_only)
+    plan.check_capacity(path, artifact, head_only=head_only)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     name = name or task_name(folder)
     artifact.header.check_new_name(name)
@@ -185,19 +178,13 @@ def add_task(
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)
-    kept, aside = images.train, None
+    aside: data.Split | None = None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
-    retrain = bool(prune) or max_drop is not None
-    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=retrain, resume=resume, say=say)
-
-    run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=machine.amp)
-    keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
         images = dataclasses.replace(images, train=kept)
-        task = NewTask(name, claim, images, recipe, machine, progress, keeper)
-        if resume:
-            task.go_on_from(keeper.load())
+
+    session = Session(path, machine, resume, checkpoint_minutes, progress, say)
+    with session.training(name, claim, images, recipe, prune=prune, max_drop=max_drop) as task:
         task.train(retrained=bool(prune))
         search: dict[str, float] = {}
         if max_drop is not None and aside is not None:
@@ -205,8 +192,8 @@ def add_task(
             prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
         elif prune:
             task.prune_and_retrain(prune)
-        after = with_trained(task, claim, name, images, folder, prune, search)
-        write(after, path, task, keeper, unchanged_since)
+        after = with_trained(task, folder, prune, search)
+        write(after, path, task, unchanged_since)
     warn_of_guesses(after.header.tasks[-1], images, say)
     return after
 
@@ -258,17 +245,11 @@ def prune_task(
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
     images = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
-    claim = claim_again(artifact)
-    recipe = fit_batch_size(path, claim, images, recipe, machine, retrain=True, resume=resume, say=say)
-    run = describe_run(claim, entry.name, images, recipe, prune=prune, amp=machine.amp)
-    keeper = Keeper(path, run, 60 * checkpoint_minutes, say)
-    with keeper.listening(), workable_batches(recipe.batch_size), machine.training():
-        task = NewTask(entry.name, claim, images, recipe, machine, progress, keeper)
+    session = Session(path, machine, resume, checkpoint_minutes, progress, say)
+    with session.training(entry.name, claim_again(artifact), images, recipe, prune=prune) as task:
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
-        if resume:
-            task.go_on_from(keeper.load())
         task.prune_and_retrain(prune)
         total = min(1 - (1 - entry.prune) * (1 - prune), 1 - 2**-53)  # some weight is left, however it rounds
-        after = with_trained(task, claim, entry.name, images, folder, total, entry.search)
-        write(after, path, task, keeper, unchanged_since)
+        after = with_trained(task, folder, total, entry.search)
+        write(after, path, task, unchanged_since)
     return after

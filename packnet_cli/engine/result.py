@@ -6,52 +6,44 @@ from pathlib import Path
 
 from packnet_cli.artifact import atomic, edit, format
 from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.engine import data, network
-from packnet_cli.engine.claim import Claim
+from packnet_cli.engine import network
+from packnet_cli.engine.data import TrainingImages
 from packnet_cli.engine.distributed import check_equal, rank
-from packnet_cli.engine.newtask import NewTask
-from packnet_cli.engine.resume import Keeper, Say
+from packnet_cli.engine.task import TaskInTraining
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError
 from packnet_cli.images import location
+from packnet_cli.progress import Say
 
 
 def with_trained(
-    task: NewTask,
-    claim: Claim,
-    name: str,
-    images: data.TrainingImages,
-    folder: Path | None,
-    prune: float,
-    search: dict[str, float] | None = None,
+    task: TaskInTraining, data: Path | None, prune: float, search: dict[str, float] | None = None
 ) -> Artifact:
     """The artifact with the trained task in it, if training left everything else alone."""
     task.check_constants()
     final = task.final
     entry = Task(
-        index=claim.index,
-        name=name,
-        classes=images.classes,
+        index=task.index,
+        name=task.name,
+        classes=task.images.classes,
         prune=prune,
         owned={},
         accuracy=task.accuracy,
         top1=final.top1 if final else None,
         top5=final.top5 if final else None,
         images=final.images if final else 0,
-        data=location(folder) if folder else "",
+        data=location(data) if data else "",
         recipe=dataclasses.asdict(task.recipe),
         search=search or {},
         digest="",
-        skipped=images.skipped,
+        skipped=task.images.skipped,
         temperature=task.temperature(),
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
-    return edit.with_task(claim.artifact, entry, state, task.mask, own)
+    return edit.with_task(task.artifact, entry, state, task.mask, own)
 
 
-def write(
-    artifact: Artifact, path: Path, task: NewTask, keeper: Keeper, unchanged_since: atomic.Stamp | None = None
-) -> None:
+def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since: atomic.Stamp | None = None) -> None:
     """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
     try:
         save(artifact, path, unchanged_since)
@@ -59,7 +51,6 @@ def write(
         if task.keep_result():
             raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
         raise
-    keeper.remove()
 
 
 def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
@@ -69,7 +60,7 @@ def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = 
         format.save(artifact, path, unchanged_since=unchanged_since)
 
 
-def warn_of_guesses(task: Task, images: data.TrainingImages, say: Say) -> None:
+def warn_of_guesses(task: Task, images: TrainingImages, say: Say) -> None:
     """Say so if naming one class for every image would be as good: at too high a rate a network dies like that."""
     labels = images.held_out.split.labels if images.held_out else []
     guessed = 100 * max(Counter(labels).values(), default=0) / max(1, len(labels))

@@ -1,12 +1,12 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
 from packnet_cli.engine.evaluate import Batches, evaluate
-from packnet_cli.engine.newtask import Found, NewTask
+from packnet_cli.engine.task import Found, TaskInTraining
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 
 
-def prune_as_far_as(task: NewTask, max_drop: float, selection: Batches) -> Found:
+def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -> Found:
     """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points; by bisection.
 
     The accuracy that decides is that on `selection`, images that are neither trained on nor reported. The fraction is 0

@@ -21,7 +21,7 @@ from packnet_cli.engine.compute import Ready, fused, in_precision
 from packnet_cli.engine.evaluate import Batches
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError
-from packnet_cli.metrics import Step
+from packnet_cli.progress import Step
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it

@@ -17,7 +17,7 @@ from packnet_cli.engine.evaluate import Batches, evaluate
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import DataError, TaskError
 from packnet_cli.images import location
-from packnet_cli.metrics import Accuracy
+from packnet_cli.progress import Accuracy
 from packnet_cli.recipe import Recipe
 
 

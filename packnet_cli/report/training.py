@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packnet_cli import metrics
-from packnet_cli.metrics import Accuracy, Progress, Step
+from packnet_cli.progress import Accuracy, Progress, Step
 from packnet_cli.report import console
 from packnet_cli.report.logs import Write, log_to
 

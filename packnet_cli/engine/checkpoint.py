@@ -6,43 +6,28 @@ ends in the same bytes as one that was never stopped, if it is of one process: o
 one's batch norm statistics. Nothing in it is ever unpickled.
 """
 
-import copy
 import json
-import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
+from packnet_cli.engine.state import Tensors
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
+from packnet_cli.progress import Say, unsaid
 
 NOTES = "packnet_resume.3"
 CHECKPOINT_MINUTES = 5.0
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Say(Protocol):
-    """Is told, in a line, what is going on; `warning`: what the user is to know in any case."""
-
-    def __call__(self, line: str, /, *, warning: bool = False) -> None: ...
-
-
-def unsaid(line: str, /, *, warning: bool = False) -> None:
-    """The callback that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -175,75 +160,3 @@ def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -
             old, new, sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         )
     return f"the {key} differ" if key in DIGESTS else f"{key} {old!r}, not {new!r}"
-
-
-# --- what a checkpoint has to hold beside the network ---------------------------------------------------------------
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator that a run on `device` draws from, as JSON can hold it."""
-    version, numbers, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
-        "torch": torch.get_rng_state().tolist(),
-    }
-    if device.type == "cuda":
-        state["gpu"] = torch.cuda.get_rng_state(device).tolist()
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if "gpu" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(torch.tensor(state["gpu"], dtype=torch.uint8), device)
-
-
-GROUP = "group"  # in place of a parameter's name
-SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group, which a new optimizer gets anyway
-
-
-def optimizer_state(
-    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's tensors by `<what>/<parameter>`, and its numbers likewise; some count their steps by group."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trained.items()}
-    tensors: Tensors = {}
-    numbers: dict[str, Any] = {}
-    for parameter, entries in optimizer.state.items():
-        for what, value in entries.items():
-            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what}/{names[parameter]}"] = value
-    for what, value in optimizer.param_groups[0].items():
-        if isinstance(value, torch.Tensor):
-            tensors[f"{what}/{GROUP}"] = value
-        elif what not in SCHEDULED and type(value) in (int, float):
-            numbers[f"{what}/{GROUP}"] = value
-    return tensors, numbers
-
-
-def set_optimizer_state(
-    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
-) -> None:
-    """Put it back into a new optimizer, which need not have all: a layer that was released whole learns no more."""
-    numbered = {
-        parameter: number
-        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
-    }
-    parameters = {name: parameter for name, parameter in trained.items() if parameter in numbered}
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers}.items():
-        what, _, name = key.partition("/")
-        if name == GROUP:
-            for group in optimizer.param_groups:
-                group[what] = copy.deepcopy(value)  # which is counted up in place
-        elif name in parameters:
-            parameter = parameters[name]
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers expect
-            state.setdefault(numbered[parameter], {})[what] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -13,8 +13,9 @@ from timm.utils import random_seed as _seed
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.engine import compute, data, distributed, feed, network, resume
+from packnet_cli.engine import compute, data, distributed, feed, network
 from packnet_cli.engine.calibrate import measure_temperature
+from packnet_cli.engine.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.device import choose_device
@@ -22,10 +23,10 @@ from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.release import Goals, release_goals, release_in_steps
-from packnet_cli.engine.resume import Checkpoint, Keeper
+from packnet_cli.engine.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.train import Place, Resume, Teacher, train
 from packnet_cli.errors import NetworkError
-from packnet_cli.metrics import Accuracy, Progress, Step, silent
+from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
@@ -44,7 +45,7 @@ class Stage:
     final: Accuracy | None = None
 
 
-class NewTask:
+class TaskInTraining:
     """A task in training: its network, and the task-index masks, in which it owns less after each release."""
 
     def __init__(
@@ -57,8 +58,8 @@ class NewTask:
         progress: Progress,
         keeper: Keeper | None = None,
     ) -> None:
+        self.name, self.artifact, self.images = name, claim.artifact, images
         self.recipe, self.keeper = recipe, keeper
-        self.labelled = images.labelled
         self.retrain_epochs = recipe.retrain_epochs if images.train.paths else 0
         self.distill_weight = recipe.distill_weight if images.labelled else 1.0
         if keeper is not None:
@@ -189,7 +190,7 @@ class NewTask:
         )
 
     def _show(self, phase: str, step: Step) -> None:
-        self.progress(phase, step if self.labelled else dataclasses.replace(step, accuracy=None))
+        self.progress(phase, step if self.images.labelled else dataclasses.replace(step, accuracy=None))
 
     def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
@@ -245,7 +246,7 @@ class NewTask:
         optimizer = optimizing()
         if optimizer:
             self.freezer.forget_released(optimizer)
-        moments, numbers = resume.optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
+        moments, numbers = optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
         if self._teacher:
@@ -254,7 +255,7 @@ class NewTask:
             "phase": phase,
             "place": dataclasses.astuple(place),
             "optimizer": numbers,
-            "random": resume.random_state(self.device),
+            "random": random_state(self.device),
             "goals": self._goals,
             "in part": self.freezer.in_part,
             "accuracy": self.accuracy,
@@ -291,8 +292,8 @@ class NewTask:
         return Resume(
             Place(*notes["place"]),
             self.train_batches.skip,
-            partial(resume.set_optimizer_state, self.freezer.trained(), tensors=tensors, numbers=notes["optimizer"]),
-            partial(resume.set_random_state, notes["random"], self.device),
+            partial(set_optimizer_state, self.freezer.trained(), tensors=tensors, numbers=notes["optimizer"]),
+            partial(set_random_state, notes["random"], self.device),
         )
 
     def check_constants(self) -> None:

@@ -1,0 +1,73 @@
+"""A training run from start to end: what it is a run of, on what machine, kept as checkpoints, gone on with or not."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from packnet_cli.artifact import format
+from packnet_cli.engine import data
+from packnet_cli.engine.checkpoint import CHECKPOINT_MINUTES, Keeper
+from packnet_cli.engine.claim import Claim
+from packnet_cli.engine.compute import AUTO, Machine
+from packnet_cli.engine.device import workable_batches
+from packnet_cli.engine.fit import fit_batch_size
+from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.progress import Progress, Say, silent, unsaid
+from packnet_cli.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """How a verb trains the packed model at `path`: what is the same of all that do."""
+
+    path: Path
+    machine: Machine = AUTO
+    resume: bool = False
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
+    progress: Progress = silent
+    say: Say = unsaid
+
+    @contextmanager
+    def training(
+        self,
+        name: str,
+        claim: Claim,
+        images: data.TrainingImages,
+        recipe: Recipe,
+        *,
+        prune: float,
+        max_drop: float | None = None,
+    ) -> Iterator[TaskInTraining]:
+        """The task called `name`, to be trained and written in here; where a stopped run was, if that is to go on.
+
+        Ctrl-C then waits for the end of a step; at the end the checkpoint is removed. Raises UsageError where the
+        memory is too small, ConflictError where the checkpoint is of another run, InterruptedRun.
+        """
+        retrain = bool(prune) or max_drop is not None
+        recipe = fit_batch_size(
+            self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
+        )
+        run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=self.machine.amp)
+        keeper = Keeper(self.path, run, 60 * self.checkpoint_minutes, self.say)
+        with keeper.listening(), workable_batches(recipe.batch_size), self.machine.training():
+            task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, keeper)
+            if self.resume:
+                task.go_on_from(keeper.load())
+            yield task
+            keeper.remove()
+
+
+def describe_run(
+    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
+) -> dict[str, Any]:
+    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
+    state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
+    return {
+        "task": name,
+        **how,
+        "recipe": dataclasses.asdict(recipe),
+        "images": data.fingerprint(images),
+        "weights": format.digest(state),
+    }

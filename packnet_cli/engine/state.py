@@ -1,0 +1,81 @@
+"""A run's state beside its network, random numbers and an optimizer's moments, as a checkpoint can hold it."""
+
+import copy
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Tensors = dict[str, torch.Tensor]
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator that a run on `device` draws from, as JSON can hold it."""
+    version, numbers, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state().tolist(),
+    }
+    if device.type == "cuda":
+        state["gpu"] = torch.cuda.get_rng_state(device).tolist()
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if "gpu" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.tensor(state["gpu"], dtype=torch.uint8), device)
+
+
+GROUP = "group"  # in place of a parameter's name
+SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group, which a new optimizer gets anyway
+
+
+def optimizer_state(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Tensors, dict[str, Any]]:
+    """An optimizer's tensors by `<what>/<parameter>`, and its numbers likewise; some count their steps by group."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trained.items()}
+    tensors: Tensors = {}
+    numbers: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        for what, value in entries.items():
+            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what}/{names[parameter]}"] = value
+    for what, value in optimizer.param_groups[0].items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"{what}/{GROUP}"] = value
+        elif what not in SCHEDULED and type(value) in (int, float):
+            numbers[f"{what}/{GROUP}"] = value
+    return tensors, numbers
+
+
+def set_optimizer_state(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
+) -> None:
+    """Put it back into a new optimizer, which need not have all: a layer that was released whole learns no more."""
+    numbered = {
+        parameter: number
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    parameters = {name: parameter for name, parameter in trained.items() if parameter in numbered}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        what, _, name = key.partition("/")
+        if name == GROUP:
+            for group in optimizer.param_groups:
+                group[what] = copy.deepcopy(value)  # which is counted up in place
+        elif name in parameters:
+            parameter = parameters[name]
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers expect
+            state.setdefault(numbered[parameter], {})[what] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,50 @@
+"""What a verb tells while it is at work: how training goes, and lines for the user. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far.
+
+    Of images without labels there is no accuracy.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float | None
+    images_per_second: float
+    lr: float  # that of the step; some parameters learn at a multiple of it
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 accuracy in percent over a number of images."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+# Called after each step with the task's name, the phase ("train", "retrain") and the step, and after each measurement
+# on the held-out images with the name, what was measured ("dense", "pruned", "retrained") and the accuracy.
+Progress = Callable[[str, str, Step | Accuracy], None]
+
+
+def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
+    """The progress callback that shows nothing."""
+
+
+class Say(Protocol):
+    """Is told, in a line, what is going on; `warning`: what the user is to know in any case."""
+
+    def __call__(self, line: str, /, *, warning: bool = False) -> None: ...
+
+
+def unsaid(line: str, /, *, warning: bool = False) -> None:
+    """The callback that shows nothing."""
