@@ -39,12 +39,14 @@ from typer import Option
 
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.engine import network, pack, unpack
+from packnet_cli.engine import network, pack
 from packnet_cli.engine.compute import Machine, forward_of, fused, in_precision, training_on
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import MOMENTUM
+from packnet_cli.errors import PackNetError
 from packnet_cli.recipe import Recipe
 
 QUIET = {"stdout": subprocess.DEVNULL, "check": True}
@@ -233,7 +235,7 @@ def time_eval(bench: "Bench") -> Timing:
     count = bench.batch_size * bench.steps
     images = TensorDataset(torch.randn(count, 3, bench.img_size, bench.img_size), torch.zeros(count, dtype=torch.long))
     batches = DataLoader(images, bench.batch_size)
-    task = network.place(unpack.task_network(artifact, artifact.header.task(2)), bench.device)
+    task = network.place(Packed(artifact).model(2), bench.device)
     model = network.place(network.build(artifact.header, 10), bench.device).eval()
 
     @torch.inference_mode()
@@ -379,4 +381,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except PackNetError as error:
+        sys.exit(f"error: {error}")

@@ -12,7 +12,9 @@ A VGG (--arch vgg16_bn) needs lower rates: 3e-4.
 
 import json
 import pickle
+import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +24,11 @@ from torchvision.datasets import CIFAR100
 from typer import Argument, Option
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.artifact.plan import equal_share
+from packnet_cli.artifact.plan import check_fraction, equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
 from packnet_cli.engine.compute import Machine
+from packnet_cli.errors import PackNetError, UsageError
 from packnet_cli.recipe import SETTINGS
 
 
@@ -44,15 +47,19 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     recipe = recipe_from(settings)
+    constant = None if prune == "equal" else _fraction(prune)
     if not data.exists():
-        unpack(data)
+        unfinished = data.with_name(data.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unpack(unfinished, download=data.with_name(data.name + ".download"))
+        unfinished.rename(data)
     folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
     if not packed.exists():
         pack.init(packed, arch, pretrained=False, data_config={"img_size": 32}, seed=recipe.seed)
     done = len(format.load_header(packed).tasks)
     for number, folder in enumerate(folders[done:tasks], start=done + 1):
         left = len(folders) - number
-        fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
+        fraction = 0.0 if not left else equal_share(left) if constant is None else constant
         artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, machine=Machine(amp=amp))
         task = artifact.header.tasks[-1]
         print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
@@ -63,11 +70,18 @@ def main(
     print(f"mean {statistics.mean(task.top1 for task in artifact.header.tasks):6.2f} %")
 
 
-def unpack(target: Path) -> None:
+def _fraction(text: str) -> float:
+    try:
+        check_fraction(fraction := float(text))
+    except ValueError:
+        raise UsageError(f"--prune takes a fraction from 0 to 1, or equal, not {text!r}") from None
+    return fraction
+
+
+def unpack(target: Path, download: Path) -> None:
     """Lay CIFAR-100 out as <superclass>/train|val/<class>/<number>.png."""
-    source = target.with_name(target.name + ".download")
     for part, train in (("train", True), ("val", False)):
-        images = CIFAR100(str(source), train=train, download=True)
+        images = CIFAR100(str(download), train=train, download=True)
         raw = Path(images.root, images.base_folder, "train" if train else "test")
         with raw.open("rb") as file:  # torchvision has compared its checksum; of the superclasses it makes no use
             coarse = pickle.load(file, encoding="latin1")["coarse_labels"]
@@ -80,4 +94,7 @@ def unpack(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except PackNetError as error:
+        sys.exit(f"error: {error}")

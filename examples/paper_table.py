@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, train
+from packnet_cli.errors import PackNetError
 from packnet_cli.recipe import SETTINGS, Recipe
 
 WAYS = ("classifier", "lwf", "packnet", "individual")
@@ -340,4 +342,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except PackNetError as error:
+        sys.exit(f"error: {error}")

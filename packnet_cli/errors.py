@@ -113,3 +113,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def reason(error: Exception) -> str:
     """The first sentence of an error's message."""
     return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def few(things: list[str], limit: int = 5) -> str:
+    """The first of many things, and how many more there are."""
+    more = f" and {len(things) - limit} more" if len(things) > limit else ""
+    return ", ".join(things[:limit]) + more

@@ -27,7 +27,7 @@ from rich.console import Console
 from structures import faulty_files
 
 from packnet_cli import report
-from packnet_cli.artifact import edit, format, summary, verify
+from packnet_cli.artifact import format, ship, summary, verify
 from packnet_cli.errors import PackNetError
 from packnet_cli.report import console
 
@@ -74,7 +74,7 @@ def read_everything(file, folder):
             continue
         if name == "load":
             for task in result.header.tasks:
-                edit.extract_safetensors(result, task, output)
+                ship.extract_safetensors(result, task, output)
                 report.extracted(output, ".safetensors", result.header, task, as_json=False)
     assert set(os.listdir(folder)) <= {"in.st", "out.safetensors"}, os.listdir(folder)
     return outcomes

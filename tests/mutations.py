@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from packnet_cli.artifact import edit, format, header
+from packnet_cli.artifact import format, header, ship
 
 GOLDEN = Path(__file__).with_name("golden.st").read_bytes()
 
@@ -18,7 +18,7 @@ def compact(dtype):
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "golden.st"), Path(folder, "compact.st")
         source.write_bytes(GOLDEN)
-        edit.make_compact(source, output, dtype=dtype)
+        ship.make_compact(source, output, dtype=dtype)
         return output.read_bytes()
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import CPU, QUICK
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import calibrate, pack
+from packnet_cli.engine import calibrate, pack, pictures
 from packnet_cli.engine.calibrate import entropies, fit_temperature
 
 RUN = ("--device", "cpu", "--workers", 0, "--json")
@@ -70,8 +70,12 @@ def test_the_temperature_is_recorded(full, packed, folders, packnet, tmp_path):
 
 
 def test_eval_says_how_often_auto_is_right(full, folders, packnet):
-    """As counted from what predict picks for the same images."""
-    told = json.loads(packnet("eval", full, "--task", "auto", *RUN).stdout)
+    """As counted from what predict picks for the same images, each opened to see if it can be, and once more."""
+    opened, opens = [], pictures.open_picture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "open_picture", lambda picture: opened.append(picture) or opens(picture))
+        told = json.loads(packnet("eval", full, "--task", "auto", *RUN).stdout)
+    assert len(opened) == 2 * told["images"]
     right = 0
     for folder, task in zip(folders, told["tasks"], strict=True):
         answers = packnet("predict", full, "--task", "auto", folder / "val", "--json", "--device", "cpu").stdout

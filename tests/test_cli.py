@@ -20,7 +20,8 @@ from safetensors import safe_open
 
 from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
-from packnet_cli.engine import network, unpack
+from packnet_cli.engine import network
+from packnet_cli.engine.packed import Packed
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
 COMMANDS += ["rename", "compact"]
@@ -83,7 +84,7 @@ def test_extract_opens_in_plain_timm_with_the_same_logits(full, tmp_path, packne
         assert result.exit_code == 0 and "timm.create_model('test_resnet'" in result.stdout
         plain = timm.create_model("test_resnet", num_classes=len(task.classes), checkpoint_path=str(output)).eval()
         with torch.inference_mode():
-            expected = unpack.task_network(artifact, task)(pictures).numpy().tobytes()
+            expected = Packed(artifact).model(task.index)(pictures).numpy().tobytes()
             assert plain(pictures).numpy().tobytes() == expected
     if suffix == ".safetensors":
         with safe_open(output, "np") as file:

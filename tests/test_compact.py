@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_format import GOLDEN, small_artifact
 
-from packnet_cli.artifact import codec, edit, format, header, masks, verify
+from packnet_cli.artifact import codec, edit, format, header, masks, ship, verify
 from packnet_cli.errors import ArtifactError, DamageError, UsageError
 
 
@@ -61,7 +61,7 @@ def test_bfloat16_is_rounded_as_torch_does():
 
 def test_every_task_is_the_same_to_the_bit(full, tmp_path):
     """In float32, with the digests that the tasks were added with."""
-    edit.make_compact(full, tmp_path / "ship.st")
+    ship.make_compact(full, tmp_path / "ship.st")
     before, after = format.load(full), format.load(tmp_path / "ship.st")
     assert verify.verify(tmp_path / "ship.st") == []
     for task, shipped in zip(before.header.tasks, after.header.tasks, strict=True):
@@ -100,7 +100,7 @@ def read_as_specified(path, layer):
 def test_a_reader_that_knows_only_the_specification(full, tmp_path):
     """Finds the same weights and owners, free ones among them."""
     edit.remove_task(full, "blue")
-    edit.make_compact(full, tmp_path / "ship.st")
+    ship.make_compact(full, tmp_path / "ship.st")
     before = format.load(full)
     for layer in before.shared:
         weights, owners = read_as_specified(tmp_path / "ship.st", layer)
@@ -112,12 +112,12 @@ def test_a_reader_that_knows_only_the_specification(full, tmp_path):
 def test_with_free_and_removed_weights(full, tmp_path):
     """What is free is not there; what a removed task left to later ones is."""
     edit.remove_task(full, "green")
-    edit.make_compact(full, tmp_path / "ship.st")
+    ship.make_compact(full, tmp_path / "ship.st")
     before, after = format.load(full), format.load(tmp_path / "ship.st")
     assert verify.verify(tmp_path / "ship.st") == []
     assert all(same_bits(before.state(k), after.state(k)) for k in (1, 3))
     edit.remove_task(full, "blue")
-    edit.make_compact(full, tmp_path / "less.st")
+    ship.make_compact(full, tmp_path / "less.st")
     assert (tmp_path / "less.st").stat().st_size < 0.7 * (tmp_path / "ship.st").stat().st_size
     assert same_bits(format.load(full).state(1), format.load(tmp_path / "less.st").state(1))
 
@@ -125,7 +125,7 @@ def test_with_free_and_removed_weights(full, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_16_bits(full, tmp_path, dtype):
     """Every number is rounded, the new digests hold, and the original's are on record."""
-    edit.make_compact(full, tmp_path / "ship.st", dtype=dtype)
+    ship.make_compact(full, tmp_path / "ship.st", dtype=dtype)
     before, after = format.load(full), format.load(tmp_path / "ship.st")
     assert verify.verify(tmp_path / "ship.st") == []
     for task, shipped in zip(before.header.tasks, after.header.tasks, strict=True):
@@ -137,7 +137,7 @@ def test_in_16_bits(full, tmp_path, dtype):
 
 def test_the_bytes_add_up(full, tmp_path):
     """By part, they are the sizes of the two files."""
-    before, after = edit.make_compact(full, tmp_path / "ship.st")
+    before, after = ship.make_compact(full, tmp_path / "ship.st")
     assert before.total == full.stat().st_size and after.total == (tmp_path / "ship.st").stat().st_size
     weights = sum(array.size for array in format.load(full).shared.values())
     assert (before.weights, before.owners, after.weights, after.start) == (4 * weights, weights, 4 * weights, 0)
@@ -146,7 +146,7 @@ def test_the_bytes_add_up(full, tmp_path):
 def test_same_content_same_bytes(full, tmp_path):
     """As for the files that it is made of."""
     for name in "ab":
-        edit.make_compact(full, tmp_path / name)
+        ship.make_compact(full, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -154,7 +154,7 @@ def test_same_content_same_bytes(full, tmp_path):
 def test_every_flipped_bit_is_found(tmp_path, dtype):
     """Each bit of a compact file, one by one."""
     path = tmp_path / "ship.st"
-    edit.make_compact(GOLDEN, path, dtype=dtype)
+    ship.make_compact(GOLDEN, path, dtype=dtype)
     whole, missed = path.read_bytes(), []
     bits = range(8 * len(whole)) if dtype == "float32" else range(0, 8 * len(whole), 13)
     with open(path, "r+b", buffering=0) as file:
@@ -185,7 +185,7 @@ def test_every_flipped_bit_is_found(tmp_path, dtype):
 def test_what_breaks_a_rule_is_refused(tmp_path, change, problem):
     """Well sealed, but not what a writer may write."""
     path = tmp_path / "ship.st"
-    edit.make_compact(GOLDEN, path)
+    ship.make_compact(GOLDEN, path)
     tensors, fields = load_file(path), json.loads(header.write(format.load_header(path)))
     del fields["seal"]
     change(fields["compact"], tensors)
@@ -197,18 +197,18 @@ def test_what_breaks_a_rule_is_refused(tmp_path, change, problem):
 
 def test_nothing_writes_a_compact_file(full, tmp_path):
     """Nor what was read of one."""
-    ship = tmp_path / "ship.st"
-    edit.make_compact(full, ship)
-    whole = ship.read_bytes()
+    small = tmp_path / "small.st"
+    ship.make_compact(full, small)
+    whole = small.read_bytes()
     for write in (
-        lambda: verify.load_verified(ship),
-        lambda: edit.rename(ship, 1, "other"),
-        lambda: edit.make_compact(ship, tmp_path / "again.st"),
-        lambda: format.save(format.load(ship), tmp_path / "again.st"),
+        lambda: verify.load_verified(small),
+        lambda: edit.rename(small, 1, "other"),
+        lambda: ship.make_compact(small, tmp_path / "again.st"),
+        lambda: format.save(format.load(small), tmp_path / "again.st"),
     ):
         with pytest.raises(ArtifactError, match="is for use"):
             write()
-    assert ship.read_bytes() == whole and not (tmp_path / "again.st").exists()
+    assert small.read_bytes() == whole and not (tmp_path / "again.st").exists()
 
 
 def test_a_number_too_large_is_named(tmp_path):
@@ -216,13 +216,13 @@ def test_a_number_too_large_is_named(tmp_path):
     artifact = small_artifact()
     artifact.shared["w"][2] = 1e5  # a free one, which does not go along
     format.save(format.make(artifact.header, artifact.shared, artifact.mask, artifact.own), tmp_path / "a.st")
-    edit.make_compact(tmp_path / "a.st", tmp_path / "b.st", dtype="float16")
+    ship.make_compact(tmp_path / "a.st", tmp_path / "b.st", dtype="float16")
     own = (*artifact.own[:2], artifact.own[2] | {"bias": np.array([1e5], np.float32)})
     after = format.make(artifact.header, artifact.shared, artifact.mask, own)
     tasks = tuple(replace(task, digest=after.digest(task.index)) for task in artifact.header.tasks)
     format.save(replace(after, header=replace(after.header, tasks=tasks)), tmp_path / "a.st")
     with pytest.raises(UsageError, match="bfloat16 has the range"):
-        edit.make_compact(tmp_path / "a.st", tmp_path / "c.st", dtype="float16")
+        ship.make_compact(tmp_path / "a.st", tmp_path / "c.st", dtype="float16")
     assert not (tmp_path / "c.st").exists()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
     header = format.load_header(tmp_path / "packed.st")
     shares = [sum(task.owned.values()) for task in header.tasks]
     assert max(shares) / min(shares) < 1.001
+
+
+def test_a_wrong_argument_of_an_example_is_one_line(tmp_path):
+    """As it is of a command; and nothing is downloaded first."""
+    arguments = [sys.executable, str(EXAMPLES / "cifar20.py"), str(tmp_path / "none"), str(tmp_path / "packed.st")]
+    done = subprocess.run([*arguments, "--prune", "half"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: --prune takes a fraction")
+    assert done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
 
 
 @pytest.fixture

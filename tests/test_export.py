@@ -54,7 +54,7 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     card = (output / "README.md").read_text()
     assert f"{task.top1:.2f} %" in card and "3. class3" in card
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
-    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic.umask()}
+    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic._umask()}
 
 
 def test_a_card_of_what_was_never_measured(tmp_path, packnet):

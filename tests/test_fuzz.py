@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from test_format import GOLDEN, rewrite
 
 from packnet_cli import report
-from packnet_cli.artifact import edit, format, header, rules, summary, verify
+from packnet_cli.artifact import format, header, rules, ship, summary, verify
 from packnet_cli.errors import CapacityError, DamageError
 
 
@@ -47,7 +47,7 @@ def test_whatever_may_be_written_is_whole_when_read(artifact):
             k: a.tobytes() for k, a in artifact.tensors().items()
         }
         if artifact.header.tasks:
-            edit.make_compact(path, small)
+            ship.make_compact(path, small)
             assert verify.verify(small) == []
             compact = format.load(small)
             assert all(compact.digest(task.index) == task.digest for task in artifact.header.tasks)

@@ -11,6 +11,7 @@ from test_resume import init, stop_at
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, data, feed, pack, unpack
 from packnet_cli.engine.compute import Machine
+from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import InterruptedRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -148,7 +149,7 @@ def test_the_file_is_that_of_any_machine(packed, folders):
     add(packed, folders[0])
     artifact = format.load(packed)
     images = torch.rand(4, 3, 32, 32)
-    model = unpack.task_network(artifact, artifact.header.task(1)).eval()
+    model = Packed(artifact).model(1)
     with torch.inference_mode():
         here, there = model(images), model.to("cuda")(images.to("cuda")).cpu()
     assert torch.allclose(here, there, atol=1e-3)

@@ -12,6 +12,7 @@ from conftest import CPU, QUICK, make_folder
 from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import pack, train, unpack
 from packnet_cli.engine.claim import claim_free, lr_scale
+from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
 
@@ -44,7 +45,7 @@ def test_base_keeps_its_own_classifier(tmp_path, folders, weights):
     alone = pack.init(tmp_path / "b.st", "test_resnet", weights=weights, prune=0, **SMALL, **RUN)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(unpack.task_network(alone, alone.header.task(1))(images), plain(images))
+        assert torch.equal(Packed(alone).model(1)(images), plain(images))
 
 
 def test_base_without_images(tmp_path, weights):

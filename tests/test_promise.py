@@ -8,7 +8,8 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import freezer, network, pack, unpack
+from packnet_cli.engine import freezer, network, pack
+from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import ForgettingError, NetworkError
 
 OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate
@@ -22,7 +23,7 @@ def bits(state):
 def logits(path, index):
     """What task `index` answers to fixed random pictures."""
     artifact = format.load(path)
-    model = unpack.task_network(artifact, artifact.header.task(index))
+    model = Packed(artifact).model(index)
     with torch.inference_mode():
         return model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))).numpy().tobytes()
 

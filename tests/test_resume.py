@@ -24,13 +24,13 @@ from packnet_cli.errors import ArtifactError, ConflictError, DataError, Interrup
 from packnet_cli.progress import Step
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
-PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 1, 3), ("train", 2, 1), ("train", 2, 3)]
+PHASES = [("train", 1, 1), ("train", 1, 2), ("train", 2, 1), ("train", 2, 2)]  # of two batches
 RECIPES = {
     "momentum": RECIPE,
     "adamw": dataclasses.replace(RECIPE, opt="adamw"),
     "one schedule": dataclasses.replace(RECIPE, sched="cosine", anneal="once"),
 }
-PHASES += [("retrain", 1, 1), ("retrain", 1, 3), ("retrain", 2, 2), ("retrain", 3, 3)]
+PHASES += [("retrain", 1, 1), ("retrain", 1, 2), ("retrain", 2, 2), ("retrain", 3, 2)]
 
 
 def stop_at(phase, epoch, step, number=signal.SIGINT):
@@ -74,8 +74,6 @@ def test_same_bytes(tmp_path, folders, whole, name, phase, epoch, step):
     path = tmp_path / "packed.st"
     before, after = whole[name]
     path.write_bytes(before)
-    if step > 1 and folders[1].name == "green":
-        step = min(step, 2)  # this task has twelve images, two batches
     with pytest.raises(InterruptedRun, match="as it was before; go on with --resume"):
         add(path, folders[1], recipe, progress=stop_at(phase, epoch, step))
     assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()

@@ -121,19 +121,49 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         temporary = Path(folder, target.name)
         yield temporary
-        flush(temporary)  # before its permissions, which may be to read only
+        _flush(temporary)  # before its permissions, which may be to read only
         os.chmod(temporary, _mode(target))
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
         with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
-            flush(target.parent)
+            _flush(target.parent)
     except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place, flushed to disk, on success and vanishes on failure.
+
+    Raises ArtifactError if `path` exists and is not an empty folder, or cannot be written.
+    """
+    target, temporary = _target(path), None
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
+        if not target.is_dir():
+            check_writable(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        yield temporary
+        for file in temporary.iterdir():
+            _flush(file)
+            file.chmod(0o666 & ~_umask())
+        with suppress(OSError):  # as of a folder in `replacing`
+            _flush(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        os.replace(temporary, target)
+        with suppress(OSError):
+            _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def checkpoint(path: Path) -> Path:
@@ -169,17 +199,17 @@ def _mode(target: Path) -> int:
     """The permissions of the file that is replaced, or those that a new file would get."""
     if target.exists():
         return target.stat().st_mode & 0o777
-    return 0o666 & ~umask()
+    return 0o666 & ~_umask()
 
 
-def umask() -> int:
+def _umask() -> int:
     """The permissions that a new file or folder does not get; they can only be read by setting them."""
     found = os.umask(0)
     os.umask(found)
     return found
 
 
-def flush(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Have the disk itself hold what was written; of a folder, its list of names."""
     # Windows flushes only what is open for writing, which no folder can be.
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,16 +1,13 @@
-"""What can be done with an artifact without running its network."""
+"""What changes an artifact: a task comes, goes, or gets another name."""
 
 import dataclasses
-import json
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from packnet_cli.artifact import atomic, codec, compact, format, masks, verify
+from packnet_cli.artifact import atomic, format, masks, verify
 from packnet_cli.artifact.format import Artifact, Header, State, Task
-from packnet_cli.errors import ArtifactError, ForgettingError, TaskError, UsageError
+from packnet_cli.errors import ForgettingError
 
 
 def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, masks.Mask], own: State) -> Artifact:
@@ -108,90 +105,6 @@ def rename(path: Path, wanted: str | int, name: str) -> Task:
     )
     format.save(dataclasses.replace(before, header=header), path, unchanged_since=unchanged_since)
     return new
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The bytes of a file, by what they hold."""
-
-    weights: int
-    owners: int  # the task-index masks
-    tasks: int  # what each task has of its own
-    start: int  # from which a first task starts
-    metadata: int
-
-    @classmethod
-    def of(cls, path: Path, tensors: State) -> "Sizes":
-        def count(*starts: str) -> int:
-            return sum(array.nbytes for key, array in tensors.items() if key.startswith(starts))
-
-        start, numbers = count("task.0."), count("")
-        metadata = path.stat().st_size - numbers
-        return cls(count("shared.", "values."), count("mask.", "bits."), count("task.") - start, start, metadata)
-
-    @property
-    def total(self) -> int:
-        return sum(dataclasses.astuple(self))
-
-
-def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[Sizes, Sizes]:
-    """Write a compact file, format 2, of the one at `path`; returns the sizes of both.
-
-    In float32 each task is to the bit the same. In "bfloat16" and "float16" all numbers are rounded, and the tasks get
-    new digests beside the old ones. Where images lie, and the path of the weights, do not go along.
-    Raises UsageError, ArtifactError, TaskError if there is no task, ForgettingError.
-    """
-    if dtype not in codec.DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(codec.DTYPES)}, not {dtype!r}")
-    atomic.check_writable(output)
-    with suppress(ArtifactError):  # it is nothing of the kind
-        if format.load_header(output).compact is None:
-            raise UsageError(
-                f"{output} is a packed model that can take tasks, as no compact file can; name another file"
-            )
-    before = verify.load_verified(path)
-    if not before.header.tasks:
-        raise TaskError(f"{path} holds no task yet, and to a compact file none can be added")
-    tensors = before.tensors()
-    try:
-        how, stored = compact.shrink(before.header, tensors, dtype)
-    except OverflowError as error:
-        raise UsageError(
-            f"--dtype {dtype} cannot hold this network: {error}; bfloat16 has the range of float32"
-        ) from None
-    about = dataclasses.replace(
-        before.header,
-        source=Path(before.header.source).name if Path(before.header.source).is_absolute() else before.header.source,
-        tasks=tuple(dataclasses.replace(task, data="") for task in before.header.tasks),
-        tensors=format.tensor_digests(stored),
-        compact=how,
-    )
-    after = format.assemble(output, about, stored)  # what a reader will have
-    changed = verify.altered_tasks(after)
-    if dtype == "float32" and changed:
-        raise ForgettingError(f"that would change task {changed[0].index} ({changed[0].name}); nothing was written")
-    digests = [after.digest(task.index) if task in changed else task.digest for task in about.tasks]
-    tasks = (dataclasses.replace(task, digest=d) for task, d in zip(about.tasks, digests, strict=True))
-    about = dataclasses.replace(about, tasks=tuple(tasks))
-    format.write_tensors(stored, format.metadata(about, output), output)
-    return Sizes.of(path, tensors), Sizes.of(output, stored)
-
-
-def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as safetensors, what a user of it needs to know as JSON in the metadata."""
-    metadata = {"packnet_task": json.dumps(about(artifact, task), sort_keys=True)}
-    format.write_tensors(artifact.state(task.index), metadata, output)
-
-
-def about(artifact: Artifact, task: Task) -> dict[str, Any]:
-    """What a user of one task needs to know beside its weights, as JSON can hold it."""
-    return {
-        "arch": artifact.header.arch,
-        "model_kwargs": artifact.header.model_kwargs,
-        "data_config": artifact.header.data_config,
-        "task": task.name,
-        "classes": task.classes,
-    }
 
 
 def _same_bits(one: format.Array, other: format.Array) -> bool:

@@ -13,7 +13,7 @@ from packnet_cli.recipe import AUTO, OF_ADAMW, RECIPES, SETTINGS, SGD, AtMost, R
 
 TRAINING = "Training"
 
-FIRST_PHASE = ("epochs", "lr", "head_lr", "anneal", "restart")  # what a task that is trained already has no use for
+FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what a task that is trained already has no use for
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
 
 

@@ -163,7 +163,7 @@ def extract(
     artifact = format.load(path)
     verify.check_task(path, artifact, found)
     if form == ".safetensors":
-        from packnet_cli.artifact.edit import extract_safetensors as write
+        from packnet_cli.artifact.ship import extract_safetensors as write
     else:
         from packnet_cli.engine import export
 
@@ -243,7 +243,7 @@ def compact(
     workers: Workers = None,
 ) -> None:
     """Write the smallest file that runs the tasks: for use, not for more tasks. eval, predict, extract, ... read it."""
-    from packnet_cli.artifact.edit import make_compact
+    from packnet_cli.artifact.ship import make_compact
 
     accuracies = []
     if check:

@@ -9,8 +9,9 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import network, unpack
+from packnet_cli.engine import feed, network, unpack
 from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine.compute import AUTO
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.evaluate import Batches, answers
 from packnet_cli.engine.packed import Packed
@@ -43,7 +44,12 @@ def evaluate_auto(
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
     for task, held_out in zip(remembering, held_outs, strict=True):
         batches = unpack.batches_of(
-            packed.artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device
+            packed.artifact,
+            held_out,
+            batch_size=batch_size,
+            workers=workers,
+            device=torch_device,
+            rooms=feed.rooms(AUTO.cache, AUTO.cache_gb, torch_device),  # every task is asked of the same images
         )
         with workable_batches(batch_size):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]

@@ -20,10 +20,10 @@ HALVINGS = 40
 
 
 @full_precision()
-def measure_temperature(model: nn.Module, batches: Batches, *, amp: bool = False) -> float:
+def measure_temperature(model: nn.Module, batches: Batches) -> float:
     """The temperature of a task, by its network and its held-out images."""
     # As numpy's arrays, since earlier versions of torch warn of what it sends of its own.
-    here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches, amp=amp)]
+    here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches)]
     found = [pair for part in distributed.gathered(here) for pair in part]  # each process has its own images
     logits, labels = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
     return fit_temperature(logits, labels)

@@ -7,11 +7,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import distributed, pictures, sources
-from packnet_cli.errors import DataError
+from packnet_cli.errors import DataError, few
 from packnet_cli.images import ClassFiles, Picture, is_dataset
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
@@ -82,7 +81,7 @@ def open_training(
     empty = [name for name in held_out.missing if name in files]
     if empty and source is not None:
         raise DataError(
-            f"{source.name} has no images of {len(empty)} class(es): {_few(empty, limit=20)}; "
+            f"{source.name} has no images of {len(empty)} class(es): {few(empty, limit=20)}; "
             "add some, or take it away to have a part of the training images held out"
         )
     return TrainingImages(classes, _split(files, classes), held_out)
@@ -157,7 +156,7 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
         raise DataError("no readable image is left to retrain on")
     if gone:
         empty = [images.classes[label] for label in sorted(gone)]
-        raise DataError(f"no readable image is left to train {len(empty)} class(es) on: {_few(empty)}")
+        raise DataError(f"no readable image is left to train {len(empty)} class(es) on: {few(empty)}")
     if images.held_out is None:
         return dataclasses.replace(images, train=train, skipped=len(images.train.paths) - len(train.paths))
     if not held_out[0].paths:
@@ -184,7 +183,7 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
         found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
     problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
     if problems and not skip_bad:
-        listed = _few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
+        listed = few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(
             f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them{hint}"
         )
@@ -212,7 +211,7 @@ def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...])
     known = set(classes)
     unknown = [name for name in files if name not in known]
     if unknown:
-        raise DataError(f"{where} has {len(unknown)} class(es) unknown to the task: {_few(unknown)}")
+        raise DataError(f"{where} has {len(unknown)} class(es) unknown to the task: {few(unknown)}")
 
 
 def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
@@ -230,8 +229,3 @@ def _problem(picture: Picture) -> str | None:
     except Exception as error:  # decoders of broken files raise nearly anything
         return pictures.problem(error)
     return None
-
-
-def _few(things: list[Any], limit: int = 5) -> str:
-    more = f" and {len(things) - limit} more" if len(things) > limit else ""
-    return ", ".join(map(str, things[:limit])) + more

@@ -6,25 +6,21 @@ of label, preprocessing, how to build the network. What another runtime would co
 
 import io
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from timm.models._hub import save_for_hf  # of late timm.models has it, too
 from torch import nn
 
-from packnet_cli.artifact import atomic, edit
+from packnet_cli.artifact import atomic, ship
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.packed import Packed
-from packnet_cli.errors import ArtifactError, NetworkError, reason
+from packnet_cli.errors import NetworkError, reason
 
 TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logit (at least 1)
 
@@ -44,7 +40,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
     Raises ArtifactError if `output` exists and is not an empty folder.
     """
     model = Packed(artifact).model(task.index)
-    with _new_folder(output) as temporary:
+    with atomic.replacing_folder(output) as temporary:
         save_for_hf(
             model,
             str(temporary),
@@ -65,7 +61,7 @@ def write_program(artifact: Artifact, task: Task, output: Path) -> None:
     with _exporting(artifact):
         program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         buffer = io.BytesIO()  # given a path, torch insists on its suffix, which a temporary file has not
-        torch.export.save(program, buffer, extra_files={"packnet.json": json.dumps(edit.about(artifact, task))})
+        torch.export.save(program, buffer, extra_files={"packnet.json": json.dumps(ship.about(artifact, task))})
     with atomic.replacing(output) as temporary:
         temporary.write_bytes(buffer.getvalue())
         with _exporting(artifact):
@@ -94,7 +90,7 @@ def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
         )
         assert program is not None
         proto = program.model_proto
-        onnx.helper.set_model_props(proto, {"packnet": json.dumps(edit.about(artifact, task))})
+        onnx.helper.set_model_props(proto, {"packnet": json.dumps(ship.about(artifact, task))})
     with atomic.replacing(output) as temporary:
         with _exporting(artifact):  # there is a limit of 2 GB, and operators that onnxruntime has not
             onnx.save(proto, temporary)
@@ -141,34 +137,6 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
         worst = np.abs(compute(images) - expected).max()
         if not worst <= TOLERANCE * max(1, np.abs(expected).max()):
             raise NetworkError(f"the exported network computes other logits, by up to {worst:.2g}; nothing was written")
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place, flushed to disk, on success and vanishes on failure."""
-    target, temporary = path.resolve(), None
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
-        if not target.is_dir():
-            atomic.check_writable(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        yield temporary
-        umask = atomic.umask()
-        for file in temporary.iterdir():
-            atomic.flush(file)
-            file.chmod(0o666 & ~umask)
-        with suppress(OSError):  # as of a folder in `atomic.replacing`
-            atomic.flush(temporary)
-        temporary.chmod(0o777 & ~umask)
-        os.replace(temporary, target)
-        with suppress(OSError):
-            atomic.flush(target.parent)
-    except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
-        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _model_card(artifact: Artifact, task: Task) -> str:

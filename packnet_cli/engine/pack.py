@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.utils import random_seed as _seed
+from timm.utils import random_seed
 
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, data, network
 from packnet_cli.engine.checkpoint import CHECKPOINT_MINUTES
-from packnet_cli.engine.checks import (
-    check_settings,
-    load_whole,
-    say_what_is_not_measured,
-)
+from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_not_measured
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.compute import AUTO, Machine
 from packnet_cli.engine.device import choose_device
@@ -79,7 +75,7 @@ def init(
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
         check_settings(prune, recipe)
-    _seed(seed)
+    random_seed(seed)
     origin = start_from(
         arch,
         weights=weights,
@@ -178,7 +174,7 @@ def add_task(
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)
-    aside: data.Split | None = None
+    aside = None
     if max_drop is not None:
         kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
         images = dataclasses.replace(images, train=kept)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.utils import random_seed as _seed
+from timm.utils import random_seed
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
@@ -74,7 +74,7 @@ class TaskInTraining:
         self._write_checkpoint: Callable[[], bool] = lambda: False
         self._goals: Goals = {}
         self._once = False  # whether one schedule runs over training and retraining
-        _seed(recipe.seed)
+        random_seed(recipe.seed)
         header = claim.artifact.header
         self.head = header.head
         self.model = network.build(header, len(images.classes))

@@ -1,7 +1,7 @@
 """One task out of a packed model: as a network, as accuracy."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,11 +101,24 @@ def check_accuracies(
 
 
 def batches_of(
-    artifact: Artifact, held_out: data.HeldOut, *, batch_size: int, workers: int | None, device: torch.device
+    artifact: Artifact,
+    held_out: data.HeldOut,
+    *,
+    batch_size: int,
+    workers: int | None,
+    device: torch.device,
+    rooms: Sequence[feed.Room] = (),
 ) -> Batches:
     """Batches of held-out images as the artifact's network takes them."""
-    config = network.preprocessing(artifact.header)
-    return feed.batches(held_out.split, config, training=False, batch_size=batch_size, workers=workers, device=device)
+    return feed.batches(
+        held_out.split,
+        network.preprocessing(artifact.header),
+        training=False,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        rooms=rooms,
+    )
 
 
 def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
@@ -125,8 +138,3 @@ def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
     if not split.paths:
         raise DataError(f"{where} holds no readable images to evaluate on")
     return dataclasses.replace(held_out, split=split)
-
-
-def task_network(artifact: Artifact, task: Task) -> nn.Module:
-    """A plain timm network with one task's weights, in eval mode, on the CPU."""
-    return Packed(artifact).model(task.index)

@@ -18,7 +18,7 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.errors import ArtifactError, NetworkError, reason
+from packnet_cli.errors import ArtifactError, NetworkError, few, reason
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it
@@ -49,8 +49,8 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
     what, names = ("has another shape for", unfit) if len(unfit) == len(lacking) else ("lacks", lacking)
     unknown = [name for name in renamed if name not in own]
     raise NetworkError(
-        f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({_few(names)})"
-        + (f" and has {len(unknown)} unknown ones ({_few(unknown)})" if unknown else "")
+        f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({few(names, 3)})"
+        + (f" and has {len(unknown)} unknown ones ({few(unknown, 3)})" if unknown else "")
         + "; check --arch and --model-kwargs"
     )
 
@@ -126,7 +126,7 @@ def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tenso
     for arguments in ((dict(found), model), (dict(found),)):
         try:
             return dict(convert(*arguments))
-        except Exception:  # noqa: S112  (made for other files than this one, or for one argument)
+        except Exception:  # made for other files than this one, or for one argument
             continue
     return {}
 
@@ -155,10 +155,5 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
 def _say(path: Path, count: int, remark: str, unused: list[str]) -> str:
     """One line, empty if there is nothing to it."""
     taken = f"{count} tensors taken {remark}".rstrip() if remark else ""
-    left = f"not used: {_few(unused)}" if unused else ""
+    left = f"not used: {few(unused, 3)}" if unused else ""
     return f"{path}: {'; '.join(filter(None, (taken, left)))}" if taken or left else ""
-
-
-def _few(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

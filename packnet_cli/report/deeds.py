@@ -8,8 +8,8 @@ from packnet_cli.report import console
 from packnet_cli.report.answers import evaluation_dict
 
 if TYPE_CHECKING:
-    from packnet_cli.artifact.edit import Sizes
     from packnet_cli.artifact.format import Header, Task
+    from packnet_cli.artifact.ship import Sizes
     from packnet_cli.artifact.verify import Finding
     from packnet_cli.engine.unpack import Evaluation
 
