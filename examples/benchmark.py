@@ -40,13 +40,14 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack
-from packnet_cli.engine.compute import Machine, forward_of, fused, in_precision, training_on
+from packnet_cli.engine.compute import forward_of, fused, in_precision, training_on
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.packed import Packed
 from packnet_cli.engine.train import MOMENTUM
 from packnet_cli.errors import PackNetError
+from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 
 QUIET = {"stdout": subprocess.DEVNULL, "check": True}
@@ -151,7 +152,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
 def time_step(bench: "Bench") -> Timing:
     """A training step: plain, packed, and as textbooks do it, by an index of booleans for each layer and step."""
     _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder)
-    with training_on(bench.device, deterministic=False):
+    with training_on(bench.machine):
         ways = {way: stepper(bench, artifact, way) for way in ("plain", "packed", "textbook")}
         return interleaved(ways, bench.repeats)
 
@@ -159,7 +160,7 @@ def time_step(bench: "Bench") -> Timing:
 def peak_memory(bench: "Bench", path: Path, way: str) -> float:
     """The most MB that a process holds during a step; on a GPU, what it holds there."""
     steps = stepper(bench, format.load(path), way)
-    with training_on(bench.device, deterministic=False):
+    with training_on(bench.machine):
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             steps()

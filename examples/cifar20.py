@@ -27,8 +27,8 @@ from packnet_cli.artifact import format, verify
 from packnet_cli.artifact.plan import check_fraction, equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
-from packnet_cli.engine.compute import Machine
 from packnet_cli.errors import PackNetError, UsageError
+from packnet_cli.machine import Machine
 from packnet_cli.recipe import SETTINGS
 
 

@@ -37,12 +37,12 @@ from packnet_cli.artifact.header import is_of_head
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import data, feed, network, pack
-from packnet_cli.engine.compute import AUTO
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.train import MOMENTUM, train
 from packnet_cli.errors import PackNetError
+from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.recipe import SETTINGS, Recipe
 
 WAYS = ("classifier", "lwf", "packnet", "individual")
@@ -100,7 +100,7 @@ class Bench:
             workers=None,
             device=device,
             crop_scale=self.recipe.crop_scale,
-            rooms=feed.rooms(AUTO.cache, AUTO.cache_gb, device),
+            rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, device),
         )
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing the commands adds them)
 from packnet_cli.engine import pack
-from packnet_cli.engine.compute import Machine
+from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 
 torch.set_num_threads(1)  # these networks are too small to share out

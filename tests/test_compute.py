@@ -12,6 +12,7 @@ from conftest import CPU, QUICK
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, pack
 from packnet_cli.errors import UsageError
+from packnet_cli.machine import Machine
 
 HERE = torch.device("cpu")
 COMPILED = dataclasses.replace(CPU, compile=True)
@@ -103,12 +104,12 @@ def test_depthwise_filters_compute_in_float32():
 
 def test_settings_of_the_process_are_put_back():
     """Whatever ends the training; what has no deterministic way is one line."""
-    with pytest.raises(KeyError), compute.training_on(HERE, deterministic=True):
+    with pytest.raises(KeyError), compute.training_on(Machine("cpu", deterministic=True)):
         assert torch.are_deterministic_algorithms_enabled()
         raise KeyError
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(UsageError, match="--deterministic: .*put_.* leave it out"):
-        with compute.training_on(HERE, deterministic=True):
+        with compute.training_on(Machine("cpu", deterministic=True)):
             raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
 
 

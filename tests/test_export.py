@@ -53,6 +53,7 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert config["label_names"] == list(task.classes) and config["architecture"] == arch
     card = (output / "README.md").read_text()
     assert f"{task.top1:.2f} %" in card and "3. class3" in card
+    assert export._as_markdown("a *b*\n[c](d)_e-f") == r"a \*b\* \[c\](d)\_e-f"
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic._umask()}
 

@@ -10,9 +10,9 @@ from test_resume import init, stop_at
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, data, feed, pack, unpack
-from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import InterruptedRun
+from packnet_cli.machine import Machine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

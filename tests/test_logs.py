@@ -7,8 +7,8 @@ import pytest
 
 from packnet_cli import extras, metrics
 from packnet_cli.engine import pack
-from packnet_cli.engine.compute import Machine
 from packnet_cli.errors import UsageError
+from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 from packnet_cli.report import logs
 

@@ -1,5 +1,7 @@
 """Shares of the weights, before anything runs."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,14 @@ def test_shares_go_on_from_the_tasks_that_are_there(full):
     assert [seat.name for seat in shares.planned] == ["task 4"] and shares.planned[0].total == 0
     for index, seat in enumerate(shares.seats[:3], start=1):
         assert seat.owned == {layer: masks.count_owned(mask, index) for layer, mask in artifact.mask.items()}
+    assert shares.removed == 0
+
+
+def test_what_removed_tasks_left_is_in_the_plan(full, packnet):
+    """So that the shares add up; a task that is not there has no line of its own."""
+    assert packnet("remove-task", full, "--task", "red", "--yes").exit_code == 0
+    told = json.loads(packnet("plan", full, "--tasks", 3, "--json").stdout)
+    shares = [task["owned_fraction"] for task in told["tasks"]]
+    whole = sum(shares) + told["free_fraction"] + told["removed_fraction"]
+    assert told["removed_fraction"] > 0.2 and whole == pytest.approx(1)
+    assert "(removed)" in packnet("plan", full, "--tasks", 3).stdout

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from conftest import CPU, QUICK, make_folder
+from safetensors.torch import save_file
 from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
@@ -166,13 +167,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes
     assert (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path, folders):
-    """It says what to remove."""
+def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path, folders):
+    """It says what to remove; one of another version is not called damaged."""
     path = tmp_path / "packed.st"
     init(path)
     (tmp_path / "packed.st.resume").mkdir()
     (tmp_path / "packed.st.resume" / "checkpoint.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
+        add(path, folders[0], resume=True)
+    save_file({}, tmp_path / "packed.st.resume" / "checkpoint.safetensors", {"packnet_resume.0": "{}"})
+    with pytest.raises(ConflictError, match="written by another version of packnet"):
         add(path, folders[0], resume=True)
 
 

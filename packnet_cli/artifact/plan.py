@@ -83,6 +83,7 @@ class Plan:
 
     seats: tuple[Seat, ...]
     planned: tuple[Seat, ...]  # those of the seats that are to come
+    removed: int  # weights that removed tasks left to later ones
     free: dict[str, int]  # weights left after the last seat, by layer
     packed_weights: int
     file_bytes: int  # heads of planned tasks not counted: their classes are not known
@@ -101,7 +102,14 @@ class Plan:
             for seat in self.seats
         ]
         free = sum(self.free.values()) / self.packed_weights
-        return {"tasks": tasks, "free": self.free, "free_fraction": free, "bytes": self.file_bytes}
+        removed = self.removed / self.packed_weights
+        return {
+            "tasks": tasks,
+            "free": self.free,
+            "free_fraction": free,
+            "bytes": self.file_bytes,
+            "removed_fraction": removed,
+        }
 
     def is_thin(self, seat: Seat) -> bool:
         return seat.total < THIN_SHARE * self.packed_weights
@@ -119,7 +127,8 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
     weights = sum(mask.size for mask in artifact.mask.values())
     start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
     file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # 4 bytes a weight and 1 for its owner
-    return Plan(tuple(seats), tuple(planned), free, weights, file_bytes)
+    removed = sum(sum(owned.values()) for owned in artifact.header.removed.values())
+    return Plan(tuple(seats), tuple(planned), removed, free, weights, file_bytes)
 
 
 def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from packnet_cli import report
 from packnet_cli.cli import MACHINE, Device, Option, Workers, is_a_further_process, with_options
 from packnet_cli.errors import UsageError
+from packnet_cli.machine import CHECKPOINT_MINUTES, Machine
 
 METRICS = "Metrics"
 _OnMachine, _OnMetrics = partial(Option, rich_help_panel=MACHINE), partial(Option, rich_help_panel=METRICS)
@@ -37,15 +38,17 @@ class Form(str, Enum):
 class Run:
     """The options, by name."""
 
-    device: Device = "auto"
-    workers: Workers = None
+    device: Device = Machine.device
+    workers: Workers = Machine.workers
     amp: Annotated[
         bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default, where that is fast.")
-    ] = None
-    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU CUDA graphs.")] = None
+    ] = Machine.amp
+    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU CUDA graphs.")] = (
+        Machine.compile
+    )
     deterministic: Annotated[
         bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
-    ] = False
+    ] = Machine.deterministic
     cache: Annotated[
         Where,
         _OnMachine(
@@ -54,11 +57,11 @@ class Run:
     ] = Where.AUTO
     cache_gb: Annotated[
         float, _OnMachine(min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.")
-    ] = 4
+    ] = Machine.cache_gb
     resume: Annotated[bool, _OnMachine("--resume", help="Go on with an interrupted run of the same command.")] = False
     checkpoint_minutes: Annotated[
         float, _OnMachine(min=0, help="Keep what is needed to resume every so many minutes.")
-    ] = 5
+    ] = CHECKPOINT_MINUTES
     log: Annotated[
         Path | None,
         _OnMetrics(
@@ -72,22 +75,13 @@ class Run:
     @contextmanager
     def of(self, path: Path, *, trains: bool = True) -> Iterator[dict[str, Any]]:
         """The arguments with which a verb trains the packed model `path` as wanted, which is shown meanwhile."""
-        from packnet_cli.engine.compute import Machine
-
         if trains:
             self._prepare(path)
+        chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Machine)}
         log = None if is_a_further_process() else self.log
         with report.training(log=log, as_json=self.progress is Form.JSON) as told:
             yield {
-                "machine": Machine(
-                    self.device,
-                    self.workers,
-                    self.amp,
-                    self.compile,
-                    self.deterministic,
-                    self.cache.value,
-                    self.cache_gb,
-                ),
+                "machine": Machine(**chosen | {"cache": self.cache.value}),
                 "resume": self.resume,
                 "checkpoint_minutes": self.checkpoint_minutes,
                 "progress": told,

@@ -11,11 +11,11 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import feed, network, unpack
 from packnet_cli.engine.calibrate import entropies
-from packnet_cli.engine.compute import AUTO
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.evaluate import Batches, answers
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import DataError
+from packnet_cli.machine import THIS_MACHINE
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def evaluate_auto(
             batch_size=batch_size,
             workers=workers,
             device=torch_device,
-            rooms=feed.rooms(AUTO.cache, AUTO.cache_gb, torch_device),  # every task is asked of the same images
+            # Every task is asked of the same images.
+            rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, torch_device),
         )
         with workable_batches(batch_size):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]

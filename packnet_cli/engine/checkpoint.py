@@ -24,8 +24,8 @@ from packnet_cli.engine.state import Tensors
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Say, unsaid
 
-NOTES = "packnet_resume.3"
-CHECKPOINT_MINUTES = 5.0
+ANY_NOTES = "packnet_resume."
+NOTES = f"{ANY_NOTES}3"  # the number of this version
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
 
@@ -75,7 +75,13 @@ class Keeper:
             return None
         try:
             with safe_open(self.file, framework="pt") as file:
-                notes = json.loads(file.metadata()[NOTES])
+                found = file.metadata()
+                if NOTES not in found and any(key.startswith(ANY_NOTES) for key in found):
+                    raise ConflictError(
+                        f"{self.file.parent} was written by another version of packnet; go on with that one, or remove "
+                        "the folder and start anew"
+                    )
+                notes = json.loads(found[NOTES])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 run = dict(notes["run"])
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import is_depthwise
 from packnet_cli.errors import UsageError, reason
+from packnet_cli.machine import Machine
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Ready = Callable[[], Forward]  # to be called at the start of an epoch, while nothing else uses the GPU
@@ -31,26 +31,6 @@ log = logging.getLogger("packnet")
 # What torch warns of where CUDA graphs are captured, beside the stream that they run on, as they have to be.
 CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What to train on, and how it computes there; nothing of it is meant to change the result."""
-
-    device: str = "auto"
-    workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
-    amp: bool | None = None  # train in bfloat16; None: as it suits device and network
-    compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
-    deterministic: bool = False
-    cache: str = "auto"  # where decoded images are kept, see `feed.rooms`
-    cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
-
-    def training(self) -> AbstractContextManager[None]:
-        """Where training is at home: see `training_on`."""
-        return training_on(choose_device(self.device), deterministic=self.deterministic)
-
-
-AUTO = Machine()
 
 
 def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
@@ -210,13 +190,14 @@ def fused(opt: str, device: torch.device) -> dict[str, bool]:
 
 
 @contextmanager
-def training_on(device: torch.device, *, deterministic: bool) -> Iterator[None]:
-    """Torch's settings for the whole process while it trains; afterwards they are what they were.
+def training_on(machine: Machine) -> Iterator[None]:
+    """Torch's settings for the whole process while it trains on `machine`; afterwards they are what they were.
 
     With `deterministic` a GPU computes the same bits each time, as a CPU does anyway. Raises UsageError if the network
     needs what cannot be computed so.
     """
     _keep_freed_memory()
+    device, deterministic = choose_device(machine.device), machine.deterministic
     before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     try:
         if device.type == "cuda":

@@ -21,8 +21,8 @@ from timm.utils.distributed import init_distributed_device_so
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
-from packnet_cli.engine.compute import AUTO
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
+from packnet_cli.machine import THIS_MACHINE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +49,7 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Pa
         if not (distributed.is_available() and distributed.is_torchelastic_launched()):
             with atomic.locked(path):
                 return verb(path, *args, **kwargs)
-        machine: Any = kwargs.get("machine", AUTO)
+        machine: Any = kwargs.get("machine", THIS_MACHINE)
         kind = machine.device.partition(":")[0]
         kwargs["machine"] = dataclasses.replace(machine, device=kind)  # of several GPUs each process takes its own
         with _joined(kind), _one_message(), _lock(path):

@@ -6,6 +6,7 @@ of label, preprocessing, how to build the network. What another runtime would co
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
 
 def _model_card(artifact: Artifact, task: Task) -> str:
     header = artifact.header
-    classes = "\n".join(f"{number}. {name}" for number, name in enumerate(task.classes))
+    classes = "\n".join(f"{number}. {_as_markdown(name)}" for number, name in enumerate(task.classes))
     accuracy = "Its accuracy has not been measured."
     if task.top1 is not None:
         top5 = "" if task.top5 is None else f"; top-5: {task.top5:.2f} %"
@@ -154,10 +155,10 @@ tags:
 - image-classification
 - timm
 ---
-# {task.name}
+# {_as_markdown(task.name)}
 
 A {header.arch} for {len(task.classes)} classes, one of the tasks of a packed model, made by the method of PackNet
-([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {header.source}
+([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {_as_markdown(header.source)}
 
 {accuracy}
 
@@ -174,3 +175,8 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 {classes}
 """
+
+
+def _as_markdown(text: str) -> str:
+    """A name in one line, of which nothing is taken for a mark."""
+    return re.sub(r"([\\`*_\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))

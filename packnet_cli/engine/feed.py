@@ -27,8 +27,8 @@ from packnet_cli.engine.data import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
+from packnet_cli.machine import CACHES
 
-CACHES = ("auto", "ram", "device", "off")
 AHEAD = 1  # batches that are read while one is computed
 
 Decode = Callable[[Picture], torch.Tensor]

@@ -12,10 +12,11 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import data, distributed
 from packnet_cli.engine.checkpoint import interrupted_run
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.compute import Machine
+from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
+from packnet_cli.machine import Machine
 from packnet_cli.progress import Say, silent
 from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
 
@@ -72,7 +73,7 @@ def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Ma
     batch = data.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:
-        with machine.training():
+        with training_on(machine):
             TaskInTraining("", claim, images, recipe, dataclasses.replace(machine, workers=0), silent).rehearse(
                 retrain=retrain
             )

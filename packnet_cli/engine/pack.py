@@ -14,10 +14,8 @@ from timm.utils import random_seed
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, data, network
-from packnet_cli.engine.checkpoint import CHECKPOINT_MINUTES
 from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_not_measured
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
-from packnet_cli.engine.compute import AUTO, Machine
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_optimizer
@@ -28,6 +26,7 @@ from packnet_cli.engine.session import Session
 from packnet_cli.engine.start import Origin, start_from
 from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
 from packnet_cli.images import task_name
+from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
 from packnet_cli.recipe import Recipe
 
@@ -51,7 +50,7 @@ def init(
     name: str | None = None,
     class_names: Path | None = None,
     recipe: Recipe | None = None,
-    machine: Machine = AUTO,
+    machine: Machine = THIS_MACHINE,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -146,7 +145,7 @@ def add_task(
     head_only: bool = False,
     skip_bad_images: bool = False,
     recipe: Recipe | None = None,
-    machine: Machine = AUTO,
+    machine: Machine = THIS_MACHINE,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,
@@ -206,7 +205,7 @@ def prune_task(
     folder: Path | None = None,
     distill: Path | None = None,
     recipe: Recipe | None = None,
-    machine: Machine = AUTO,
+    machine: Machine = THIS_MACHINE,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     progress: Progress = silent,

@@ -8,12 +8,13 @@ from typing import Any
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import data
-from packnet_cli.engine.checkpoint import CHECKPOINT_MINUTES, Keeper
+from packnet_cli.engine.checkpoint import Keeper
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.compute import AUTO, Machine
+from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
 from packnet_cli.recipe import Recipe
 
@@ -23,7 +24,7 @@ class Session:
     """How a verb trains the packed model at `path`: what is the same of all that do."""
 
     path: Path
-    machine: Machine = AUTO
+    machine: Machine = THIS_MACHINE
     resume: bool = False
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     progress: Progress = silent
@@ -51,7 +52,7 @@ class Session:
         )
         run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=self.machine.amp)
         keeper = Keeper(self.path, run, 60 * self.checkpoint_minutes, self.say)
-        with keeper.listening(), workable_batches(recipe.batch_size), self.machine.training():
+        with keeper.listening(), workable_batches(recipe.batch_size), training_on(self.machine):
             task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, keeper)
             if self.resume:
                 task.go_on_from(keeper.load())

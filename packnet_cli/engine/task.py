@@ -17,7 +17,6 @@ from packnet_cli.engine import compute, data, distributed, feed, network
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.claim import Claim, lr_scale
-from packnet_cli.engine.compute import Machine
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
@@ -26,6 +25,7 @@ from packnet_cli.engine.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.train import Place, Resume, Teacher, train
 from packnet_cli.errors import NetworkError
+from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
 

@@ -69,8 +69,10 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
             console.count(seat.total),
             f"{100 * seat.total / shares.packed_weights:.2f} %",
         )
-    free = sum(shares.free.values())
-    console.add_row(table, "", "free", "", console.count(free), f"{100 * free / shares.packed_weights:.2f} %")
+    for name, weights in (("(removed)", shares.removed), ("free", sum(shares.free.values()))):
+        if weights or name == "free":
+            share = f"{100 * weights / shares.packed_weights:.2f} %"
+            console.add_row(table, "", name, "", console.count(weights), share)
     console.out.print(table)
     if layers:
         by_layer = console.new_table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")

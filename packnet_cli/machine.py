@@ -1,0 +1,22 @@
+"""What to train on, and how it computes there. Imports no torch, so that --help can show the defaults."""
+
+from dataclasses import dataclass
+
+CACHES = ("auto", "ram", "device", "off")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and how it is used. Nothing of it but the number format, `amp`, is meant to change the result."""
+
+    device: str = "auto"
+    workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
+    amp: bool | None = None  # train in bfloat16; None: as it suits device and network
+    compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
+    deterministic: bool = False
+    cache: str = "auto"  # where decoded images are kept, one of CACHES: see `engine/feed.py`
+    cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
+
+
+THIS_MACHINE = Machine()
+CHECKPOINT_MINUTES = 5.0  # between two checkpoints of a training run
