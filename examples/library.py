@@ -5,7 +5,6 @@ Prints for each task the likeliest class of each image and how probable it is.
 
 import sys
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -16,10 +15,8 @@ def main() -> None:
     if len(sys.argv) < 3:
         sys.exit("usage: library.py PACKED IMAGE [IMAGE ...]")
     packed = load(sys.argv[1])
-    images = [Image.open(path) for path in sys.argv[2:]]
-    # Arrays do as well as files: anything that PIL makes an image of.
-    pictures = [Image.fromarray(np.asarray(image.convert("RGB"))) for image in images]
-    batch = torch.stack([packed.transform(picture) for picture in pictures])  # (N, C, H, W)
+    images = [Image.open(path) for path in sys.argv[2:]]  # or what PIL has made of an array
+    batch = torch.stack([packed.transform(image) for image in images])  # (N, C, H, W)
     model = packed.model(packed.tasks[0].index)
     for task in packed.tasks:
         packed.switch(model, task.index)  # the same network, now to the bit that of this task

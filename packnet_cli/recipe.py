@@ -43,7 +43,7 @@ class Recipe:
     retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
     lr_scale: str = _setting(
-        "free", "Raise the rates by as much as few weights are free, up to tenfold (not on VGG); or none."
+        "free", "free: rates times weights / free weights, tenfold at most (not on VGG); or none: as they are."
     )
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
     opt: str = _setting(AUTO, "timm optimizer: momentum (SGD with 0.9), adamw, ...; auto: see --recipe.")

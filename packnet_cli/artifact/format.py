@@ -68,7 +68,7 @@ from safetensors.numpy import save_file
 from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
-from packnet_cli.artifact.threads import on_all_cores
+from packnet_cli.artifact.threads import in_threads
 from packnet_cli.errors import ArtifactError, DamageError
 
 Array = NDArray[Any]
@@ -141,7 +141,7 @@ def _bytes(array: Array) -> memoryview:
 
 def tensor_digests(tensors: State) -> dict[str, str]:
     """The digest of each tensor as a state dict of its own, by key."""
-    return dict(zip(tensors, on_all_cores(lambda key: digest({key: tensors[key]}), tensors), strict=True))
+    return dict(zip(tensors, in_threads(lambda key: digest({key: tensors[key]}), tensors), strict=True))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packnet_cli.artifact.threads import on_all_cores
+from packnet_cli.artifact.threads import in_threads
 
 Mask = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -148,7 +148,7 @@ def sample(array: NDArray[Any]) -> NDArray[Any]:
 def _by_pieces(work: Callable[[slice], Any], size: int) -> list[Any]:
     """`work` on one piece after the other, each small enough for the processor's cache."""
     pieces = [slice(start, start + PIECE) for start in range(0, size, PIECE)]
-    return on_all_cores(work, pieces)
+    return in_threads(work, pieces)
 
 
 def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:

@@ -9,8 +9,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `work` returns for each item, in order. Each thread takes the next item as soon as it is done with one."""
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What `work` returns for each item, in order. Each thread takes the next item as soon as it is done with one.
+
+    Four at most, as each piece of work holds copies of its own.
+    """
     waiting = list(items)
     threads = min(4, os.cpu_count() or 1, len(waiting))
     if threads < 2:

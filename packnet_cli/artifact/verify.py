@@ -5,7 +5,7 @@ from pathlib import Path
 
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact, Header, State, Task
-from packnet_cli.artifact.threads import on_all_cores
+from packnet_cli.artifact.threads import in_threads
 from packnet_cli.errors import DamageError
 
 ALL, NEWEST = slice(None), slice(-1, None)  # of the tasks
@@ -57,7 +57,7 @@ def _damage(path: Path, problem: str) -> DamageError:
 def altered_tasks(artifact: Artifact, which: slice = ALL) -> list[Task]:
     """Those tasks whose weights, per-task tensors or head are not, to the bit, what they were when they were added."""
     tasks = artifact.header.tasks[which]
-    digests = on_all_cores(lambda task: artifact.digest(task.index), tasks)
+    digests = in_threads(lambda task: artifact.digest(task.index), tasks)
     return [task for task, digest in zip(tasks, digests, strict=True) if digest != task.digest]
 
 

@@ -103,7 +103,7 @@ def open_held_out(
     _check_known(name, files, classes)
     split = _split(files, classes)
     if not split.paths:
-        raise DataError(f"{name} holds no images to evaluate on")
+        raise DataError(f"{name} holds no images to evaluate on; add some, or name another place with --data")
     return HeldOut(split, tuple(name for name in classes if not files.get(name)))
 
 
@@ -153,14 +153,17 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
     train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
     gone = set(images.train.labels) - set(train.labels)
     if gone and not images.labelled:
-        raise DataError("no readable image is left to retrain on")
+        raise DataError("no readable image is left to retrain on; name another folder")
     if gone:
         empty = [images.classes[label] for label in sorted(gone)]
-        raise DataError(f"no readable image is left to train {len(empty)} class(es) on: {few(empty)}")
+        raise DataError(
+            f"no readable image is left to train {len(empty)} class(es) on: {few(empty)}; "
+            "add some, or take these classes away"
+        )
     if images.held_out is None:
         return dataclasses.replace(images, train=train, skipped=len(images.train.paths) - len(train.paths))
     if not held_out[0].paths:
-        raise DataError("no readable image is left to evaluate on")
+        raise DataError("no readable image is left to evaluate on; add some, or take the held-out folder away")
     left = len(train.paths) + len(held_out[0].paths)
     return dataclasses.replace(
         images,

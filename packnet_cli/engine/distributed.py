@@ -144,7 +144,9 @@ def gathered(found: Any) -> list[Any]:
 def check_equal(what: str) -> None:
     """Raise PackNetError unless `what`, a digest of what was trained, is the same in all processes."""
     if len(set(gathered(what))) > 1:
-        raise PackNetError("the processes of this run have trained different networks; nothing was written")
+        raise PackNetError(
+            "the processes of this run have trained different networks; nothing was written. Try one process"
+        )
 
 
 @torch.no_grad()

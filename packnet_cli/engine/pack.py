@@ -227,7 +227,9 @@ def prune_task(
             f"Only the newest can, {newest.index} ({newest.name})"
         )
     if not any(entry.owned.values()):
-        raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights to release")
+        raise CapacityError(
+            f"task {entry.index} ({entry.name}) owns no weights to release, as it is a classifier alone"
+        )
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
     plan.layers_spared(artifact.mask, recipe.skip_layers)

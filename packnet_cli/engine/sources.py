@@ -82,7 +82,7 @@ def images_below(folder: Path) -> list[Path]:
     _check_folder(folder)
     paths = _images_in(folder)
     if not paths:
-        raise DataError(f"{folder} holds no images")
+        raise DataError(f"{folder} holds no images (expected are .jpg, .png and the like, in it or below)")
     return paths
 
 
