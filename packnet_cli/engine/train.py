@@ -124,7 +124,7 @@ def train(
         **fused(opt, device),
     )
     diverged = partial(_diverged, lr=lr, lr_scale=lr_scale)
-    finite = {name for name, value in model.state_dict().items() if value.isfinite().all()}  # some networks have bounds
+    finite = _finite(model)
     before, after = around
     span = before + epochs + after
     scheduler, _ = create_scheduler_v2(
@@ -184,19 +184,22 @@ def train(
             after_step(Place(epoch, step + 1), optimizer, looked)
         if train_norm:
             distributed.average_statistics(model)
-    # The last steps' weights have been through no loss yet.
-    for name, value in model.state_dict().items():
-        if name in finite and not value.isfinite().all():
-            raise diverged(f"{name} is no longer finite after the last epoch")
-    if images is not None and not _logits(model, images).isfinite().all():
+    # The last step's weights have been through no loss yet.
+    if lost := finite - _finite(model):
+        raise diverged(f"{min(lost)} is no longer finite after the last epoch")
+    if images is not None and not _answers_are_finite(model, images):
         raise diverged("the logits are no longer finite after the last epoch")
 
 
+def _finite(model: nn.Module) -> set[str]:
+    """The tensors of which every number is finite; some networks have bounds that are not."""
+    return {name for name, value in model.state_dict().items() if value.isfinite().all()}
+
+
 @torch.no_grad()
-def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """As they will be measured."""
-    logits: torch.Tensor = model.eval()(images)  # (N, classes)
-    return logits
+def _answers_are_finite(model: nn.Module, images: torch.Tensor) -> bool:
+    """Whether the logits of these images (N, C, H, W) are, as they will be measured."""
+    return bool(model.eval()(images).isfinite().all())
 
 
 class _Meter:
