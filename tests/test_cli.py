@@ -153,9 +153,14 @@ def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
     folder = make_folder(tmp_path / "data")
     assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
     folder.rename(tmp_path / "elsewhere")
-    for command in (["eval", "--task", 1], ["eval"], ["eval", "--task", "auto"], ["verify", "--data"]):
-        refused(packnet(*command, packed), 6, "no longer at", "packnet eval --task 1 --data DIR")
-    refused(packnet("compact", packed, "-o", tmp_path / "x.st", "--check"), 6, "packnet eval --task 1 --data DIR")
+    alone = "packnet eval PACKED --task 1 --data DIR"
+    for command in (["eval", "--task", 1], ["eval"], ["eval", "--task", "auto"]):
+        refused(packnet(*command, packed), 6, "no longer at", alone)
+    refused(packnet("compact", packed, "-o", tmp_path / "x.st", "--check"), 6, alone)
+    result = packnet("verify", "--data", packed, "--json")
+    assert result.exit_code == 6 and "is whole, but 1 task(s)" in result.stderr
+    told = json.loads(result.stdout)
+    assert told["whole"] and "no longer at" in told["findings"][0]["problem"]
     refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "no longer at", "with --data")
     assert packnet("eval", packed, "--task", 1, "--data", tmp_path / "elsewhere", "--workers", 0).exit_code == 0
 
@@ -387,7 +392,8 @@ def test_prune_and_plan(packed, folders, packnet):
     refused(packnet("prune", packed, "--task", "red", "--prune", 0.5), 4, "Only the newest", "2 (green)")
     pruned = answer(packnet("prune", packed, "--task", "green", "--prune", 0.5, "--json", "--device", "cpu"))
     assert pruned["free_fraction"] == pytest.approx(1 / 3, abs=1e-3)
-    assert "task 250 owns" in packnet("plan", packed, "--tasks", 250).stderr
+    said = packnet("plan", packed, "--tasks", 250).stderr
+    assert "tasks 3, 4, 5, 6, 7 and 243 more own little" in said and "more own nothing in up to" in said
     refused(packnet("plan", packed, "--tasks", 1), 2, "holds 2 tasks already")
 
 

@@ -69,6 +69,9 @@ def test_shares_go_on_from_the_tasks_that_are_there(full):
 def test_what_removed_tasks_left_is_in_the_plan(full, packnet):
     """So that the shares add up; a task that is not there has no line of its own."""
     assert packnet("remove-task", full, "--task", "red", "--yes").exit_code == 0
+    result = packnet("plan", full, "--tasks", 3)
+    assert result.exit_code == 5 and "no free weights are left" in result.stderr
+    assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     told = json.loads(packnet("plan", full, "--tasks", 3, "--json").stdout)
     shares = [task["owned_fraction"] for task in told["tasks"]]
     whole = sum(shares) + told["free_fraction"] + told["removed_fraction"]

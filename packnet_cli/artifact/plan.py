@@ -141,12 +141,12 @@ def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, sk
     return share_out(artifact, {name: prune}, keep_at_least=keep_at_least, skip_layers=skip_layers)
 
 
-def check_capacity(path: Path, artifact: Artifact, *, head_only: bool = False) -> None:
-    """Raise CapacityError if no task more fits into the artifact, or UsageError if no head alone does."""
+def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: bool = False) -> None:
+    """Raise CapacityError if so many more tasks do not fit into the artifact, or UsageError if no head alone does."""
     tasks = artifact.header.tasks
-    if artifact.header.last_index >= masks.MAX_TASKS:
+    if artifact.header.last_index + more > masks.MAX_TASKS:
         raise CapacityError(
-            f"{path} has given {masks.MAX_TASKS} tasks an index, the most that one file can; "
+            f"{path} has given {artifact.header.last_index} tasks an index, and one file can give {masks.MAX_TASKS}; "
             "remove the newest, or start another file"
         )
     if head_only and not tasks:

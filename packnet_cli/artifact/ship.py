@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from packnet_cli.artifact import atomic, codec, compact, format, verify
-from packnet_cli.artifact.format import Artifact, State, Task
+from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ArtifactError, ForgettingError, TaskError, UsageError
 
 
@@ -62,7 +62,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
         ) from None
     about = dataclasses.replace(
         before.header,
-        source=Path(before.header.source).name if Path(before.header.source).is_absolute() else before.header.source,
+        source=source(before.header),
         tasks=tuple(dataclasses.replace(task, data="") for task in before.header.tasks),
         tensors=format.tensor_digests(stored),
         compact=how,
@@ -76,6 +76,11 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     about = dataclasses.replace(about, tasks=tuple(tasks))
     format.write_tensors(stored, format.metadata(about, output), output)
     return Sizes.of(path, tensors), Sizes.of(output, stored)
+
+
+def source(header: Header) -> str:
+    """What the network started from, of a file its name alone: paths are of this machine."""
+    return Path(header.source).name if Path(header.source).is_absolute() else header.source
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:

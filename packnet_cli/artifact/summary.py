@@ -33,7 +33,8 @@ class Summary:
 
     @property
     def free_fraction(self) -> float:
-        return 1 - self.removed_fraction - sum(self.owned_fraction(task) for task in self.header.tasks)
+        owners = [*(task.owned for task in self.header.tasks), *self.header.removed.values()]
+        return (self.packed_weights - sum(sum(owned.values()) for owned in owners)) / self.packed_weights
 
     @property
     def removed_fraction(self) -> float:

@@ -60,10 +60,12 @@ def plan(
 ) -> None:
     """Show what equal shares of the free weights come to, and the prune fractions that give them."""
     from packnet_cli.artifact import format
-    from packnet_cli.artifact.plan import equal_shares, share_out
+    from packnet_cli.artifact.plan import check_capacity, equal_shares, share_out
 
     artifact = format.load(path)
     artifact.header.check_changeable(path)
     if tasks < (there := len(artifact.header.tasks)):
         raise UsageError(f"{path} holds {there} tasks already, which --tasks counts too; give at least {there}")
+    if tasks > there:
+        check_capacity(path, artifact, more=tasks - there)
     report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)

@@ -25,20 +25,24 @@ def verify(
 
     damage, changed = verify(path), []
     if data and not damage:
-        if format.load_header(path).compact is not None:
+        header = format.load_header(path)
+        if header.compact is not None:
             raise UsageError(
-                "a compact file remembers no images; measure its tasks with packnet eval --task NAME --data DIR"
+                f"a compact file remembers no images; measure its tasks with packnet eval {path} --task NAME --data DIR"
             )
         from packnet_cli.engine.unpack import check_accuracies
 
         changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
+        if not any(task.data and task.images for task in header.tasks):
+            report.warning("no task has images on record: nothing was measured")
     report.verified(path, damage, changed, as_json=json)
     if damage:
         raise VerificationError(f"{path} is damaged ({len(damage)} finding(s)); go back to a copy that is whole")
     if changed:
         raise AccuracyError(
-            f"{path} is whole, but {len(changed)} task(s) no longer have the recorded accuracy: the images, or what "
-            "computes, have changed; to measure a task on a copy of the old ones: packnet eval --task NAME --data DIR"
+            f"{path} is whole, but {len(changed)} task(s) do not have the recorded accuracy, or cannot be "
+            "measured: the images, or what computes, have changed; to measure a task on a copy of the old ones: "
+            f"packnet eval {path} --task NAME --data DIR"
         )
 
 

@@ -97,7 +97,8 @@ def init(
         },
     }
     if dry_run:
-        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, name=name, **built), as_json=json)
+        named: dict[str, Any] = {"name": name, "folder": data, "class_names": class_names}
+        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, **named, **built), as_json=json)
         return
     with run.of(path, trains=prune is not None) as how:
         artifact = pack.init(

@@ -30,6 +30,8 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
 
 def check_optimizer(opt: str) -> None:
     """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
+    if opt.startswith("lookahead_"):
+        raise UsageError(f"Lookahead is not supported; take {opt.removeprefix('lookahead_')} alone")
     if opt not in list_optimizers():
         close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
         raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")

@@ -45,6 +45,7 @@ def workable_batches(batch_size: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
+        smaller += ", or an --opt that needs less"
         raise UsageError(
             f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
         ) from None

@@ -49,6 +49,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
             model_args=artifact.header.model_kwargs,
             safe_serialization=True,
         )
+        _mend(temporary / "config.json", artifact)
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
@@ -140,6 +141,16 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
             raise NetworkError(f"the exported network computes other logits, by up to {worst:.2g}; nothing was written")
 
 
+def _mend(config: Path, artifact: Artifact) -> None:
+    """Take out of timm's config.json what keeps others from opening the folder."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    # To load weights of four channels into as many, earlier versions of timm would draw the first convolution anew.
+    if artifact.header.data_config["input_size"][0] == 4:
+        fields["pretrained_cfg"].pop("first_conv", None)
+    fields.get("model_args", {}).pop("num_classes", None)  # it stands beside; transformers takes it from one place
+    config.write_text(json.dumps(fields, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
 def _model_card(artifact: Artifact, task: Task) -> str:
     header = artifact.header
     classes = "\n".join(f"{number}. {_as_markdown(name)}" for number, name in enumerate(task.classes))
@@ -158,7 +169,7 @@ tags:
 # {_as_markdown(task.name)}
 
 A {header.arch} for {len(task.classes)} classes, one of the tasks of a packed model, made by the method of PackNet
-([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {_as_markdown(header.source)}
+([arXiv 1711.05769](https://arxiv.org/abs/1711.05769)). The network started from: {_as_markdown(ship.source(header))}
 
 {accuracy}
 

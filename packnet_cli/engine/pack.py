@@ -110,6 +110,8 @@ def plan_init(
     *,
     prune: float | None,
     name: str | None,
+    folder: Path | None = None,
+    class_names: Path | None = None,
     recipe: Recipe,
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
@@ -117,8 +119,12 @@ def plan_init(
     """Who would own what after `init` with these arguments. Needs no weights, and writes nothing."""
     check_settings(prune or 0.0, recipe)
     origin = start_from(arch, weights=None, pretrained=False, model_kwargs=model_kwargs, data_config=data_config)
-    wanted = {} if prune is None else {name or "task 1": prune}
-    return plan.share_out(_all_free(origin), wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+    artifact = _all_free(origin)
+    if prune is not None:
+        name = name or base.default_name(base.class_names(origin, class_names, folder), folder)
+        artifact.header.check_new_name(name)
+    wanted = {} if prune is None or name is None else {name: prune}
+    return plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
 
 
 def _all_free(origin: Origin) -> Artifact:

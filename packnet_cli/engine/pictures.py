@@ -13,10 +13,13 @@ from packnet_cli.images import Picture
 
 # Of a size that PIL warns of, `open_picture` raises what PIL raises of twice as much.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and the like
+
+ENDINGS = (*IMG_EXTENSIONS, ".gif", ".avif")
 
 
 def is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
 def open_picture(picture: Picture) -> Image.Image:

@@ -60,6 +60,20 @@ def evaluate_tasks(
     if artifact.header.compact is not None and not (folder or as_in):
         raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
     held_outs = {task.index: held_out_images(task, folder) for task in there}
+    yield from _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers, amp=amp)
+
+
+def _measured(
+    artifact: Artifact,
+    tasks: tuple[Task, ...],
+    held_outs: dict[int, data.HeldOut],
+    torch_device: torch.device,
+    *,
+    batch_size: int,
+    workers: int | None,
+    amp: bool = False,
+) -> Iterator[Evaluation]:
+    """The accuracy of each task on its held-out images, by index, if there are any."""
     packed = Packed(artifact)
     model: nn.Module | None = None
     for task in tasks:
@@ -80,11 +94,21 @@ def evaluate_tasks(
 def check_accuracies(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
 ) -> list[Finding]:
-    """The tasks whose accuracy, on the data that they remember, is not the recorded one. Raises as evaluate_tasks."""
+    """The tasks whose accuracy, on the data that they remember, is not the recorded one, or cannot be measured.
+
+    Raises ArtifactError, UsageError.
+    """
+    artifact, torch_device = format.load(path), choose_device(device)
     findings: list[Finding] = []
-    if not format.load_header(path).tasks:
-        return findings
-    for result in evaluate_tasks(path, batch_size=batch_size, workers=workers, device=device):
+    held_outs: dict[int, data.HeldOut] = {}
+    for task in artifact.header.tasks:
+        if task.data and task.images:
+            try:
+                held_outs[task.index] = held_out_images(task, None)
+            except DataError as error:
+                findings.append(Finding(str(error), task.index))
+    tasks = artifact.header.tasks
+    for result in _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers):
         task, found = result.task, result.accuracy
         if found is None or task.top1 is None:
             continue
@@ -125,16 +149,19 @@ def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
     """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
-    alone = f"`packnet eval --task {task.index} --data DIR`"
+    alone = f"`packnet eval PACKED --task {task.index} --data DIR`"
     where = folder or data.remembered(task, f"put it back, or measure this task alone with {alone}")
-    held_out = data.open_held_out(
-        where,
-        task.classes,
-        val_split=task.recipe.get("val_split", Recipe.val_split),
-        seed=task.recipe.get("seed", Recipe.seed),
-        trained_on=location(where) == task.data,
-    )
-    [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
-    if not split.paths:
-        raise DataError(f"{where} holds no readable images to evaluate on")
+    try:
+        held_out = data.open_held_out(
+            where,
+            task.classes,
+            val_split=task.recipe.get("val_split", Recipe.val_split),
+            seed=task.recipe.get("seed", Recipe.seed),
+            trained_on=location(where) == task.data,
+        )
+        [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
+        if not split.paths:
+            raise DataError(f"{where} holds no readable images to evaluate on")
+    except DataError as error:
+        raise DataError(f"task {task.index} ({task.name}) cannot be measured: {error}") from None
     return dataclasses.replace(held_out, split=split)

@@ -40,6 +40,9 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         fitting = {name for name, value in renamed.items() if name in body and value.shape == body[name].shape}
         lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
         if not lacking:
+            for name in fitting:
+                if own[name].isfinite().all() and not renamed[name].isfinite().all():  # some networks have bounds
+                    raise NetworkError(f"{path} is of no use: not all numbers of {name} are finite; take another file")
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
             unused = [name for name in renamed if name not in own]  # that a classifier is left out goes without saying
             return _say(path, len(body), remark, unused)
@@ -52,6 +55,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({few(names, 3)})"
         + (f" and has {len(unknown)} unknown ones ({few(unknown, 3)})" if unknown else "")
         + "; check --arch and --model-kwargs"
+        + (", or try it as .pth, which keeps the order of tensors" if _is_unordered(path, unfit) else "")
     )
 
 
@@ -70,7 +74,7 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
 def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
     if not os.path.isfile(path):  # pathlib's raises where a path is too long
-        raise NetworkError(f"the weights file {path} does not exist")
+        raise NetworkError(f"the weights file {path} {'is a folder' if os.path.isdir(path) else 'does not exist'}")
     with suppress(ArtifactError):  # it is nothing of the kind
         format.load_header(path)
         raise NetworkError(
@@ -87,7 +91,7 @@ def _read(path: Path) -> Tensors:
         found = clean_state_dict(found)
     except Exception as error:
         raise NetworkError(
-            f"cannot read weights from {path}: {reason(error)}. Expected is a state dict, as "
+            f"cannot read weights from {path} ({type(error).__name__}: {reason(error)}). Expected is a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or a checkpoint with one in it"
         ) from None
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
@@ -95,6 +99,11 @@ def _read(path: Path) -> Tensors:
 
 def _is_state(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(each, torch.Tensor) for each in value.values())
+
+
+def _is_unordered(path: Path, unfit: list[str]) -> bool:
+    """Whether names may be all that is wrong: a safetensors file has its tensors in another order, see `_by_order`."""
+    return path.suffix == ".safetensors" and not unfit
 
 
 def _adapt_stem(found: Tensors, own: Tensors, name: str) -> None:

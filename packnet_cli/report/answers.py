@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from packnet_cli.report import console
@@ -33,7 +33,7 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
             else ("unmeasured", "", "0")
         )
         console.add_row(table, str(task.index), task.name, *numbers)
-    console.out.print(table)
+    console.show(table)
 
 
 def evaluation_dict(result: "Evaluation") -> dict[str, Any]:
@@ -71,7 +71,7 @@ def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
         cells = (f"{choice.right_task:.2f}", f"{choice.top1:.2f}", f"{choice.images:,}")
         console.add_row(table, str(choice.task.index), choice.task.name, *cells)
     console.add_row(table, "", "all", f"{right_task:.2f}", f"{top1:.2f}", f"{images:,}")
-    console.out.print(table)
+    console.show(table)
 
 
 def predictions(form: str, top: int) -> "Callable[[Answer], None]":
@@ -82,12 +82,13 @@ def predictions(form: str, top: int) -> "Callable[[Answer], None]":
 
 
 def _answer_table(answer: "Answer", top: int) -> None:
-    table = Table.grid(padding=(0, 2))
-    for prediction in answer.predictions:
-        for rank, (name, probability) in enumerate(prediction.top(top)):
-            console.add_row(table, "", "" if rank else prediction.task.name, f"{100 * probability:6.2f} %", name)
     console.out.print(Text(console.visible(str(answer.path)), style="bold"))
-    console.out.print(table)
+    names = [console.visible(prediction.task.name) for prediction in answer.predictions]
+    wide = max(map(cell_len, names), default=0)
+    for task, prediction in zip(names, answer.predictions, strict=True):
+        for name, probability in prediction.top(top):  # in lines: a table would cut long names off
+            console.out.out(f"  {set_cell_size(task, wide)}  {100 * probability:6.2f} %  {console.visible(name)}")
+            task = ""
 
 
 def _answer_json(answer: "Answer", top: int) -> None:

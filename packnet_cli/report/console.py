@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +17,10 @@ if os.environ.get("COLUMNS") == "0":  # of who does not know; rich would leave n
 SCHEMA = 1  # of the documents of --json; a field may come under the same number, none may go or change its meaning
 
 # Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
-out = Console(markup=False, highlight=False, soft_wrap=True)
-err = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
-talk = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)  # what --quiet does without
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+out = Console(**PLAIN)
+err = Console(**PLAIN, stderr=True)
+talk = Console(**PLAIN, stderr=True)  # what --quiet does without
 
 
 def error(message: str) -> None:
@@ -74,6 +76,12 @@ def new_table(title: str | None, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if column in ("", "name") and number < 2 else "right")
     return table
+
+
+def show(table: Table) -> None:
+    """Print a table, and if the terminal is too narrow for it rather beyond its edge than without what it says."""
+    wide = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    (out if wide <= out.width else Console(**PLAIN, width=wide)).print(table)
 
 
 def add_row(table: Table, *cells: str) -> None:

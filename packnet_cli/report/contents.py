@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from rich.bar import Bar
 from rich.table import Table
 
+from packnet_cli.errors import few
 from packnet_cli.report import console
 
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Task
-    from packnet_cli.artifact.plan import Plan
+    from packnet_cli.artifact.plan import Plan, Seat
     from packnet_cli.artifact.summary import Summary
 
 BAR = 14  # columns of a terminal
@@ -50,7 +51,7 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     console.add_row(table, "weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
     free = round(numbers.free_fraction * numbers.packed_weights)
     console.add_row(table, "weights free", console.share(free, numbers.packed_weights))
-    console.out.print(table)
+    console.show(table)
     if task.search:
         console.out.print("* on images set aside from the training ones")
 
@@ -73,22 +74,28 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
         if weights or name == "free":
             share = f"{100 * weights / shares.packed_weights:.2f} %"
             console.add_row(table, "", name, "", console.count(weights), share)
-    console.out.print(table)
+    console.show(table)
     if layers:
         by_layer = console.new_table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")
         for layer, left in shares.free.items():
             console.add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
-        console.out.print(by_layer)
+        console.show(by_layer)
     console.tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
-    for seat in shares.planned:
-        if seat.dry:
-            console.warning(
-                f"task {seat.index} owns nothing in {len(seat.dry)} of {len(seat.owned)} layers, {seat.dry[0]} first"
-            )
-        elif shares.is_thin(seat):
-            console.warning(
-                f"task {seat.index} owns little: {100 * seat.total / shares.packed_weights:.2f} % of the weights"
-            )
+    thin = [seat for seat in shares.planned if shares.is_thin(seat)]
+    if thin:
+        least = min(seat.total for seat in thin) / shares.packed_weights
+        console.warning(f"{_tasks(thin)} little, down to {100 * least:.2g} % of the weights")
+    dry = [seat for seat in shares.planned if seat.dry]
+    if dry:
+        most = max(dry, key=lambda seat: len(seat.dry))
+        layers_dry = f"up to {len(most.dry)} of {len(most.owned)} layers, such as {most.dry[0]}"
+        console.warning(f"{_tasks(dry)} nothing in {layers_dry}")
+
+
+def _tasks(seats: "list[Seat]") -> str:
+    """`task 3 owns` or `tasks 3, 4 and 7 more own`."""
+    one = len(seats) == 1
+    return f"task{'' if one else 's'} {few([str(seat.index) for seat in seats])} own{'s' if one else ''}"
 
 
 def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
@@ -99,9 +106,9 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     console.tell(
         f"{header.arch}, {console.count(numbers.packed_weights)} packed weights; started from: {header.source}"
     )
-    console.out.print(_tasks_table(numbers))
+    console.show(_tasks_table(numbers))
     if layers:
-        console.out.print(_layers_table(numbers))
+        console.show(_layers_table(numbers))
     file, separate, lora = (size / 1e6 for size in (numbers.file_bytes, numbers.separate_bytes, numbers.lora_bytes))
     compact = f" (compact, {header.compact.dtype}: no task can be added)" if header.compact else ""
     console.tell(f"{file:,.1f} MB in this file{compact}")

@@ -57,14 +57,14 @@ def compacted(
     }
     for part, name in names.items():
         console.add_row(table, name, f"{getattr(before, part) / 1e6:,.3f}", f"{getattr(after, part) / 1e6:,.3f}")
-    console.out.print(table)
+    console.show(table)
     if accuracies:
         table = console.new_table(None, "task", "name", "top-1 % before", "top-1 % after", "images")
         for one, other in accuracies:
             images = f"{one.accuracy.images:,}" if one.accuracy else "0"
             top1 = [console.percent(result.accuracy.top1 if result.accuracy else None) for result in (one, other)]
             console.add_row(table, str(one.task.index), one.task.name, *top1, images)
-        console.out.print(table)
+        console.show(table)
     console.tell(f"{output}: compact, for use; keep the file that it was made of to add tasks to")
 
 
@@ -87,7 +87,7 @@ def explain_removal(header: "Header", task: "Task", freed: int) -> None:
     if later:
         owned = console.count(sum(task.owned.values()))
         console.say(f"Its {owned} weights do not become free: later tasks run on them: {later}.")
-    else:
+    elif freed:
         console.say(
             f"{console.count(freed)} weights become free, and keep what it left there, from which the next task starts."
         )
