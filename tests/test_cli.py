@@ -549,6 +549,13 @@ def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command
     assert other.read_bytes() == full.read_bytes() == before
 
 
+def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packnet):
+    """By its classes or images; and refuses what is no name."""
+    init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
+    assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
+    refused(packnet(*init, "--name", 3), 4, "3")
+
+
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     """A name that is taken, and a task that takes no weights."""
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")

@@ -58,6 +58,24 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic._umask()}
 
 
+def test_a_folder_that_every_timm_can_open(tmp_path, folders, packnet):
+    """Earlier ones adapt a first convolution of four channels, and draw it anew; transformers wants one class count."""
+    path, output = tmp_path / "packed.st", tmp_path / "hub"
+    weights = timm.create_model("test_resnet", in_chans=4).state_dict()
+    torch.save(weights, tmp_path / "mine.pt")
+    pack.init(path, "test_resnet", weights=tmp_path / "mine.pt", data_config={"img_size": 32, "in_chans": 4})
+    arguments = ("--epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+    assert packnet("add-task", path, "--data", folders[2], *arguments).exit_code == 0
+    assert packnet("extract", path, "--task", "blue", "-o", f"{output}/").exit_code == 0
+    config = json.loads((output / "config.json").read_text())
+    assert "first_conv" not in config["pretrained_cfg"] and "num_classes" not in config["model_args"]
+    plain = timm.create_model(f"local-dir:{output}", pretrained=True).eval()
+    images = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(images), packnet_cli.load(path).model("blue")(images))
+    card = (output / "README.md").read_text()
+    assert "started from: mine.pt\n" in card and str(tmp_path) not in card
+
+
 def test_a_card_of_what_was_never_measured(tmp_path, packnet):
     """A base that was kept without images has no accuracy, and a card that says so."""
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "x.pt")

@@ -1,13 +1,14 @@
 """Shares of the weights, before anything runs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from packnet_cli.artifact import masks, plan
+from packnet_cli.artifact import format, masks, plan
 from packnet_cli.artifact.format import Artifact, Header
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import CapacityError, UsageError
 
 
 def empty(**sizes):
@@ -55,8 +56,6 @@ def test_a_layer_that_runs_dry_is_named():
 
 def test_shares_go_on_from_the_tasks_that_are_there(full):
     """What earlier tasks own is what the file says."""
-    from packnet_cli.artifact import format
-
     artifact = format.load(full)
     shares = plan.share_out(artifact, plan.equal_shares(artifact, 4))
     assert [seat.name for seat in shares.seats] == ["red", "green", "blue", "task 4"]
@@ -64,6 +63,24 @@ def test_shares_go_on_from_the_tasks_that_are_there(full):
     for index, seat in enumerate(shares.seats[:3], start=1):
         assert seat.owned == {layer: masks.count_owned(mask, index) for layer, mask in artifact.mask.items()}
     assert shares.removed == 0
+
+
+def test_a_table_is_never_cut(packed, packnet, monkeypatch):
+    """A narrow terminal gets longer lines, not fewer numbers."""
+    told = json.loads(packnet("plan", packed, "--tasks", 20, "--json").stdout)
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = packnet("plan", packed, "--tasks", 20, "--layers").stdout
+    assert "\u2026" not in shown and all(layer in shown for layer in told["free"])
+    assert all(f"{count:,}" in shown for count in told["tasks"][0]["owned"].values())
+
+
+def test_no_more_tasks_than_there_are_indices(packed, folders):
+    """Those that removed tasks had count, too."""
+    artifact = format.load(packed)
+    header = dataclasses.replace(artifact.header, removed={3: {}})
+    with pytest.raises(CapacityError, match="has given 3 tasks an index, and one file can give 255"):
+        plan.check_capacity(packed, dataclasses.replace(artifact, header=header), more=253)
+    plan.check_capacity(packed, dataclasses.replace(artifact, header=header), more=252)
 
 
 def test_what_removed_tasks_left_is_in_the_plan(full, packnet):

@@ -89,6 +89,22 @@ def test_text_and_csv_say_the_same(full, pictures, packnet):
     assert f"{100 * top[0]['probability']:.2f} %" in table[0] and "blue" in table[0]
 
 
+def test_names_stand_as_they_are(packed, tmp_path, packnet):
+    """However long, and also where they look like the code of an emoji."""
+    names = [":cat:", "a" * 200 + " 1", "a" * 200 + " 2"]
+    for split, count in (("train", 4), ("val", 1)):
+        for name in names:
+            (folder := tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(folder / f"{number}.png")
+    image = tmp_path / "set" / "val" / ":cat:" / "0.png"
+    added = packnet("add-task", packed, "--data", tmp_path / "set", "--name", ":dog:", "--epochs", 1, *QUICK)
+    assert added.exit_code == 0, added.stderr
+    assert packnet("rename", packed, "--task", 1, "--name", ":bird:").stdout.endswith("is now :bird:\n")
+    _, *shown = packnet("predict", packed, "--task", 1, image, *QUICK).stdout.splitlines()
+    assert {line.split(" %  ")[1] for line in shown} == set(names) and shown[0].startswith("  :bird:  ")
+
+
 def test_paths_on_stdin(full, pictures, packnet):
     """One a line; folders too. Also with a byte order mark and both characters that may end a line."""
     paths = f"{pictures / 'class3'}\n\n{pictures / 'class1' / '0.png'}\n"

@@ -291,6 +291,8 @@ def test_unknown_optimizer():
     check_optimizer("adamw")
     with pytest.raises(UsageError, match="did you mean .*radam"):
         check_optimizer("adamv")
+    with pytest.raises(UsageError, match="Lookahead is not supported; take adamw alone"):
+        check_optimizer("lookahead_adamw")
 
 
 def test_write_back_is_exact_whatever_stands_there(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from packnet_cli.engine import start, weights
 from packnet_cli.errors import NetworkError
@@ -93,6 +94,24 @@ def test_order_alone_is_not_enough(tmp_path):
     torch.save(swapped, tmp_path / "swapped.pt")
     with pytest.raises(NetworkError, match=r"lacks \d+ of \d+ tensors \(conv1.0.weight, .* unknown ones \(x0.w, "):
         load(timm.create_model("test_resnet"), tmp_path / "swapped.pt", "test_resnet")
+
+
+def test_numbers_that_are_none(tmp_path):
+    """Of which no task could learn, nor answer."""
+    for number in (float("nan"), float("inf")):
+        state = timm.create_model("test_resnet").state_dict()
+        state["layer1.0.conv1.weight"][0, 0, 0, 0] = number
+        torch.save(state, tmp_path / "x.pt")
+        with pytest.raises(NetworkError, match="not all numbers of layer1.0.conv1.weight are finite"):
+            load(timm.create_model("test_resnet"), tmp_path / "x.pt", "test_resnet")
+
+
+def test_where_the_order_is_lost_it_is_said(tmp_path):
+    """safetensors sorts tensors, so that those of other names cannot be told by their order."""
+    state = {f"x{number}": value for number, value in enumerate(timm.create_model("test_resnet").state_dict().values())}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(NetworkError, match="or try it as .pth, which keeps the order"):
+        load(timm.create_model("test_resnet"), tmp_path / "x.safetensors", "test_resnet")
 
 
 def test_a_file_without_weights(tmp_path):
