@@ -1,6 +1,7 @@
 """Two processes train as one does, and fail as one."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ from packnet_cli.artifact import format, verify
 from packnet_cli.engine import data, feed, pack
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.errors import DivergedError, UsageError
+from packnet_cli.progress import Step
 
 # Processes that start from one which has imported everything, with no threads to copy.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -90,7 +92,11 @@ def alone(tmp_path_factory, folder):
     pack.init(path, "test_vit", pretrained=False, data_config={"img_size": 32})
     before = path.read_bytes()
     recipe = dataclasses.replace(QUICK, epochs=2, batch_size=8, lr=1e-3, retrain_lr=1e-3)
-    return before, pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=CPU)
+    steps = []
+    after = pack.add_task(
+        path, folder, prune=0.5, recipe=recipe, machine=CPU, progress=lambda task, phase, at: steps.append(at)
+    )
+    return before, after, [(at.loss, at.accuracy) for at in steps if isinstance(at, Step) and at.step == at.steps]
 
 
 LIKE_ALONE = [*ADD, "--no-amp", "--lr", "1e-3", "--retrain-lr", "1e-3", "--rank", "layer", "--distill-weight", "0"]
@@ -99,13 +105,15 @@ LIKE_ALONE += ["--prune-steps", "2"]
 
 def test_two_train_what_one_trains(tmp_path, folder, alone):
     """The same weights but for rounding; and stopped at one of them, both go on to the same bytes."""
-    before, expected = alone
+    before, expected, means = alone
     path = tmp_path / "packed.st"
     path.write_bytes(before)
     codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--log", folder.parent / "log")
     assert codes == [0, 0] and said.count("top-1 retrained") == 1, said
     lines = (folder.parent / "log" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2 + 2 + 3  # each epoch and each accuracy once
+    told = [(line["loss"], line["accuracy"]) for line in map(json.loads, lines) if line["event"] == "epoch"]
+    assert np.array(told) == pytest.approx(np.array(means), abs=1e-3)
     found = format.load(path)
     for layer, values in expected.shared.items():
         np.testing.assert_allclose(found.shared[layer], values, atol=2e-4)

@@ -74,13 +74,16 @@ def test_a_table_is_never_cut(packed, packnet, monkeypatch):
     assert all(f"{count:,}" in shown for count in told["tasks"][0]["owned"].values())
 
 
-def test_no_more_tasks_than_there_are_indices(packed, folders):
+def test_no_more_tasks_than_there_are_indices(full):
     """Those that removed tasks had count, too."""
-    artifact = format.load(packed)
-    header = dataclasses.replace(artifact.header, removed={3: {}})
+    artifact = format.load(full)
+    newest_alone = dataclasses.replace(
+        artifact, header=dataclasses.replace(artifact.header, tasks=artifact.header.tasks[2:])
+    )
     with pytest.raises(CapacityError, match="has given 3 tasks an index, and one file can give 255"):
-        plan.check_capacity(packed, dataclasses.replace(artifact, header=header), more=253)
-    plan.check_capacity(packed, dataclasses.replace(artifact, header=header), more=252)
+        plan.check_capacity(full, newest_alone, more=253)
+    with pytest.raises(CapacityError, match="no free weights"):
+        plan.check_capacity(full, newest_alone, more=252)
 
 
 def test_what_removed_tasks_left_is_in_the_plan(full, packnet):

@@ -180,7 +180,8 @@ def train(
                 if (bad := meter.read()) is not None:
                     steps_ago, value = bad
                     raise diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}")
-                progress(Step(epoch + 1, epochs, step + 1, len(batches), *meter.means(), rate))
+                means = meter.means(of_all=step + 1 == len(batches))
+                progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, rate))
             after_step(Place(epoch, step + 1), optimizer, looked)
         if train_norm:
             distributed.average_statistics(model)
@@ -229,10 +230,12 @@ class _Meter:
         self.unread, self.last = [], time.perf_counter()
         return next(((len(values) - 1 - i, value) for i, value in enumerate(values) if not math.isfinite(value)), None)
 
-    def means(self) -> tuple[float, float, float]:
-        """Loss, accuracy in percent, images a second."""
-        speed = distributed.world() * self.seen / (self.last - self.began)
-        return self.loss_sum / self.seen, 100 * self.correct / self.seen, speed
+    def means(self, *, of_all: bool) -> tuple[float, float, float]:
+        """Loss, accuracy in percent, images a second: of this process's images, or once all are here `of_all`."""
+        here = self.loss_sum, self.correct, self.seen
+        loss_sum, correct, seen = map(sum, zip(*(distributed.gathered(here) if of_all else [here]), strict=True))
+        speed = (1 if of_all else distributed.world()) * seen / (self.last - self.began)
+        return loss_sum / seen, 100 * correct / seen, speed
 
 
 def _by_rate(
