@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_what_a_removed_task_left_is_nobodys(full, packnet):
     assert [text.get_text() for text in axes.get_legend().texts] == ["1 red", "2 (removed)", "3 blue", "free"]
     widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers]).T / 100
     assert widths[:, :3] == pytest.approx(np.array([numbers.shares(layer) for layer in numbers.layers]))
+
+
+def test_the_legend_of_many_tasks_is_cut(full):
+    """So that it stays in the picture: every so many, and what is free."""
+    numbers = summary.summarize(full)
+    [task, *_] = numbers.header.tasks
+    tasks = tuple(replace(task, index=index, owned=dict.fromkeys(task.owned, 0)) for index in range(1, 256))
+    axes = draw(drawings._draw_layers, replace(numbers, header=replace(numbers.header, tasks=tasks))).axes[0]
+    shown = [text.get_text() for text in axes.get_legend().texts]
+    assert len(shown) <= drawings.ROWS + 1 and shown[:2] == ["1 red", "7 red"] and shown[-1] == "free"
 
 
 def draw(how, *arguments):

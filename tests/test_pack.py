@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 from conftest import CPU, QUICK, make_folder
+from PIL import Image
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import pack, train, unpack
+from packnet_cli.engine import data, pack, train, unpack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.engine.packed import Packed
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
@@ -151,6 +152,22 @@ def test_the_first_task_starts_from_the_pretrained_values(packed, folders):
     after = pack.add_task(packed, folders[0], **(RUN | {"recipe": dataclasses.replace(QUICK, lr=0.0, restart="zero")}))
     for layer, array in after.shared.items():
         assert array.tobytes() == start.shared[layer].tobytes()
+
+
+def test_what_is_left_out_is_said(packed, tmp_path):
+    """Files of other names in a class folder, and links to folders, which are not followed; GIFs are images."""
+    folder, said = make_folder(tmp_path / "set"), []
+    inside = folder / "train" / "class0"
+    pack.add_task(packed, folder, name="clean", prune=0.5, recipe=QUICK, machine=CPU, say=said.append)
+    assert not said
+    with Image.open(inside / "0.png") as image:
+        image.save(inside / "0.gif")
+    (inside / "notes.heic").write_text("x")
+    (inside / ".hidden").write_text("x")
+    (inside / "more").symlink_to(folder / "val")
+    task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append).header.tasks[-1]
+    assert len(said) == 1 and said[0].startswith("left out: 2 files or links") and str(inside) in said[0]
+    assert task.skipped == 0 and len(data.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------

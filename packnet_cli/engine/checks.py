@@ -9,7 +9,7 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import data
+from packnet_cli.engine import data, sources
 from packnet_cli.errors import UsageError, reason
 from packnet_cli.progress import Say
 from packnet_cli.recipe import AUTO, Recipe
@@ -51,6 +51,12 @@ def load_whole(path: Path) -> Artifact:
     largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
     atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
     return artifact
+
+
+def say_what_is_left_out(folder: Path, say: Say) -> None:
+    """What stands among the images and is none, as far as its name tells."""
+    if found := sources.left_out(folder):
+        say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
 
 
 def say_what_is_not_measured(images: data.TrainingImages, say: Say) -> None:

@@ -14,7 +14,7 @@ from timm.utils import random_seed
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, data, network
-from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_not_measured
+from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_left_out, say_what_is_not_measured
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
@@ -176,6 +176,7 @@ def add_task(
     artifact.header.check_new_name(name)
     images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
     images = data.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
+    say_what_is_left_out(folder, say)
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)

@@ -107,9 +107,13 @@ def _held_out_folder(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
+def _class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _class_files(folder: Path) -> ClassFiles:
     """The image files of each class folder, both in order of name."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _class_names(folder)
     files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
     if names and all((folder / name / TRAIN).is_dir() for name in names):
         raise DataError(
@@ -120,6 +124,20 @@ def _class_files(folder: Path) -> ClassFiles:
     if not any(files.values()):
         raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
     return files
+
+
+@_reading()
+def left_out(data: Path) -> list[Path]:
+    """What in the class folders is not taken for images: files of other names, and links to folders."""
+    if _splits(data) is not None:
+        return []
+    found = []
+    for folder in filter(None, (_training_folder(data), _held_out_folder(data))):
+        for name in _class_names(folder):
+            for where, folders, files in os.walk(folder / name):
+                found += [Path(where, link) for link in folders if os.path.islink(Path(where, link))]
+                found += [path for path in (Path(where, file) for file in files) if not is_image_name(path)]
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def _images_in(folder: Path) -> list[Path]:

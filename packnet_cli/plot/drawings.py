@@ -1,5 +1,6 @@
 """What there is to draw of an artifact, each drawing on a figure, or part of one, of its own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,9 @@ from packnet_cli.metrics import Line
 
 PHASES = ("dense", "pruned", "retrained")
 FREE, REMOVED = "0.9", "0.7"  # greys
+ROWS = 50  # of a legend
+NAMES_IN_A_ROW = 80  # so many characters stand beside each other, more are turned
+MOST_NAMES, LONGEST = 60, 30  # names that stand below an axis, and characters of each
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # of the axes
 
 
@@ -30,10 +34,11 @@ class Drawing:
 
 def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing]:
     """Who owns what, accuracies, and the curves of each task that a log has something of."""
-    tall = 1.0 + max(2.0, 0.2 * len(numbers.layers))
+    tasks = numbers.header.tasks
+    rows = max(10, len(numbers.layers), 1 + min(numbers.header.last_index, ROWS))  # the longer of layers and legend
     found = [
-        Drawing(f"{numbers.header.arch}: who owns what", tall, partial(_draw_layers, numbers)),
-        Drawing("accuracy on held-out images", 2.5, partial(_draw_accuracy, numbers.header.tasks)),
+        Drawing(f"{numbers.header.arch}: who owns what", 1.0 + 0.22 * rows, partial(_draw_layers, numbers)),
+        Drawing("accuracy on held-out images", 2.5, partial(_draw_accuracy, tasks)),
     ]
     for name, lines in curves.items():
         found.append(Drawing(f"training of {name}", 2.5, partial(_draw_curves, lines)))
@@ -68,7 +73,9 @@ def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
     axes.set(xlim=(0, 100), xlabel="% of the layer's weights")
     axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.legend(**BESIDE)
+    handles, labels_shown = axes.get_legend_handles_labels()
+    shown = [*range(0, len(handles) - 1, math.ceil(header.last_index / ROWS) or 1), -1]  # all tasks, or every so many
+    axes.legend([handles[at] for at in shown], [labels_shown[at] for at in shown], **BESIDE)
 
 
 def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
@@ -79,7 +86,9 @@ def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
         known = [(at, task.accuracy[phase]) for at, task in enumerate(tasks) if phase in task.accuracy]
         offset = (place - 1) * width
         axes.bar([at + offset for at, _ in known], [top1 for _, top1 in known], width, label=phase, color=f"C{place}")
-    axes.set_xticks(range(len(tasks)), [plain(task.name) for task in tasks])
+    shown = range(0, len(tasks), math.ceil(len(tasks) / MOST_NAMES) or 1)
+    many = sum(len(task.name) for task in tasks) > NAMES_IN_A_ROW
+    axes.set_xticks(shown, [plain(tasks[at].name[:LONGEST]) for at in shown], rotation=90 if many else 0)
     axes.set(xlim=(-0.5, max(1, len(tasks)) - 0.5), ylim=(0, 100), ylabel="top-1 %")
     axes.legend(**BESIDE)
 
