@@ -31,7 +31,7 @@ def imported(*arguments):
         ["add-task", "--help"],
         ["info", "{full}", "--layers"],
         ["plot", "{full}", "-o", "{folder}/x.png"],
-        ["plan", "{full}", "--tasks", "4"],
+        ["plan", "{full}", "--tasks", "3"],
         ["verify", "{full}"],
         ["compact", "{full}", "-o", "{folder}/ship.st", "--dtype", "bfloat16"],
         ["rename", "{full}", "--task", "1", "--name", "other"],
