@@ -128,7 +128,7 @@ def take_turns(path, until):
 def test_the_lock_is_held_by_one(tmp_path):
     """Also at the moment at which its file is removed: earlier versions of filelock let two in."""
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
-        until = time.time() + 4
+        until = time.time() + 2
         assert not any(pool.map(partial(take_turns, until=until), [tmp_path / "a.st"] * 4))
 
 

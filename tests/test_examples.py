@@ -19,15 +19,22 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = ["--epochs", "1", "--retrain-epochs", "1", "--batch-size", "8", "--threads", "1"]
 
 
-def run(example, *arguments):
-    """An example in a process of its own; its standard output."""
-    line = [sys.executable, EXAMPLES / example, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example in this process, which has imported torch already; its standard output."""
+
+    def run(example, *arguments):
+        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
+        try:
+            runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+        except SystemExit as done:
+            assert not done.code, done.code
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders):
+def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
     """A base and two tasks, in every way; the second run measures nothing again."""
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "weights.pt")
     for name, prune in (("start", 0.0), ("base", 0.5)):
@@ -53,7 +60,7 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders):
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]
 
 
-def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
+def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders, run):
     """Three tasks in equal shares, stopped after two."""
     arguments = (folders[0].parent, tmp_path / "packed.st", "--arch", "test_resnet", *QUICK)
     assert run("cifar20.py", *arguments, "--tasks", 2).count("{") == 2 * 2
@@ -65,52 +72,47 @@ def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders):
     assert max(shares) / min(shares) < 1.001
 
 
-def test_a_wrong_argument_of_an_example_is_one_line(tmp_path):
+def test_a_wrong_argument_of_an_example_is_one_line(tmp_path, run):
     """As it is of a command; and nothing is downloaded first."""
-    arguments = [sys.executable, str(EXAMPLES / "cifar20.py"), str(tmp_path / "none"), str(tmp_path / "packed.st")]
-    done = subprocess.run([*arguments, "--prune", "half"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("error: --prune takes a fraction")
-    assert done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+    with pytest.raises(AssertionError, match="^error: --prune takes a fraction from 0 to 1, or equal, not 'half'"):
+        run("cifar20.py", tmp_path / "none", tmp_path / "packed.st", "--prune", "half")
+    assert not os.listdir(tmp_path)
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Run an example in this process, which has imported torch already; its standard output."""
-
-    def run(example, *arguments):
-        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
-
-
-def test_the_library_and_a_folder_of_labels(full, folders, tmp_path, run_here):
+def test_the_library_and_a_folder_of_labels(full, folders, tmp_path, run):
     """Every task of every image, and both say the same; a file that is no image is named."""
     images = sorted((folders[0] / "val").rglob("*.png"))
-    told = [line.split("\t") for line in run_here("library.py", full, *images).splitlines()]
+    told = [line.split("\t") for line in run("library.py", full, *images).splitlines()]
     assert [(task, path) for task, path, *_ in told] == [
         (task, str(path)) for task in ("red", "green", "blue") for path in images
     ]
     (tmp_path / "all").symlink_to(folders[0] / "val")
-    run_here("label_folder.py", full, tmp_path / "all", tmp_path / "labels.csv")
+    run("label_folder.py", full, tmp_path / "all", tmp_path / "labels.csv")
     with (tmp_path / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = {(task, str(folders[0] / "val" / row["path"])): row[task] for row in rows for task in ("red", "green")}
     assert labels == {(task, path): label for task, path, label, _ in told if task != "blue"}
 
 
-def test_the_method_in_steps(run_here):
+def test_the_method_in_steps(run):
     """No task is changed by a later one; each gets its share, and in the end nothing is free."""
-    first, *steps, one, two, three = run_here("method.py").splitlines()
+    first, *steps, one, two, three = run("method.py").splitlines()
     assert all("to the bit" in line for line in (one, two, three))
     owners = [line[38:].partition("error")[0].split() for line in (first, *steps)]
     assert set("".join(owners[0])) == {"."} and [len(layer) for layer in owners[0]] == [48, 6]
     assert [[layer.count(task) for task in "123."] for layer in owners[-1]] == [[16, 16, 16, 0], [2, 2, 2, 0]]
 
 
-def test_benchmark_prints_a_line_for_each_thing(tmp_path):
-    """With ratios that are of the same order as 1 where packing has nothing to do."""
+def test_benchmark_prints_a_line_for_each_thing(tmp_path, run, packnet, monkeypatch):
+    """Of every thing asked for; the commands that it times as whole processes are run once, and here."""
+    codes = []
+
+    def process(line, **_):
+        if not codes:
+            assert line[1:4] == ["-m", "packnet_cli", "eval"]
+            codes.append(packnet(*line[3:]).exit_code)
+
+    monkeypatch.setattr(subprocess, "run", process)
     sizes = ["--arch", "test_resnet", "--img-size", 32, "--batch-size", 4, "--repeats", 1, "--steps", 1, "--threads", 1]
     sizes += ["--images", 25, "--file-size", 32, "--epochs", 2]
     table = run("benchmark.py", *sizes, "--parts", "step,eval,prune,file,growth", "--json", tmp_path / "figures.json")
@@ -118,6 +120,7 @@ def test_benchmark_prints_a_line_for_each_thing(tmp_path):
     assert [part.strip() for part, _ in rows] == ["step"] * 3 + ["eval"] * 2 + ["prune"] * 2 + ["file"] * 4 + [
         "growth"
     ] * 6
+    assert codes == [0]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["seconds"]["step"].keys() == {"plain", "packed", "textbook"}
     assert all(0 < second for times in figures["seconds"]["file"].values() for second in times)
