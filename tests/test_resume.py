@@ -175,7 +175,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path, folders):
     (tmp_path / "packed.st.resume" / "checkpoint.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
         add(path, folders[0], resume=True)
-    save_file({}, tmp_path / "packed.st.resume" / "checkpoint.safetensors", {"packnet_resume.0": "{}"})
+    older = {"packnet_resume.0": "{}"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "packed.st.resume" / "checkpoint.safetensors", older)
     with pytest.raises(ConflictError, match="written by another version of packnet"):
         add(path, folders[0], resume=True)
 
