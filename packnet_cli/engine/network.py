@@ -200,6 +200,13 @@ def constants(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
 
 
+def check_constants(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    """Raise NetworkError if one of those buffers has moved, and with it what the file is to hold of the network."""
+    for name, buffer in constants(model).items():
+        if not torch.equal(buffer, before[name]):
+            raise NetworkError(f"cannot pack this network: training changes {name}, which its state dict leaves out")
+
+
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)

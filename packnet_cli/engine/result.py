@@ -19,7 +19,7 @@ def with_trained(
     task: TaskInTraining, data: Path | None, prune: float, search: dict[str, float] | None = None
 ) -> Artifact:
     """The artifact with the trained task in it, if training left everything else alone."""
-    task.check_constants()
+    network.check_constants(task.model, task.constants)
     final = task.final
     entry = Task(
         index=task.index,

@@ -24,7 +24,6 @@ from packnet_cli.engine.network import Kind
 from packnet_cli.engine.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.train import Place, Resume, Teacher, train
-from packnet_cli.errors import NetworkError
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
@@ -295,11 +294,3 @@ class TaskInTraining:
             partial(set_optimizer_state, self.freezer.trained(), tensors=tensors, numbers=notes["optimizer"]),
             partial(set_random_state, notes["random"], self.device),
         )
-
-    def check_constants(self) -> None:
-        """Raise NetworkError if training moved a buffer that the state dict leaves out, and with it the artifact."""
-        for name, buffer in network.constants(self.model).items():
-            if not torch.equal(buffer, self.constants[name]):
-                raise NetworkError(
-                    f"cannot pack this network: training changes {name}, which its state dict leaves out"
-                )
