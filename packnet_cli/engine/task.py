@@ -60,7 +60,8 @@ class TaskInTraining:
         self.name, self.artifact, self.images = name, claim.artifact, images
         self.recipe, self.keeper = recipe, keeper
         self.retrain_epochs = recipe.retrain_epochs if images.train.paths else 0
-        self.distill_weight = recipe.distill_weight if images.labelled else 1.0
+        self.labelled = images.labelled  # asked once: it looks at every label
+        self.distill_weight = recipe.distill_weight if self.labelled else 1.0
         if keeper is not None:
             keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
@@ -189,7 +190,7 @@ class TaskInTraining:
         )
 
     def _show(self, phase: str, step: Step) -> None:
-        self.progress(phase, step if self.images.labelled else dataclasses.replace(step, accuracy=None))
+        self.progress(phase, step if self.labelled else dataclasses.replace(step, accuracy=None))
 
     def measure(self, phase: str, trial: str = "") -> None:
         """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
