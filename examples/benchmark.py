@@ -40,12 +40,12 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack
-from packnet_cli.engine.compute import forward_of, fused, in_precision, training_on
+from packnet_cli.engine.compute import forward_of, in_precision, training_on
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.optimize import MOMENTUM, fused
 from packnet_cli.engine.packed import Packed
-from packnet_cli.engine.train import MOMENTUM
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe

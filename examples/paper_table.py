@@ -25,8 +25,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
@@ -40,7 +38,8 @@ from packnet_cli.engine import data, feed, network, pack
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.train import MOMENTUM, train
+from packnet_cli.engine.optimize import Optimization
+from packnet_cli.engine.train import train
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -149,11 +148,8 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
         model,
         bench.feed(images.train, training=True),
         Freezer(model, recipe.opt),
+        optimization(recipe),
         epochs=recipe.epochs,
-        lr=recipe.lr,
-        opt=recipe.opt,
-        weight_decay=recipe.weight_decay,
-        sched=recipe.sched,
         train_norm=False,
         amp=False,
         progress=lambda step: None,
@@ -205,15 +201,9 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
     """Cross-entropy with the new labels, and at a temperature of 2 the divergence from each old head's answers."""
     device = next(model.parameters()).device
     before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
-    optimizer = create_optimizer_v2(nn.ModuleList([model, heads]), opt=recipe.opt, lr=recipe.lr, momentum=MOMENTUM)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        decay_epochs=max(1, recipe.epochs // 2),
-        step_on_epochs=False,
-        updates_per_epoch=len(batches),
-    )
+    learners = nn.ModuleList([model, heads])
+    optimizer = optimization(recipe).optimizer(learners, dict(learners.named_parameters()))
+    scheduler = optimization(recipe).scheduler(optimizer, recipe.epochs, len(batches))
     for epoch in range(recipe.epochs):
         model.train()
         for step, (images, labels) in enumerate(batches):
@@ -228,7 +218,12 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            scheduler.step_update(epoch * len(batches) + step + 1)
+            if scheduler is not None:
+                scheduler.step_update(epoch * len(batches) + step + 1)
+
+
+def optimization(recipe: Recipe) -> Optimization:
+    return Optimization(recipe.opt, recipe.lr, recipe.sched, recipe.weight_decay)
 
 
 def features_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

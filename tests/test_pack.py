@@ -345,14 +345,15 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     seen = []
     monkeypatch.setattr(
         "packnet_cli.engine.task.train",
-        lambda *_, lr, lr_scale, rates, **__: seen.append((lr * lr_scale, rates)) or iter(()),
+        lambda model, batches, freezer, optimization, **_: seen.append(optimization) or iter(()),
     )
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)
     for folder, prune in zip(folders, (0.25, 0.25, 0), strict=True):
         pack.add_task(packed, folder, prune=prune, **RUN | {"recipe": recipe})
-    scales = [lr / plain for (lr, _), plain in zip(seen, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
+    rates = [one.lr * one.lr_scale for one in seen]
+    scales = [rate / plain for rate, plain in zip(rates, [QUICK.lr, QUICK.retrain_lr] * 3, strict=False)]
     assert scales == pytest.approx([expected[0], expected[0], expected[1], expected[1], expected[2]], rel=1e-3)
-    assert all(rates == {"fc.weight": 3, "fc.bias": 3} for _, rates in seen)
+    assert all(one.rates == {"fc.weight": 3, "fc.bias": 3} for one in seen)
 
 
 def test_a_fraction_and_a_search_for_it_do_not_go_together(packed, folders):

@@ -1,5 +1,6 @@
 """The loop: what is frozen stays, what diverges stops, what is counted is right."""
 
+from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from packnet_cli.engine import compute, data
+from packnet_cli.engine import data, optimize
 from packnet_cli.engine import freezer as freezer_module
 from packnet_cli.engine import train as train_module
 from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine.optimize import Optimization
 from packnet_cli.engine.result import warn_of_guesses
 from packnet_cli.engine.train import train
 from packnet_cli.errors import DivergedError, UsageError
@@ -31,8 +33,11 @@ def tiny(seed=0):
 
 
 def epochs_of(model, batches, freezer, **changes):
-    settings = dict(epochs=2, lr=0.1, opt="momentum", weight_decay=0.1, sched="step", train_norm=True, amp=False)
-    return train(model, batches, freezer, **({"progress": lambda step: None} | settings | changes))
+    optimizing = {"opt": "momentum", "lr": 0.1, "sched": "step", "weight_decay": 0.1}
+    settings = {"epochs": 2, "train_norm": True, "amp": False, "progress": lambda step: None} | changes
+    names = [field.name for field in fields(Optimization)]
+    optimizing |= {name: settings.pop(name) for name in names if name in settings}
+    return train(model, batches, freezer, Optimization(**optimizing), **settings)
 
 
 def run(model, batches, freezer, **changes):
@@ -151,14 +156,15 @@ def test_looking_now_and_then_tells_the_same(monkeypatch):
 @pytest.mark.parametrize("opt", ["momentum", "adamw"])
 def test_fused_optimizers_learn_the_same(opt, monkeypatch):
     """Also where weights are laid out with channels last."""
+    cpu = torch.device("cpu")
+    assert optimize.fused(opt, cpu) == {"fused": True} and not optimize.fused("lion", cpu)
     weights = []
-    for arguments in (train_module.fused(opt, torch.device("cpu")), {}):
-        monkeypatch.setattr(train_module, "fused", lambda *_, arguments=arguments: arguments)
+    for arguments in (optimize.fused(opt, cpu), {}):
+        monkeypatch.setattr(optimize, "fused", lambda *_, arguments=arguments: arguments)
         model, batches = tiny()
         run(model.to(memory_format=torch.channels_last), batches, Freezer(model, "momentum"), opt=opt, lr=0.01)
         weights.append(model[0].weight.detach())
     torch.testing.assert_close(*weights)
-    assert compute.fused(opt, torch.device("cpu")) == {"fused": True} and not compute.fused("lion", torch.device("cpu"))
 
 
 def test_what_is_held_takes_a_copy_and_a_byte_for_each_weight():

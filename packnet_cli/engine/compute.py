@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 import torch
-from timm.optim import get_optimizer_class
 from torch import nn
 
 from packnet_cli.engine.device import choose_device
@@ -180,13 +179,6 @@ class _Pass(nn.Module):
     def forward(self, images: torch.Tensor) -> Any:
         with in_precision(images.device, self.amp):
             return self.model(images)
-
-
-def fused(opt: str, device: torch.device) -> dict[str, bool]:
-    """The argument for torch's optimizers that update a weight in one pass, where timm takes `opt` from there."""
-    have = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
-    there = device.type in ("cpu", "cuda") and get_optimizer_class(opt, bind_defaults=False) in have
-    return {"fused": True} if there else {}
 
 
 @contextmanager

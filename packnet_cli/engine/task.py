@@ -21,6 +21,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.evaluate import evaluate
 from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
+from packnet_cli.engine.optimize import Optimization
 from packnet_cli.engine.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.train import Place, Resume, Teacher, train
@@ -171,18 +172,15 @@ class TaskInTraining:
             self.model,
             self.train_batches,
             self.freezer,
+            Optimization(
+                self.recipe.opt, lr, self.recipe.sched, self.recipe.weight_decay, self.lr_scale, self.head_rates
+            ),
             epochs=epochs,
-            lr=lr,
-            lr_scale=self.lr_scale,
-            opt=self.recipe.opt,
-            weight_decay=self.recipe.weight_decay,
-            sched=self.recipe.sched,
             around=around if self._once else (0, 0),
             train_norm=self.train_norm,
             amp=self.amp,
             ready=self.ready,
             progress=partial(self._show, phase),
-            rates=self.head_rates,
             teacher=teacher,
             seed=1000 * self.recipe.seed + (0 if phase == TRAIN else 500),
             resume=going_on,

@@ -3,27 +3,21 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
-from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import Ready, fused, in_precision
+from packnet_cli.engine.compute import Ready, in_precision
 from packnet_cli.engine.evaluate import Batches
 from packnet_cli.engine.freezer import Freezer
-from packnet_cli.errors import DivergedError
+from packnet_cli.engine.optimize import Optimization
 from packnet_cli.progress import Step
 
-MOMENTUM = 0.9  # the paper's, for optimizers that have one
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
 
 
@@ -76,19 +70,14 @@ def train(
     model: nn.Module,
     batches: Batches,
     freezer: Freezer,
+    optimization: Optimization,
     *,
     epochs: int,
-    lr: float,
-    lr_scale: float = 1.0,
-    opt: str,
-    weight_decay: float,
-    sched: str,
     around: tuple[int, int] = (0, 0),
     train_norm: bool,
     amp: bool,
     progress: Callable[[Step], None],
     ready: Ready | None = None,
-    rates: Mapping[str, float] = MappingProxyType({}),
     teacher: Teacher | None = None,
     seed: int = 0,
     resume: Resume | None = None,
@@ -102,8 +91,7 @@ def train(
     The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
     Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
     stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
-    function, if it is not to run as it is. The rate is `lr` times `lr_scale`, and `rates` names parameters that learn
-    at a multiple of it.
+    function, if it is not to run as it is.
     `progress` is called after each step, on a GPU every PAUSE seconds and after the last of an epoch; `after_step` then
     with True, after the other steps with False.
     Raises DivergedError.
@@ -112,29 +100,10 @@ def train(
         return
     device = next(model.parameters()).device
     gpu = device.type == "cuda"  # elsewhere nothing keeps the memory of a copy that is not waited for
-    optimizer = create_optimizer_v2(
-        model,
-        opt=opt,
-        lr=lr * lr_scale,
-        weight_decay=weight_decay,
-        momentum=MOMENTUM,
-        param_group_fn=partial(
-            _by_rate, weight_decay=weight_decay, lr=lr * lr_scale, rates=rates, trained=freezer.trained()
-        ),
-        **fused(opt, device),
-    )
-    diverged = partial(_diverged, lr=lr, lr_scale=lr_scale)
-    finite = _finite(model)
+    optimizer = optimization.optimizer(model, freezer.trained())
     before, after = around
-    span = before + epochs + after
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=sched,
-        num_epochs=span,
-        decay_epochs=max(1, span // 2),  # "step": a tenth of the rate for the second half, as in the paper
-        step_on_epochs=False,
-        updates_per_epoch=len(batches),
-    )
+    scheduler = optimization.scheduler(optimizer, before + epochs + after, len(batches))
+    finite = _finite(model)
     at = resume.place if resume else Place()
     images: torch.Tensor | None = None
     if resume:
@@ -179,7 +148,8 @@ def train(
             if looked:
                 if (bad := meter.read()) is not None:
                     steps_ago, value = bad
-                    raise diverged(f"the loss is {value} in epoch {epoch + 1}, step {step + 1 - steps_ago}")
+                    where = f"in epoch {epoch + 1}, step {step + 1 - steps_ago}"
+                    raise optimization.diverged(f"the loss is {value} {where}")
                 means = meter.means(of_all=step + 1 == len(batches))
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, rate))
             after_step(Place(epoch, step + 1), optimizer, looked)
@@ -187,9 +157,9 @@ def train(
             distributed.average_statistics(model)
     # The last step's weights have been through no loss yet.
     if lost := finite - _finite(model):
-        raise diverged(f"{min(lost)} is no longer finite after the last epoch")
+        raise optimization.diverged(f"{min(lost)} is no longer finite after the last epoch")
     if images is not None and not _answers_are_finite(model, images):
-        raise diverged("the logits are no longer finite after the last epoch")
+        raise optimization.diverged("the logits are no longer finite after the last epoch")
 
 
 def _finite(model: nn.Module) -> set[str]:
@@ -236,35 +206,6 @@ class _Meter:
         loss_sum, correct, seen = map(sum, zip(*(distributed.gathered(here) if of_all else [here]), strict=True))
         speed = (1 if of_all else distributed.world()) * seen / (self.last - self.began)
         return loss_sum / seen, 100 * correct / seen, speed
-
-
-def _by_rate(
-    model: nn.Module,
-    *,
-    weight_decay: float,
-    lr: float,
-    rates: Mapping[str, float],
-    trained: Mapping[str, nn.Parameter],
-) -> list[dict[str, Any]]:
-    """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one comes first.
-
-    In place of the model's parameters they hold, by the same names, what is `trained` of them.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tables: set[str] = getattr(model, "no_weight_decay", set)()
-    groups = []
-    for multiple in sorted({1.0, *rates.values()}, key=lambda multiple: (multiple != 1, multiple)):
-        for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables):
-            found = [names[id(parameter)] for parameter in group["params"]]
-            parameters = [trained[name] for name in found if rates.get(name, 1.0) == multiple]
-            groups.append(group | {"params": parameters, "lr": lr * multiple})
-    return [group for group in groups if group["params"]]
-
-
-def _diverged(what: str, lr: float, lr_scale: float) -> DivergedError:
-    raised = "" if lr_scale == 1 else f", which was raised {lr_scale:.3g} times, or --lr-scale none"
-    lower = f"Try a lower learning rate than {lr:g}{raised}"
-    return DivergedError(f"training diverged: {what}; nothing was written. {lower}")
 
 
 def _stop_statistics(model: nn.Module) -> None:
