@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from packnet_cli import load
-from packnet_cli.engine.predict import find_images, predict
+from packnet_cli.engine.using.predict import find_images, predict
 
 
 def main() -> None:

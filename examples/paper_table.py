@@ -34,12 +34,13 @@ from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
-from packnet_cli.engine import data, feed, network, pack
+from packnet_cli.engine import network, pack
+from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device
-from packnet_cli.engine.evaluate import evaluate
-from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.optimize import Optimization
-from packnet_cli.engine.train import train
+from packnet_cli.engine.training.freezer import Freezer
+from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.train import train
+from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -79,17 +80,17 @@ class Bench:
         epochs = self.recipe.epochs + (0 if pruned else self.recipe.retrain_epochs)
         return dataclasses.replace(self.recipe, epochs=epochs, seed=seed)
 
-    def new_network(self, folder: Path, seed: int) -> tuple[data.TrainingImages, nn.Module]:
+    def new_network(self, folder: Path, seed: int) -> tuple[splits.TrainingImages, nn.Module]:
         """A task's images, and the starting network with a new head for them."""
         random_seed(seed)
-        images = data.open_training(folder, val_split=self.recipe.val_split, seed=seed)
+        images = splits.open_training(folder, val_split=self.recipe.val_split, seed=seed)
         model = network.build(self.header, len(images.classes))
         network.write(
             model, {name: array for name, array in self.start.items() if not is_of_head(name, self.header.head)}
         )
         return images, network.place(model, choose_device("auto"))
 
-    def feed(self, split: data.Split, training: bool) -> Any:
+    def feed(self, split: splits.Split, training: bool) -> Any:
         device = choose_device("auto")
         return feed.batches(
             split,
@@ -192,7 +193,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     size = sum(bytes_of(part) for part in (model, *heads.values())) - bytes_of(model.get_classifier())
     for (name, head), folder in zip(heads.items(), folders, strict=True):
         classes = bench.base.classes if bench.base and name == bench.base.name else None
-        images = data.open_training(folder, val_split=bench.recipe.val_split, seed=seed, classes=classes)
+        images = splits.open_training(folder, val_split=bench.recipe.val_split, seed=seed, classes=classes)
         batches = bench.feed(images.held_out.split, training=False)
         bench.note("lwf", order, seed, name, top1_with(model, head, batches), size)
 

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from packnet_cli.engine.packed import Packed
+    from packnet_cli.engine.using.packed import Packed
 
 __all__ = ["load"]
 __version__ = "0.1.0"
@@ -18,6 +18,6 @@ def load(path: str | os.PathLike[str]) -> "Packed":
     from pathlib import Path
 
     from packnet_cli.artifact import format
-    from packnet_cli.engine.packed import Packed
+    from packnet_cli.engine.using.packed import Packed
 
     return Packed(format.load(Path(path)))

@@ -14,7 +14,7 @@ class Machine:
     amp: bool | None = None  # train in bfloat16; None: as it suits device and network
     compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
     deterministic: bool = False
-    cache: str = "auto"  # where decoded images are kept, one of CACHES: see `engine/feed.py`
+    cache: str = "auto"  # where decoded images are kept, one of CACHES: see `engine/data/feed.py`
     cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
 
 

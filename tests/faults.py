@@ -26,7 +26,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import atomic, edit, format, verify
 from packnet_cli.engine import pack
-from packnet_cli.engine.checkpoint import Keeper
+from packnet_cli.engine.training.checkpoint import Keeper
 from packnet_cli.errors import InterruptedRun
 
 RUN = dict(machine=CPU, checkpoint_minutes=0)

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.engine import network
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.using.packed import Packed
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
 COMMANDS += ["rename", "compact"]

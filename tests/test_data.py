@@ -11,7 +11,7 @@ import torch
 from conftest import make_folder
 from PIL import Image
 
-from packnet_cli.engine import data, feed, pictures, sources
+from packnet_cli.engine.data import feed, pictures, sources, splits
 from packnet_cli.errors import DataError
 
 CONFIG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
@@ -24,11 +24,11 @@ def folder(tmp_path):
 
 
 def open_training(folder):
-    return data.open_training(folder, val_split=0.25, seed=0)
+    return splits.open_training(folder, val_split=0.25, seed=0)
 
 
 def open_held_out(folder, classes, trained_on=True):
-    return data.open_held_out(folder, classes, val_split=0.25, seed=0, trained_on=trained_on)
+    return splits.open_held_out(folder, classes, val_split=0.25, seed=0, trained_on=trained_on)
 
 
 def test_a_path_that_no_file_can_have(tmp_path):
@@ -38,7 +38,7 @@ def test_a_path_that_no_file_can_have(tmp_path):
         with pytest.raises(DataError, match="too long|does not exist"):
             read(path)
     with pytest.raises(DataError, match="too long"):
-        data.check_images(data.Split([path], [0]))
+        splits.check_images(splits.Split([path], [0]))
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
@@ -61,7 +61,7 @@ def test_without_one_a_part_of_each_class_is_held_out(folder, layout):
     assert images == again
     assert [images.held_out.split.labels.count(label) for label in range(3)] == [2, 2, 2]
     assert not set(images.train.paths) & set(images.held_out.split.paths)
-    other = data.open_training(folder, val_split=0.25, seed=1)
+    other = splits.open_training(folder, val_split=0.25, seed=1)
     assert set(other.held_out.split.paths) != set(images.held_out.split.paths)
     assert open_held_out(folder, images.classes).split == images.held_out.split
 
@@ -134,10 +134,10 @@ def test_an_unreadable_image_is_named(folder, content):
         Image.effect_noise((64, 64), 50).save(bad)
         content = bad.read_bytes()[:-200]
     images = open_training(folder)
-    data.check_images(images.train)
+    splits.check_images(images.train)
     bad.write_bytes(content)
     with pytest.raises(DataError, match="1 of 19 files are not readable images: .*bad.jpg"):
-        data.check_images(open_training(folder).train)
+        splits.check_images(open_training(folder).train)
 
 
 def spoil(folder):
@@ -154,29 +154,29 @@ def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
     """Each with what is wrong with it; no more than twenty, and their number."""
     target = spoil(folder)
     with pytest.raises(DataError, match="^4 of 22 files") as raised:
-        data.check_images(open_training(folder).train)
+        splits.check_images(open_training(folder).train)
     for word in ("empty.png (no image", "circle.png (", "pipe.png (no file", "float.tif (floating"):
         assert word in str(raised.value)
     for number in range(30):
         (target / f"bad{number}.png").touch()
     with pytest.raises(DataError, match="^34 of 52 files.* and 14 more;"):
-        data.check_images(open_training(folder).train)
+        splits.check_images(open_training(folder).train)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 36 - 1)  # a warning up to twice as much
     with pytest.raises(DataError, match="^52 of 52 .*more than 1,295 pixels"):
-        data.check_images(open_training(folder).train)
+        splits.check_images(open_training(folder).train)
 
 
 def test_bad_images_are_skipped_on_demand(folder):
     """And counted; but a class must keep some, and so must the evaluation."""
     before = open_training(folder)
     spoil(folder)
-    assert data.usable(open_training(folder), skip_bad=True) == dataclasses.replace(before, skipped=4)
-    assert data.usable(before) == before
+    assert splits.usable(open_training(folder), skip_bad=True) == dataclasses.replace(before, skipped=4)
+    assert splits.usable(before) == before
     for part, message in (("train/class1", "to train 1 class.*: class1"), ("val", "left to evaluate on")):
         for path in (folder / part).rglob("*.png"):
             path.write_bytes(b"") if path.is_file() else path.unlink()
         with pytest.raises(DataError, match=message):
-            data.usable(open_training(folder), skip_bad=True)
+            splits.usable(open_training(folder), skip_bad=True)
         shutil.rmtree(folder)
         make_folder(folder)
 
@@ -206,8 +206,8 @@ def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
     """As in any viewer that shows one."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-    split = data.Split([tmp_path / "a.png"], [0])
-    assert data.check_images(split) == [split]
+    split = splits.Split([tmp_path / "a.png"], [0])
+    assert splits.check_images(split) == [split]
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(pictures.convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
 
@@ -220,9 +220,9 @@ def test_one_image_in_each_class_is_trained_on(tmp_path):
     began = time.process_time()
     images = open_training(tmp_path)
     assert len(images.classes) == len(images.train.paths) == 3000 and images.held_out is None
-    assert len(data.fingerprint(images)) == 64 and time.process_time() - began < 5
+    assert len(splits.fingerprint(images)) == 64 and time.process_time() - began < 5
     with pytest.raises(DataError, match="with one image in each class"):
-        data.set_aside(images.train, 0.2, 0)
+        splits.set_aside(images.train, 0.2, 0)
 
 
 def test_names_that_are_no_text(folder):
@@ -231,8 +231,8 @@ def test_names_that_are_no_text(folder):
         os.rename(folder / part / "class0", os.fsencode(folder / part) + b"/cl\xffass")
     (folder / "train" / "class1" / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/train/class1/\xfe.png"))
     for _ in range(2):  # with a val/ folder, and without
-        images = data.usable(open_training(folder))
-        assert images.classes == ("class1", "class2", "cl\udcffass") and len(data.fingerprint(images)) == 64
+        images = splits.usable(open_training(folder))
+        assert images.classes == ("class1", "class2", "cl\udcffass") and len(splits.fingerprint(images)) == 64
         shutil.rmtree(folder / "val", ignore_errors=True)
 
 
@@ -259,8 +259,8 @@ def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     """Palette, grey, 16-bit, CMYK and transparent images are all trained on."""
     file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
     Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode).convert(mode).save(file)
-    split = data.Split([file, file], [0, 1])
-    data.check_images(split)
+    split = splits.Split([file, file], [0, 1])
+    splits.check_images(split)
     images, _ = next(
         iter(feed.batches(split, CONFIG, training=False, batch_size=2, workers=0, device=torch.device("cpu")))
     )

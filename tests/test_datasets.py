@@ -15,7 +15,7 @@ from PIL import Image
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine import data, datasets, pictures
+from packnet_cli.engine.data import datasets, pictures, splits
 from packnet_cli.errors import DataError, UsageError
 from packnet_cli.images import is_dataset, location, task_name
 
@@ -120,15 +120,15 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     for shard in where.glob("*.tar"):
         shard.rename(where / shard.name.replace("train", "part"))
     named = Path("wds", str(where)[1:])
-    images = data.open_training(named, val_split=0.3, seed=0)
+    images = splits.open_training(named, val_split=0.3, seed=0)
     held_out = images.held_out.split
     assert [held_out.labels.count(label) for label in range(3)] == [2, 2, 2] and len(images.train.paths) == 12
     assert not set(images.train.paths) & set(held_out.paths)
     datasets.read.cache_clear()
-    assert data.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
-    kept, aside = data.set_aside(images.train, 0.25, 0)
+    assert splits.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
+    kept, aside = splits.set_aside(images.train, 0.25, 0)
     assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
-    assert data.fingerprint(images) != data.fingerprint(data.open_training(named, val_split=0.3, seed=1))
+    assert splits.fingerprint(images) != splits.fingerprint(splits.open_training(named, val_split=0.3, seed=1))
     with pictures.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
         assert image.size == (36, 36)
 

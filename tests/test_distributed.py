@@ -14,8 +14,9 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.engine import data, feed, pack
-from packnet_cli.engine.freezer import Freezer
+from packnet_cli.engine import pack
+from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.errors import DivergedError, UsageError
 from packnet_cli.progress import Step
 
@@ -166,7 +167,7 @@ def test_one_failure_ends_all(tmp_path, folder, alone, event, codes, message):
 
 def test_a_batch_is_shared_out(folder, monkeypatch):
     """Each image goes to one process, with the crop it would have had; none gets less than two."""
-    split = data.open_training(folder, val_split=0.2, seed=0).train
+    split = splits.open_training(folder, val_split=0.2, seed=0).train
     config = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
 
     def batches(size, rank=0, world=1):

@@ -15,7 +15,8 @@ from timm.data import resolve_model_data_config
 import packnet_cli
 from packnet_cli import extras
 from packnet_cli.artifact import atomic
-from packnet_cli.engine import export, pack
+from packnet_cli.engine import pack
+from packnet_cli.engine.using import export
 from packnet_cli.errors import ArtifactError, NetworkError
 
 PICTURES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -13,7 +13,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pil
 
-from packnet_cli.engine import augment, data, feed
+from packnet_cli.engine.data import augment, feed, splits
 from packnet_cli.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def split(tmp_path):
     """Eighteen images of three classes."""
-    return data.open_training(make_folder(tmp_path / "data"), val_split=0.2, seed=0).train
+    return splits.open_training(make_folder(tmp_path / "data"), val_split=0.2, seed=0).train
 
 
 def batches(split, *, seed=0, skip=0, training=True, cache="auto", gigabytes=1.0, workers=0, epochs=1, config=CONFIG):
@@ -94,7 +94,7 @@ def test_evaluation_sees_timms_pixels(tmp_path, interpolation, mode, chans):
     Image.fromarray(pixels, "RGBA").convert(mode).save(path)
     config = CONFIG | {"input_size": [chans, 32, 32], "mean": [0.485] * chans, "std": [0.229] * chans}
     config |= {"interpolation": interpolation, "crop_pct": 0.875}
-    [(found, _)] = batches(data.Split([path], [0]), training=False, config=config)
+    [(found, _)] = batches(splits.Split([path], [0]), training=False, config=config)
     with Image.open(path) as image:
         assert torch.equal(found[0], create_transform(**config)(image.convert(mode)))
 

@@ -10,7 +10,7 @@ from test_cli import answer, refused
 from test_resume import stop_at
 
 from packnet_cli.engine import network, pack
-from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import InterruptedRun, UsageError
 from packnet_cli.recipe import AtMost
 
@@ -85,7 +85,7 @@ def test_not_even_one_image_fits(packed, folders, room_for):
     """One clear error; and any other error is no reason to try a smaller batch."""
     before = packed.read_bytes()
     with pytest.raises(RuntimeError, match="spatial"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("packnet_cli.engine.train.F.cross_entropy", raiser(RuntimeError("spatial")))
+        patch.setattr("packnet_cli.engine.training.train.F.cross_entropy", raiser(RuntimeError("spatial")))
         pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), **RUN)
     room_for(0)
     with pytest.raises(UsageError, match="not enough for one image"):

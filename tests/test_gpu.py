@@ -9,8 +9,10 @@ from test_data import CONFIG
 from test_resume import init, stop_at
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.engine import compute, data, feed, pack, unpack
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine import compute, pack
+from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.using import unpack
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import InterruptedRun
 from packnet_cli.machine import Machine
 
@@ -121,7 +123,7 @@ def test_what_was_measured_in_training_eval_measures(packed, folders):
 
 def test_batches_are_those_of_a_cpu(folders):
     """To within one of 255 in training, and to the bit in evaluation."""
-    split = data.open_training(folders[0], val_split=0.2, seed=0).train
+    split = splits.open_training(folders[0], val_split=0.2, seed=0).train
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for training in (True, False):
         found = []

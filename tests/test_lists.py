@@ -8,7 +8,7 @@ import pytest
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine import data, sources
+from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import DataError
 from packnet_cli.images import is_list, task_name
 from packnet_cli.lists import read_list
@@ -55,7 +55,7 @@ def test_a_list_is_read_once_until_it_changes(tmp_path, monkeypatch):
     """By whoever asks: with the images in it, it may be large."""
     where, read = write(tmp_path / "list.csv", ("a.png", "x", "train"), ("b.png", "x", "val")), []
     monkeypatch.setattr(sources, "read_list", lambda path: read.append(path) or read_list(path))
-    data.open_training(where, val_split=0.3, seed=0, classes=("x", "y"))
+    splits.open_training(where, val_split=0.3, seed=0, classes=("x", "y"))
     assert sources.class_names(where) == ("x",) and len(read) == 1
     write(where, ("a.png", "y", "train"), ("bb.png", "x", "train"))
     assert sources.class_names(where) == ("x", "y") and len(read) == 2
@@ -67,14 +67,14 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     where = folders[0].parent / "all.csv"
     rows = [(str(image.relative_to(where.parent)), image.parent.name, 7) for image in images]
     write(where, *rows, columns=("path", "label", "width"))
-    found = data.open_training(where, val_split=0.3, seed=0)
-    wanted = data.open_training(folders[0], val_split=0.3, seed=0)
+    found = splits.open_training(where, val_split=0.3, seed=0)
+    wanted = splits.open_training(folders[0], val_split=0.3, seed=0)
     assert found.classes == wanted.classes and len(found.held_out.split.paths) == 6
     assert sorted(found.train.paths + found.held_out.split.paths) == images
     alone = write(tmp_path / "val.csv", *((image, image.parent.name, "val") for image in images))
-    assert len(data.open_held_out(alone, found.classes, val_split=0.3, seed=0).split.paths) == len(images)
+    assert len(splits.open_held_out(alone, found.classes, val_split=0.3, seed=0).split.paths) == len(images)
     with pytest.raises(DataError, match="held-out images only"):
-        data.open_training(alone, val_split=0.3, seed=0)
+        splits.open_training(alone, val_split=0.3, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_list_that_cannot_be_used(packed, tmp_path, packnet, text, message):
     result = packnet("add-task", packed, "--data", where)
     assert result.exit_code == 6 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     with pytest.raises(DataError, match=message):
-        data.usable(data.open_training(where, val_split=0.3, seed=0))
+        splits.usable(splits.open_training(where, val_split=0.3, seed=0))
     assert packed.read_bytes() == before
 
 

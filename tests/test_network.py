@@ -12,9 +12,10 @@ from timm.models.tiny_vit import Attention
 from torch import nn
 
 from packnet_cli.artifact.format import Header
-from packnet_cli.engine import network, pack, start, train
+from packnet_cli.engine import network, pack, start
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import Kind, classify
+from packnet_cli.engine.training import train
 from packnet_cli.errors import NetworkError, UsageError
 
 

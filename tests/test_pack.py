@@ -11,9 +11,12 @@ from conftest import CPU, QUICK, make_folder
 from PIL import Image
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import data, pack, train, unpack
+from packnet_cli.engine import pack
 from packnet_cli.engine.claim import claim_free, lr_scale
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.data import splits
+from packnet_cli.engine.training import train
+from packnet_cli.engine.using import unpack
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
 
@@ -167,7 +170,7 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     (inside / "more").symlink_to(folder / "val")
     task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append).header.tasks[-1]
     assert len(said) == 1 and said[0].startswith("left out: 2 files or links") and str(inside) in said[0]
-    assert task.skipped == 0 and len(data.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
+    assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------
@@ -344,7 +347,7 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     """In both phases, up to tenfold; the head at its own multiple of that."""
     seen = []
     monkeypatch.setattr(
-        "packnet_cli.engine.task.train",
+        "packnet_cli.engine.training.task.train",
         lambda model, batches, freezer, optimization, **_: seen.append(optimization) or iter(()),
     )
     recipe = dataclasses.replace(QUICK, prune_steps=1, lr_scale=lr_scale, head_lr=3)

@@ -14,8 +14,9 @@ from timm.data import create_transform, resolve_data_config, resolve_model_data_
 
 import packnet_cli
 from packnet_cli.artifact import format
-from packnet_cli.engine import data, feed, network, pack
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine import network, pack
+from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import ArtifactError, NetworkError, TaskError
 
 PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -112,7 +113,7 @@ def test_the_transform_is_that_of_eval(full, tmp_path):
     packed = packnet_cli.load(full)
     [path, *_] = (make_folder(tmp_path / "data") / "val" / "class0").iterdir()
     batches = feed.batches(
-        data.Split([path], [0]),
+        splits.Split([path], [0]),
         packed.artifact.header.data_config,
         training=False,
         batch_size=1,
@@ -166,7 +167,7 @@ def test_odd_images_look_to_a_task_as_in_training(full, tmp_path):
     Image.fromarray((shades >> 8).astype(np.uint8)).convert("P").save(tmp_path / "palette.png")
     packed = packnet_cli.load(full)
     for name in ("deep.png", "palette.png"):
-        split = data.Split([tmp_path / name], [0])
+        split = splits.Split([tmp_path / name], [0])
         config = packed.artifact.header.data_config
         device = torch.device("cpu")
         [(batch, _)] = feed.batches(split, config, training=False, batch_size=1, workers=0, device=device)

@@ -8,8 +8,9 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
-from packnet_cli.engine import freezer, network, pack
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine import network, pack
+from packnet_cli.engine.training import freezer
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import ForgettingError, NetworkError
 
 OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate

@@ -20,7 +20,9 @@ from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import checkpoint, freezer, pack, pictures, state, train
+from packnet_cli.engine import pack
+from packnet_cli.engine.data import pictures
+from packnet_cli.engine.training import checkpoint, freezer, state, train
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Step
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import CPU
 
 from packnet_cli.cli.settings import read_config, recipe_from
-from packnet_cli.engine import data, pack
+from packnet_cli.engine import pack
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.fit import choose_optimizer
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, Recipe
@@ -117,7 +118,7 @@ def test_a_rate_that_is_given_leaves_sgd_also_if_it_is_the_default(tmp_path):
 def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt):
     """18 images make a step an epoch; what was chosen is said."""
     artifact, said = pack.init(tmp_path / "packed.st", arch, pretrained=False), []
-    images = data.open_training(folders[0], val_split=0.2, seed=0)
+    images = splits.open_training(folders[0], val_split=0.2, seed=0)
     assert choose_optimizer(artifact, images, Recipe(epochs=epochs), said.append).opt == opt
     assert said == ["few steps (1): adamw at 0.0003, cosine (--opt momentum: the paper's SGD)"][: opt == "adamw"]
 

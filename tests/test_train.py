@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from packnet_cli.engine import data, optimize
-from packnet_cli.engine import freezer as freezer_module
-from packnet_cli.engine import train as train_module
 from packnet_cli.engine.checks import check_optimizer
-from packnet_cli.engine.evaluate import evaluate
-from packnet_cli.engine.freezer import Freezer
-from packnet_cli.engine.optimize import Optimization
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.result import warn_of_guesses
-from packnet_cli.engine.train import train
+from packnet_cli.engine.training import freezer as freezer_module
+from packnet_cli.engine.training import optimize
+from packnet_cli.engine.training import train as train_module
+from packnet_cli.engine.training.freezer import Freezer
+from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.train import train
+from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.errors import DivergedError, UsageError
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]
@@ -338,7 +339,8 @@ def test_the_teachers_loss_is_in_float32():
 @pytest.mark.parametrize(("top1", "told"), [(60.0, False), (40.0, True), (20.0, True), (None, False)])
 def test_guessing_is_told_from_learning(top1, told):
     """At too high a rate a network dies, and names one class for every image."""
-    images = data.TrainingImages(("a", "b", "c"), data.Split([], []), data.HeldOut(data.Split([], [0, 0, 1, 1, 2])))
+    held_out = splits.HeldOut(splits.Split([], [0, 0, 1, 1, 2]))
+    images = splits.TrainingImages(("a", "b", "c"), splits.Split([], []), held_out)
     task, said = SimpleNamespace(top1=top1), []
     warn_of_guesses(task, images, said.append)
     assert said == ["one class for all images has top-1 40.00 %, too: nothing was learnt; try another --lr"] * told

@@ -60,12 +60,12 @@ def evaluate(
     if task == "auto":
         if data is not None:
             raise UsageError("--task auto is measured on the images that the tasks remember; leave out --data")
-        from packnet_cli.engine.auto import evaluate_auto
+        from packnet_cli.engine.using.auto import evaluate_auto
 
         choices = evaluate_auto(path, batch_size=batch_size, workers=workers, device=device, amp=amp)
         report.chosen(list(choices), as_json=json)
         return
-    from packnet_cli.engine import unpack
+    from packnet_cli.engine.using import unpack
 
     results = unpack.evaluate_tasks(
         path, task, folder=data, batch_size=batch_size, workers=workers, device=device, amp=amp
@@ -104,7 +104,7 @@ def predict(
     """Name the likeliest classes of images, with probabilities; results appear as they come."""
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
-    from packnet_cli.engine import predict as engine
+    from packnet_cli.engine.using import predict as engine
 
     standard_input = images == [Path("-")]
     lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin or ())  # also as on Windows
@@ -165,7 +165,7 @@ def extract(
     if form == ".safetensors":
         from packnet_cli.artifact.ship import extract_safetensors as write
     else:
-        from packnet_cli.engine import export
+        from packnet_cli.engine.using import export
 
         write = export.WRITERS[form]
     write(artifact, found, target)
@@ -247,7 +247,7 @@ def compact(
 
     accuracies = []
     if check:
-        from packnet_cli.engine.unpack import evaluate_tasks
+        from packnet_cli.engine.using.unpack import evaluate_tasks
 
         measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
         accuracies.append(list(measure(path)))  # before anything is written: it may fail

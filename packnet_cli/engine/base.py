@@ -4,7 +4,7 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from packnet_cli.engine import data, sources
+from packnet_cli.engine.data import sources, splits
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
 from packnet_cli.images import task_name
@@ -67,7 +67,7 @@ def open_images(
     recipe: Recipe,
     *,
     skip_bad_images: bool = False,
-) -> data.TrainingImages:
+) -> splits.TrainingImages:
     """What a task that is trained already is retrained and measured on.
 
     With `distill`, all images below it, without labels, and the held-out images of `folder`, if any; else those of
@@ -77,11 +77,11 @@ def open_images(
         held_out = (
             None
             if folder is None
-            else data.open_held_out(folder, classes, val_split=recipe.val_split, seed=recipe.seed)
+            else splits.open_held_out(folder, classes, val_split=recipe.val_split, seed=recipe.seed)
         )
-        images = data.TrainingImages(classes, data.open_unlabelled(distill), held_out)
+        images = splits.TrainingImages(classes, splits.open_unlabelled(distill), held_out)
     elif folder is not None:
-        images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
+        images = splits.open_training(folder, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
     else:
-        images = data.TrainingImages(classes, data.Split([], []), None)
-    return data.usable(images, skip_bad=skip_bad_images)
+        images = splits.TrainingImages(classes, splits.Split([], []), None)
+    return splits.usable(images, skip_bad=skip_bad_images)

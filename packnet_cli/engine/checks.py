@@ -9,7 +9,7 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import data, sources
+from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import UsageError, reason
 from packnet_cli.progress import Say
 from packnet_cli.recipe import AUTO, Recipe
@@ -59,7 +59,7 @@ def say_what_is_left_out(folder: Path, say: Say) -> None:
         say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
 
 
-def say_what_is_not_measured(images: data.TrainingImages, say: Say) -> None:
+def say_what_is_not_measured(images: splits.TrainingImages, say: Say) -> None:
     """The classes of which nothing could be held out, as they have a single image."""
     if lone := images.classes if images.held_out is None else images.held_out.missing:
         named = f"{len(lone)} of {len(images.classes)} classes have one image only, {lone[0]!r} among them"

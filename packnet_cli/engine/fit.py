@@ -9,19 +9,20 @@ import torch
 from timm.utils import decay_batch_step
 
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import data, distributed
-from packnet_cli.engine.checkpoint import interrupted_run
+from packnet_cli.engine import distributed
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
-from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.engine.training.checkpoint import interrupted_run
+from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Say, silent
 from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
 
 
-def choose_optimizer(artifact: Artifact, images: data.TrainingImages, recipe: Recipe, say: Say) -> Recipe:
+def choose_optimizer(artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, say: Say) -> Recipe:
     """The recipe with an optimizer that suits the number of steps and the network, if it leaves that open."""
     steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
     batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
@@ -34,7 +35,7 @@ def choose_optimizer(artifact: Artifact, images: data.TrainingImages, recipe: Re
 def fit_batch_size(
     path: Path,
     claim: Claim,
-    images: data.TrainingImages,
+    images: splits.TrainingImages,
     recipe: Recipe,
     machine: Machine,
     *,
@@ -68,9 +69,9 @@ def fit_batch_size(
     return dataclasses.replace(recipe, batch_size=size)
 
 
-def _fits(claim: Claim, images: data.TrainingImages, recipe: Recipe, machine: Machine, retrain: bool) -> bool:
+def _fits(claim: Claim, images: splits.TrainingImages, recipe: Recipe, machine: Machine, retrain: bool) -> bool:
     """Whether a batch of the recipe's size goes through training."""
-    batch = data.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
+    batch = splits.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:
         with training_on(machine):

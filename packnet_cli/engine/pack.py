@@ -13,9 +13,10 @@ from timm.utils import random_seed
 
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import base, data, network
+from packnet_cli.engine import base, network
 from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_left_out, say_what_is_not_measured
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_optimizer
@@ -174,15 +175,15 @@ def add_task(
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     name = name or task_name(folder)
     artifact.header.check_new_name(name)
-    images = data.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
-    images = data.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
+    images = splits.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
+    images = splits.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_left_out(folder, say)
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)
     aside = None
     if max_drop is not None:
-        kept, aside = data.set_aside(images.train, recipe.val_split, recipe.seed)
+        kept, aside = splits.set_aside(images.train, recipe.val_split, recipe.seed)
         images = dataclasses.replace(images, train=kept)
 
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
@@ -242,7 +243,7 @@ def prune_task(
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     if folder is None and entry.data:
         try:
-            folder = data.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
+            folder = splits.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
         except DataError:
             if distill is None:
                 raise

@@ -7,9 +7,9 @@ from pathlib import Path
 from packnet_cli.artifact import atomic, edit, format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network
-from packnet_cli.engine.data import TrainingImages
+from packnet_cli.engine.data.splits import TrainingImages
 from packnet_cli.engine.distributed import check_equal, rank
-from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import ArtifactError, CapacityError, ConflictError
 from packnet_cli.images import location
 from packnet_cli.progress import Say

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import data
-from packnet_cli.engine.checkpoint import Keeper
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
-from packnet_cli.engine.task import TaskInTraining
+from packnet_cli.engine.training.checkpoint import Keeper
+from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
 from packnet_cli.recipe import Recipe
@@ -35,7 +35,7 @@ class Session:
         self,
         name: str,
         claim: Claim,
-        images: data.TrainingImages,
+        images: splits.TrainingImages,
         recipe: Recipe,
         *,
         prune: float,
@@ -61,7 +61,7 @@ class Session:
 
 
 def describe_run(
-    claim: Claim, name: str, images: data.TrainingImages, recipe: Recipe, **how: float | bool | None
+    claim: Claim, name: str, images: splits.TrainingImages, recipe: Recipe, **how: float | bool | None
 ) -> dict[str, Any]:
     """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
     state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
@@ -69,6 +69,6 @@ def describe_run(
         "task": name,
         **how,
         "recipe": dataclasses.asdict(recipe),
-        "images": data.fingerprint(images),
+        "images": splits.fingerprint(images),
         "weights": format.digest(state),
     }

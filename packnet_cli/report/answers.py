@@ -9,9 +9,9 @@ from rich.text import Text
 from packnet_cli.report import console
 
 if TYPE_CHECKING:
-    from packnet_cli.engine.auto import Choice
-    from packnet_cli.engine.predict import Answer
-    from packnet_cli.engine.unpack import Evaluation
+    from packnet_cli.engine.using.auto import Choice
+    from packnet_cli.engine.using.predict import Answer
+    from packnet_cli.engine.using.unpack import Evaluation
 
 
 def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, ship
 from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, reason
 
 TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logit (at least 1)

@@ -9,11 +9,13 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import feed, network, unpack
-from packnet_cli.engine.calibrate import entropies
+from packnet_cli.engine import network
+from packnet_cli.engine.data import feed
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.evaluate import Batches, answers
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.using import unpack
+from packnet_cli.engine.using.calibrate import entropies
+from packnet_cli.engine.using.evaluate import Batches, answers
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import DataError
 from packnet_cli.machine import THIS_MACHINE
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
-from packnet_cli.engine.state import Tensors
+from packnet_cli.engine.training.state import Tensors
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Say, unsaid
 

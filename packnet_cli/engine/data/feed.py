@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
 
-from packnet_cli.engine import distributed, pictures
-from packnet_cli.engine.augment import SMOOTH, random_crop, resized_alone, resized_together, stacked
-from packnet_cli.engine.data import Split
+from packnet_cli.engine import distributed
+from packnet_cli.engine.data import pictures
+from packnet_cli.engine.data.augment import SMOOTH, random_crop, resized_alone, resized_together, stacked
+from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import distributed, pictures, sources
+from packnet_cli.engine import distributed
+from packnet_cli.engine.data import pictures, sources
 from packnet_cli.errors import DataError, few
 from packnet_cli.images import ClassFiles, Picture, is_dataset
 

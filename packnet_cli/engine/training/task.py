@@ -13,18 +13,19 @@ from timm.utils import random_seed
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.engine import compute, data, distributed, feed, network
-from packnet_cli.engine.calibrate import measure_temperature
-from packnet_cli.engine.checkpoint import Checkpoint, Keeper
+from packnet_cli.engine import compute, distributed, network
 from packnet_cli.engine.claim import Claim, lr_scale
+from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device
-from packnet_cli.engine.evaluate import evaluate
-from packnet_cli.engine.freezer import Freezer
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.optimize import Optimization
-from packnet_cli.engine.release import Goals, release_goals, release_in_steps
-from packnet_cli.engine.state import optimizer_state, random_state, set_optimizer_state, set_random_state
-from packnet_cli.engine.train import Place, Resume, Teacher, train
+from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
+from packnet_cli.engine.training.freezer import Freezer
+from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
+from packnet_cli.engine.training.state import optimizer_state, random_state, set_optimizer_state, set_random_state
+from packnet_cli.engine.training.train import Place, Resume, Teacher, train
+from packnet_cli.engine.using.calibrate import measure_temperature
+from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
@@ -52,7 +53,7 @@ class TaskInTraining:
         self,
         name: str,
         claim: Claim,
-        images: data.TrainingImages,
+        images: splits.TrainingImages,
         recipe: Recipe,
         machine: Machine,
         progress: Progress,

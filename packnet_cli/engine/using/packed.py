@@ -13,7 +13,7 @@ from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import network
-from packnet_cli.engine.pictures import convert
+from packnet_cli.engine.data.pictures import convert
 from packnet_cli.errors import NetworkError
 
 Transform = Callable[[Image.Image], torch.Tensor]

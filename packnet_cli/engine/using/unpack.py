@@ -11,10 +11,11 @@ from torch import nn
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
-from packnet_cli.engine import data, feed, network
+from packnet_cli.engine import network
+from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.evaluate import Batches, evaluate
-from packnet_cli.engine.packed import Packed
+from packnet_cli.engine.using.evaluate import Batches, evaluate
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import DataError, TaskError
 from packnet_cli.images import location
 from packnet_cli.progress import Accuracy
@@ -66,7 +67,7 @@ def evaluate_tasks(
 def _measured(
     artifact: Artifact,
     tasks: tuple[Task, ...],
-    held_outs: dict[int, data.HeldOut],
+    held_outs: dict[int, splits.HeldOut],
     torch_device: torch.device,
     *,
     batch_size: int,
@@ -100,7 +101,7 @@ def check_accuracies(
     """
     artifact, torch_device = format.load(path), choose_device(device)
     findings: list[Finding] = []
-    held_outs: dict[int, data.HeldOut] = {}
+    held_outs: dict[int, splits.HeldOut] = {}
     for task in artifact.header.tasks:
         if task.data and task.images:
             try:
@@ -126,7 +127,7 @@ def check_accuracies(
 
 def batches_of(
     artifact: Artifact,
-    held_out: data.HeldOut,
+    held_out: splits.HeldOut,
     *,
     batch_size: int,
     workers: int | None,
@@ -145,21 +146,21 @@ def batches_of(
     )
 
 
-def held_out_images(task: Task, folder: Path | None) -> data.HeldOut:
+def held_out_images(task: Task, folder: Path | None) -> splits.HeldOut:
     """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
     if not (folder or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     alone = f"`packnet eval PACKED --task {task.index} --data DIR`"
-    where = folder or data.remembered(task, f"put it back, or measure this task alone with {alone}")
+    where = folder or splits.remembered(task, f"put it back, or measure this task alone with {alone}")
     try:
-        held_out = data.open_held_out(
+        held_out = splits.open_held_out(
             where,
             task.classes,
             val_split=task.recipe.get("val_split", Recipe.val_split),
             seed=task.recipe.get("seed", Recipe.seed),
             trained_on=location(where) == task.data,
         )
-        [split] = data.check_images(held_out.split, skip_bad=task.skipped > 0)
+        [split] = splits.check_images(held_out.split, skip_bad=task.skipped > 0)
         if not split.paths:
             raise DataError(f"{where} holds no readable images to evaluate on")
     except DataError as error:

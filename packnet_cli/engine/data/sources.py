@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from packnet_cli.artifact.atomic import Stamp, stamp
-from packnet_cli.engine import datasets
-from packnet_cli.engine.pictures import is_image_name
+from packnet_cli.engine.data import datasets
+from packnet_cli.engine.data.pictures import is_image_name
 from packnet_cli.errors import DataError
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, is_dataset, is_list
 from packnet_cli.lists import read_list
