@@ -145,7 +145,7 @@ def make_verbs(folder, path):
             weights=folder / "weights.pt",
             data_config=config,
             prune=0.5,
-            folder=images,
+            data=images,
             recipe=QUICK,
             resume=resume,
             **RUN,

@@ -44,7 +44,7 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
             weights=tmp_path / "weights.pt",
             data_config={"img_size": 32},
             prune=prune,
-            folder=folders[2],
+            data=folders[2],
         )
     arguments = (tmp_path / "out", tmp_path / "start.st", *folders[:2], "--base", tmp_path / "base.st", *QUICK)
     first = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")

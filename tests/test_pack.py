@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
 def test_base_keeps_its_own_classifier(tmp_path, folders, weights):
     """Unpruned it answers as timm does with these weights; then half of each layer is released, the rest retrained."""
     path = tmp_path / "packed.st"
-    artifact = pack.init(path, "test_resnet", weights=weights, prune=0.5, folder=folders[2], **SMALL, **RUN)
+    artifact = pack.init(path, "test_resnet", weights=weights, prune=0.5, data=folders[2], **SMALL, **RUN)
     task = artifact.header.task(1)
     assert (task.name, task.prune, len(task.classes)) == ("blue", 0.5, 4)
     assert list(task.accuracy) == ["dense", "pruned", "retrained"]
@@ -98,7 +98,7 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
         weights=weights,
         prune=0.5,
         distill=folders[0],
-        folder=folders[2],
+        data=folders[2],
         **SMALL,
         **RUN,
     )
@@ -110,10 +110,10 @@ def test_base_classes(tmp_path, folders, weights):
     names = tmp_path / "names.txt"
     names.write_text("class3\nclass2\nclass1\nclass0\n\n \n", encoding="utf-8-sig")  # as some editors leave it
     how = dict(weights=weights, prune=0.5, **SMALL, **RUN)
-    artifact = pack.init(tmp_path / "a.st", "test_resnet", folder=folders[0], class_names=names, **how)
+    artifact = pack.init(tmp_path / "a.st", "test_resnet", data=folders[0], class_names=names, **how)
     assert artifact.header.task(1).classes == ("class3", "class2", "class1", "class0")
     with pytest.raises(DataError, match="3 class folders and the classifier 4 outputs.*--class-names"):
-        pack.init(tmp_path / "b.st", "test_resnet", folder=folders[0], **how)
+        pack.init(tmp_path / "b.st", "test_resnet", data=folders[0], **how)
     names.write_text("one\ntwo\n")
     with pytest.raises(DataError, match="lists 2 different names; the classifier has 4 outputs"):
         pack.init(tmp_path / "b.st", "test_resnet", class_names=names, **how)
@@ -131,7 +131,7 @@ def test_imagenet_classes_are_wnids(tmp_path):
     for part in ("train", "val"):
         for number, wnid in enumerate(("n01440764", "n02102040", "n03888257")):
             (folder / part / f"class{number}").rename(folder / part / wnid)
-    artifact = pack.init(tmp_path / "a.st", "test_resnet", weights=file, prune=0.5, folder=folder, **SMALL, **RUN)
+    artifact = pack.init(tmp_path / "a.st", "test_resnet", weights=file, prune=0.5, data=folder, **SMALL, **RUN)
     [task] = artifact.header.tasks
     assert task.name == "imagenet" and len(task.classes) == 1000
     assert [task.classes.index(wnid) for wnid in ("n01440764", "n02102040", "n03888257")] == [0, 217, 701]
@@ -244,7 +244,7 @@ def test_prune_on_labels_what_was_kept_without(tmp_path, folders, weights, first
     pack.init(path, "test_resnet", weights=weights, class_names=names, prune=0.5, **first, **SMALL, **RUN)
     phases = []
     task = pack.prune_task(
-        path, "1", prune=0.5, folder=folders[2], machine=CPU, progress=lambda task, phase, at: phases.append(phase)
+        path, "1", prune=0.5, data=folders[2], machine=CPU, progress=lambda task, phase, at: phases.append(phase)
     ).header.task(1)
     assert "retrain" in phases and task.recipe["distill_weight"] < 1
 

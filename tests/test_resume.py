@@ -275,7 +275,7 @@ def raiser(error):
 def test_base_and_prune_resume_too(tmp_path, folders):
     """`init --prune` and `prune` keep checkpoints in the same way."""
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.pt")
-    how = dict(recipe=RECIPE, machine=CPU, folder=folders[2])
+    how = dict(recipe=RECIPE, machine=CPU, data=folders[2])
 
     def base(name, **more):
         path = tmp_path / name

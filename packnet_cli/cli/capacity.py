@@ -43,7 +43,7 @@ def prune(
             path,
             task,
             prune=prune,
-            folder=data,
+            data=data,
             distill=distill,
             recipe=recipe,
             **how,

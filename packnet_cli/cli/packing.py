@@ -97,7 +97,7 @@ def init(
         },
     }
     if dry_run:
-        named: dict[str, Any] = {"name": name, "folder": data, "class_names": class_names}
+        named: dict[str, Any] = {"name": name, "data": data, "class_names": class_names}
         report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, **named, **built), as_json=json)
         return
     with run.of(path, trains=prune is not None) as how:
@@ -109,7 +109,7 @@ def init(
             seed=recipe.seed,
             force=force,
             prune=prune,
-            folder=data,
+            data=data,
             distill=distill,
             name=name,
             class_names=class_names,

@@ -68,7 +68,7 @@ def evaluate(
     from packnet_cli.engine.using import unpack
 
     results = unpack.evaluate_tasks(
-        path, task, folder=data, batch_size=batch_size, workers=workers, device=device, amp=amp
+        path, task, data=data, batch_size=batch_size, workers=workers, device=device, amp=amp
     )
     report.evaluated(list(results), as_json=json)
 

@@ -11,7 +11,7 @@ from packnet_cli.images import task_name
 from packnet_cli.recipe import Recipe
 
 
-def class_names(origin: Origin, listed: Path | None, folder: Path | None) -> tuple[str, ...]:
+def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
     """The classes of a pretrained classifier, in order of its outputs.
 
     From the file `listed`, one name a line; else ImageNet's, by wnid, if timm takes the network for an ImageNet one and
@@ -25,15 +25,15 @@ def class_names(origin: Origin, listed: Path | None, folder: Path | None) -> tup
     wnids = tuple(ImageNetInfo(subset).label_names()) if subset else ()
     if len(wnids) != count:
         wnids = ()
-    if folder is None:
+    if data is None:
         return wnids or tuple(map(str, range(count)))
-    folders = sources.class_names(folder)
+    folders = sources.class_names(data)
     if set(folders) <= set(wnids):
         return wnids
     if len(folders) == count:
         return folders
     raise DataError(
-        f"{folder} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be matched "
+        f"{data} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be matched "
         "in order; list the classifier's names, one a line, in a file and give it with --class-names"
     )
 
@@ -53,16 +53,16 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def default_name(classes: tuple[str, ...], folder: Path | None) -> str:
+def default_name(classes: tuple[str, ...], data: Path | None) -> str:
     """What the task is called if nobody says: imagenet if its classes are wnids, else as the folder."""
     if all(name[:1] == "n" and name[1:].isdecimal() for name in classes):
         return "imagenet"
-    return task_name(folder) if folder else "pretrained"
+    return task_name(data) if data else "pretrained"
 
 
 def open_images(
     classes: tuple[str, ...],
-    folder: Path | None,
+    data: Path | None,
     distill: Path | None,
     recipe: Recipe,
     *,
@@ -70,18 +70,16 @@ def open_images(
 ) -> splits.TrainingImages:
     """What a task that is trained already is retrained and measured on.
 
-    With `distill`, all images below it, without labels, and the held-out images of `folder`, if any; else those of
-    `folder`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
+    With `distill`, all images below it, without labels, and the held-out images of `data`, if any; else those of
+    `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
     """
     if distill is not None:
         held_out = (
-            None
-            if folder is None
-            else splits.open_held_out(folder, classes, val_split=recipe.val_split, seed=recipe.seed)
+            None if data is None else splits.open_held_out(data, classes, val_split=recipe.val_split, seed=recipe.seed)
         )
         images = splits.TrainingImages(classes, splits.open_unlabelled(distill), held_out)
-    elif folder is not None:
-        images = splits.open_training(folder, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
+    elif data is not None:
+        images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
     else:
         images = splits.TrainingImages(classes, splits.Split([], []), None)
     return splits.usable(images, skip_bad=skip_bad_images)

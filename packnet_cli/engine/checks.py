@@ -53,9 +53,9 @@ def load_whole(path: Path) -> Artifact:
     return artifact
 
 
-def say_what_is_left_out(folder: Path, say: Say) -> None:
+def say_what_is_left_out(data: Path, say: Say) -> None:
     """What stands among the images and is none, as far as its name tells."""
-    if found := sources.left_out(folder):
+    if found := sources.left_out(data):
         say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
 
 

@@ -46,7 +46,7 @@ def init(
     seed: int = 0,
     force: bool = False,
     prune: float | None = None,
-    folder: Path | None = None,
+    data: Path | None = None,
     distill: Path | None = None,
     name: str | None = None,
     class_names: Path | None = None,
@@ -64,7 +64,7 @@ def init(
     interpolation.
 
     Without `prune` all weights are free. With it the network keeps its own classifier as task 1: that fraction of each
-    layer is released, and the rest retrained on the labelled images in `folder`, or on any images in `distill` with
+    layer is released, and the rest retrained on the labelled images in `data`, or on any images in `distill` with
     the unpruned network as teacher, or (neither) not at all. `class_names` is a file with the classifier's classes.
 
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError.
@@ -90,16 +90,16 @@ def init(
     artifact = _all_free(origin)
     if prune is not None:
         plan.layers_spared(artifact.mask, recipe.skip_layers)
-        classes = base.class_names(origin, class_names, folder)
-        name = name or base.default_name(classes, folder)
+        classes = base.class_names(origin, class_names, data)
+        name = name or base.default_name(classes, data)
         artifact.header.check_new_name(name)
-        images = base.open_images(classes, folder, distill, recipe)
+        images = base.open_images(classes, data, distill, recipe)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         session = Session(path, machine, resume, checkpoint_minutes, progress, say)
         with session.training(name, claim, images, recipe, prune=prune) as task:
             task.measure("dense")
             task.prune_and_retrain(prune)
-            artifact = with_trained(task, folder, prune)
+            artifact = with_trained(task, data, prune)
             write(artifact, path, task)
     else:
         save(artifact, path)
@@ -111,7 +111,7 @@ def plan_init(
     *,
     prune: float | None,
     name: str | None,
-    folder: Path | None = None,
+    data: Path | None = None,
     class_names: Path | None = None,
     recipe: Recipe,
     model_kwargs: dict[str, Any],
@@ -122,7 +122,7 @@ def plan_init(
     origin = start_from(arch, weights=None, pretrained=False, model_kwargs=model_kwargs, data_config=data_config)
     artifact = _all_free(origin)
     if prune is not None:
-        name = name or base.default_name(base.class_names(origin, class_names, folder), folder)
+        name = name or base.default_name(base.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
     wanted = {} if prune is None or name is None else {name: prune}
     return plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
@@ -144,7 +144,7 @@ def _all_free(origin: Origin) -> Artifact:
 @together
 def add_task(
     path: Path,
-    folder: Path,
+    data: Path,
     *,
     name: str | None = None,
     prune: float = 0.0,
@@ -158,7 +158,7 @@ def add_task(
     progress: Progress = silent,
     say: Say = unsaid,
 ) -> Artifact:
-    """Train the task in `folder` on the free weights, release the fraction `prune` of them in each layer, retrain.
+    """Train the task in `data` on the free weights, release the fraction `prune` of them in each layer, retrain.
 
     With `max_drop` the fraction is searched for: the largest after which top-1 is at most so many points lower. With
     `head_only` the task gets a head on what the newest task sees, and no weights.
@@ -173,11 +173,11 @@ def add_task(
     artifact = load_whole(path)
     plan.check_capacity(path, artifact, head_only=head_only)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
-    name = name or task_name(folder)
+    name = name or task_name(data)
     artifact.header.check_new_name(name)
-    images = splits.open_training(folder, val_split=recipe.val_split, seed=recipe.seed)
+    images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
     images = splits.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
-    say_what_is_left_out(folder, say)
+    say_what_is_left_out(data, say)
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_optimizer(artifact, images, recipe, say)
@@ -195,7 +195,7 @@ def add_task(
             prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
         elif prune:
             task.prune_and_retrain(prune)
-        after = with_trained(task, folder, prune, search)
+        after = with_trained(task, data, prune, search)
         write(after, path, task, unchanged_since)
     warn_of_guesses(after.header.tasks[-1], images, say)
     return after
@@ -210,7 +210,7 @@ def prune_task(
     wanted: str,
     *,
     prune: float,
-    folder: Path | None = None,
+    data: Path | None = None,
     distill: Path | None = None,
     recipe: Recipe | None = None,
     machine: Machine = THIS_MACHINE,
@@ -223,7 +223,7 @@ def prune_task(
 
     Only the newest: every later task runs on an earlier one's weights, so that they cannot go. What is released keeps
     the value that the task had given it as the dormant one. The recipe is by default the one that the task was trained
-    by; `folder` and `distill` are as for `init`. Returns the new artifact; errors are those of `add_task`.
+    by; `data` and `distill` are as for `init`. Returns the new artifact; errors are those of `add_task`.
     """
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
@@ -241,20 +241,20 @@ def prune_task(
     recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
     check_settings(prune, recipe)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
-    if folder is None and entry.data:
+    if data is None and entry.data:
         try:
-            folder = splits.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
+            data = splits.remembered(entry, "say where it is with --data, or retrain on any images with --distill")
         except DataError:
             if distill is None:
                 raise
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
-    images = base.open_images(entry.classes, folder, distill, recipe, skip_bad_images=skip_bad)
+    images = base.open_images(entry.classes, data, distill, recipe, skip_bad_images=skip_bad)
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
     with session.training(entry.name, claim_again(artifact), images, recipe, prune=prune) as task:
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
         task.prune_and_retrain(prune)
         total = min(1 - (1 - entry.prune) * (1 - prune), 1 - 2**-53)  # some weight is left, however it rounds
-        after = with_trained(task, folder, total, entry.search)
+        after = with_trained(task, data, total, entry.search)
         write(after, path, task, unchanged_since)
     return after

@@ -53,32 +53,30 @@ class TrainingImages:
         return UNLABELLED not in self.train.labels
 
 
-def open_training(
-    folder: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None
-) -> TrainingImages:
+def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str, ...] | None = None) -> TrainingImages:
     """The classes, training images and held-out images in a folder, list or dataset (see `sources.py`).
 
-    `folder` holds train/<class>/ and val/<class>/ (valid/, validation/, test/), or just <class>/, or train/<class>/.
+    `data` holds train/<class>/ and val/<class>/ (valid/, validation/, test/), or just <class>/, or train/<class>/.
     If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
     always the same files. A network that knows its `classes` already has its labels by them, and need not find all of
     them here.
     Raises DataError.
     """
-    files = sources.training_files(folder)
+    files = sources.training_files(data)
     if classes is not None:
-        _check_known(folder, files, classes)
+        _check_known(data, files, classes)
     classes = classes or tuple(files)
     if len(classes) < 2:
-        raise DataError(f"{folder} has only the class {classes[0]!r}; a classifier needs at least two")
+        raise DataError(f"{data} has only the class {classes[0]!r}; a classifier needs at least two")
     for name, paths in files.items():
         if not paths:
-            raise DataError(f"{folder}: the class folder {name!r} holds no images; fill it or remove it")
-    source = sources.held_out_files(folder)
+            raise DataError(f"{data}: the class folder {name!r} holds no images; fill it or remove it")
+    source = sources.held_out_files(data)
     if source is None:
         files, rest = _hold_out(files, val_split, seed)
         if not any(rest.values()):  # every class has a single image
             return TrainingImages(classes, _split(files, classes), None)
-    held_out = open_held_out(folder, classes, val_split=val_split, seed=seed)
+    held_out = open_held_out(data, classes, val_split=val_split, seed=seed)
     empty = [name for name in held_out.missing if name in files]
     if empty and source is not None:
         raise DataError(
@@ -89,16 +87,16 @@ def open_training(
 
 
 def open_held_out(
-    folder: Path, classes: tuple[str, ...], *, val_split: float, seed: int, trained_on: bool = True
+    data: Path, classes: tuple[str, ...], *, val_split: float, seed: int, trained_on: bool = True
 ) -> HeldOut:
     """The images to evaluate on, their classes matched by name.
 
     These are the held-out folder's; without one, the part that `open_training` held out if the task was
     `trained_on` this folder, else every image in it. Raises DataError, also for a class that the task does not know.
     """
-    source = sources.held_out_files(folder)
-    files = source.files if source else sources.training_files(folder)
-    name = source.name if source else str(folder)
+    source = sources.held_out_files(data)
+    files = source.files if source else sources.training_files(data)
+    name = source.name if source else str(data)
     if source is None and trained_on:
         _, files = _hold_out(files, val_split, seed)
     _check_known(name, files, classes)

@@ -38,14 +38,14 @@ def evaluate_tasks(
     path: Path,
     wanted: str = "all",
     *,
-    folder: Path | None = None,
+    data: Path | None = None,
     as_in: Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     device: str = "auto",
     amp: bool = False,
 ) -> Iterator[Evaluation]:
-    """Evaluate one task (by index or name) or "all", on the data that it remembers or on `folder`.
+    """Evaluate one task (by index or name) or "all", on the data that it remembers or on `data`.
 
     A compact file remembers none: what the one that it was made of remembers is meant with `as_in`, the path of that.
     Raises TaskError, DataError, ArtifactError.
@@ -57,10 +57,10 @@ def evaluate_tasks(
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = choose_device(device)
-    there = [task for task in tasks if wanted != "all" or folder or (task.data and task.images)]
-    if artifact.header.compact is not None and not (folder or as_in):
+    there = [task for task in tasks if wanted != "all" or data or (task.data and task.images)]
+    if artifact.header.compact is not None and not (data or as_in):
         raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
-    held_outs = {task.index: held_out_images(task, folder) for task in there}
+    held_outs = {task.index: held_out_images(task, data) for task in there}
     yield from _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers, amp=amp)
 
 
@@ -146,12 +146,12 @@ def batches_of(
     )
 
 
-def held_out_images(task: Task, folder: Path | None) -> splits.HeldOut:
-    """The readable images to evaluate a task on: of those it remembers, or in `folder`. Raises DataError."""
-    if not (folder or task.data):
+def held_out_images(task: Task, data: Path | None) -> splits.HeldOut:
+    """The readable images to evaluate a task on: of those it remembers, or in `data`. Raises DataError."""
+    if not (data or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
     alone = f"`packnet eval PACKED --task {task.index} --data DIR`"
-    where = folder or splits.remembered(task, f"put it back, or measure this task alone with {alone}")
+    where = data or splits.remembered(task, f"put it back, or measure this task alone with {alone}")
     try:
         held_out = splits.open_held_out(
             where,
