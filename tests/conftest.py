@@ -1,15 +1,17 @@
 """Small pictures and small packed models, made afresh."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports it: no test may depend on a network
+# Before anything is imported that looks at them.
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+os.environ["OMP_NUM_THREADS"] = "1"  # these networks are too small to share out
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from packnet_cli.engine import pack
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 
-torch.set_num_threads(1)  # these networks are too small to share out
+gc.freeze()  # what the imports have made: at each collection it would be looked through, for a quarter of a second
 
 CPU = Machine("cpu", workers=0, amp=False)
 QUICK = Recipe(
