@@ -13,4 +13,4 @@ export PATH
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -n auto "$@"
+python -m pytest -n auto --dist worksteal "$@"
