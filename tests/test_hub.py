@@ -15,9 +15,16 @@ import torch
 from safetensors.torch import save
 
 from packnet_cli.artifact import format
+from packnet_cli.engine import network
 
 REPO = "timm/test_resnet.r160_in1k"
 ENCODER = "someone/encoder"
+# By repository: what timm makes of its configuration, the arguments that it follows from, and the architecture.
+OTHERWISE = {
+    "someone/gray": ({"input_size": [1, 32, 32], "first_conv": "conv1.0"}, {"in_chans": 1}, "test_resnet"),
+    "someone/small": ({"input_size": [3, 32, 32], "fixed_input_size": True}, {"img_size": [32, 32]}, "test_vit"),
+}
+UNSAID = "someone/unsaid"  # its network's size follows from nothing that it says
 
 
 @pytest.fixture
@@ -31,6 +38,13 @@ def hub():
     for repo, state, classes in ((REPO, weights, 1000), (ENCODER, body, 0)):
         config = {"architecture": "test_resnet", "num_classes": classes, "pretrained_cfg": {"classifier": "fc"}}
         config["model_args"] = {"num_classes": classes}  # which is not for a file
+        files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
+        files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
+
+    for repo, (said, arguments, arch) in (OTHERWISE | {UNSAID: ({}, {"img_size": 224}, "test_vit")}).items():
+        config = {"architecture": arch, "num_classes": 1000, "pretrained_cfg": said | {"num_classes": 1000}}
+        config["pretrained_cfg"]["classifier"] = "fc" if arch == "test_resnet" else "head"
+        state = timm.create_model(arch, **arguments).state_dict()
         files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
         files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
 
@@ -79,15 +93,21 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     files = {arch: str(tmp_path / f"{number}.st") for number, arch in enumerate(archs)}
     lines = [[file, "--arch", arch] for arch, file in files.items()]
     lines.append([str(tmp_path / "none.st"), "--arch", f"hf-hub:{ENCODER}", "--prune", "0.5"])
+    lines += [[str(tmp_path / f"{repo[8:]}.st"), "--arch", f"hf-hub:{repo}"] for repo in (UNSAID, *OTHERWISE)]
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     line = [sys.executable, "-c", SCRIPT, json.dumps(lines)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *made, (code, said) = map(json.loads, done.stdout.splitlines())
-    assert [code for code, _ in made] == [0, 0, 0], made
+    *made, (code, said), unsaid, gray, small = map(json.loads, done.stdout.splitlines())
+    assert [code for code, _ in (*made, gray, small)] == [0] * 5, made
     for arch, file in files.items():
         artifact = format.load(Path(file))
         assert archs[arch] in artifact.header.source
         for name, values in artifact.shared.items():
             assert torch.equal(torch.from_numpy(values), weights[name])
     assert code == 2 and "has no classifier of its own" in said
+    assert unsaid[0] == 7 and "builds another test_vit than the one packed here" in unsaid[1]
+    for repo, (_, arguments, _) in OTHERWISE.items():
+        header = format.load(tmp_path / f"{repo[8:]}.st").header
+        assert header.model_kwargs == arguments
+        network.build(header, 2)

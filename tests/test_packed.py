@@ -90,6 +90,17 @@ def test_a_timm_that_builds_another_network_is_told_from_ours(full):
         Packed(other).model("red")
 
 
+def test_it_gets_no_task_either(packed, folders):
+    """Not even where all that is packed fits into the other one, which has more."""
+    artifact = format.load(packed)
+    other = dataclasses.replace(artifact.header, model_kwargs={"layers": [1, 1, 2, 1]})
+    format.save(format.make(other, artifact.shared, artifact.mask, artifact.own), packed)
+    before = packed.read_bytes()
+    with pytest.raises(NetworkError, match="builds another test_resnet than the one packed here"):
+        pack.add_task(packed, folders[0], recipe=QUICK, machine=CPU)
+    assert packed.read_bytes() == before
+
+
 @pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 def test_every_tensor_of_a_blank_network_is_written(tmp_path, folders, monkeypatch, arch):
     """No number was drawn for any, and none may stay as the memory happened to be."""

@@ -271,7 +271,12 @@ def test_progress_counts_every_step():
 
 
 @pytest.mark.parametrize(
-    ("sched", "rates"), [("step", [1, 1, 0.1, 0.1]), ("none", [1] * 4), ("cosine", [1, 0.854, 0.5, 0.146])]
+    ("sched", "rates"),
+    [
+        *(("step", rates) for rates in ([1], [1, 0.1], [1, 1, 0.1], [1, 1, 0.1, 0.1], [1, 1, 1, 0.1, 0.1])),
+        ("none", [1] * 4),
+        ("cosine", [1, 0.854, 0.5, 0.146]),
+    ],
 )
 def test_schedules(sched, rates, monkeypatch):
     """The learning rate at each epoch's start, one step an epoch, relative to the first."""
@@ -279,7 +284,7 @@ def test_schedules(sched, rates, monkeypatch):
     used = []
     sgd_step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: used.append(o.param_groups[0]["lr"]) or sgd_step(o, *a))
-    run(model, DataLoader(batches.dataset, 8), Freezer(model, "momentum"), epochs=4, lr=0.01, sched=sched)
+    run(model, DataLoader(batches.dataset, 8), Freezer(model, "momentum"), epochs=len(rates), lr=0.01, sched=sched)
     assert used == pytest.approx([0.01 * rate for rate in rates], rel=1e-2)
 
 

@@ -138,6 +138,7 @@ def _bytes(dtype: str, shape: list[int], compact: bool) -> int:
     return (4 if compact and dtype in ("U16", "F16") else ITEM_BYTES.get(dtype, 0)) * math.prod(shape)
 
 
-def _natural(name: str) -> list[str | int]:
-    """A key to sort names by in which layer10 follows layer9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by in which layer10 follows layer9, as of two numbers the longer is the greater."""
+    parts = re.split(r"(\d+)", name)  # every other one is a number
+    return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else (0, part) for at, part in enumerate(parts)]

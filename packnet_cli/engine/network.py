@@ -11,7 +11,7 @@ Every tensor of a network's state dict has one class:
 
 import enum
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,6 +81,25 @@ def build(header: Header, num_classes: int) -> nn.Module:
         classifier: Any = model.get_submodule(name)
         classifier.reset_parameters()
     return model
+
+
+def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> None:
+    """Raise NetworkError unless `fits`: another version of timm may build another network."""
+    if not fits(model, header, tensors):
+        raise NetworkError(
+            f"timm {timm.__version__} builds another {header.arch} than the one packed here; "
+            "try the version of timm that the file was made with"
+        )
+
+
+def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:
+    """Whether the network has these tensors, by name and shape. A head's may have any, and be missing as a whole."""
+    wanted, there = (
+        {name: None if is_of_head(name, header.head) else tuple(value.shape) for name, value in found.items()}
+        for found in (tensors, model.state_dict())
+    )
+    new_head = {} if None in wanted.values() else {name: None for name, shape in there.items() if shape is None}
+    return wanted | new_head == there
 
 
 def build_blank(header: Header, num_classes: int) -> nn.Module:

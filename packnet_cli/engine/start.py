@@ -58,9 +58,10 @@ def start_from(
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
     name, cfg, arguments = _look_up(arch)
+    arguments = _implied(name, cfg) | arguments
+    if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
+        arguments["in_chans"] = channels
     arguments |= model_kwargs
-    if wanted.get("in_chans", 3) != 3:
-        arguments["in_chans"] = wanted["in_chans"]
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
     resolved = _data_config(wanted, cfg)
@@ -86,7 +87,10 @@ def start_from(
     else:
         model = create(name, built)
     network.try_out(model, resolved)
-    return Origin(model, Header(name, arguments, head_prefixes(cfg), source, resolved), remark)
+    header = Header(name, arguments, head_prefixes(cfg), source, resolved)
+    if pretrained and weights is None:  # built by the hub's configuration, and the next time without
+        network.check_fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict())
+    return Origin(model, header, remark)
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -107,6 +111,18 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     except RuntimeError as error:
         raise NetworkError(f"timm knows no weights {arch!r}: {error}") from None
     return name, found.to_dict() if found is not None else {}, {}
+
+
+def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that timm takes from a configuration, where that of the bare architecture says otherwise."""
+
+    def arguments(of: dict[str, Any]) -> dict[str, Any]:
+        channels, *size = of.get("input_size") or (None, None)
+        return {"in_chans": channels, "img_size": size if of.get("fixed_input_size") else None}
+
+    bare = timm.get_pretrained_cfg(name)
+    usual = arguments(bare.to_dict() if bare is not None else {})
+    return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
 
 
 def _create_pretrained(

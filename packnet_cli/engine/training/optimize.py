@@ -1,5 +1,6 @@
 """How a phase of training moves the weights: timm's optimizers and schedules, at one rate or multiples of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,7 +53,7 @@ class Optimization:
             optimizer,
             sched=self.sched,
             num_epochs=epochs,
-            decay_epochs=max(1, epochs // 2),
+            decay_epochs=math.ceil(epochs / 2),
             step_on_epochs=False,
             updates_per_epoch=batches,
         )

@@ -80,6 +80,7 @@ class TaskInTraining:
         header = claim.artifact.header
         self.head = header.head
         self.model = network.build(header, len(images.classes))
+        network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)

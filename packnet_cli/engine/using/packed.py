@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
 from packnet_cli.artifact import masks
-from packnet_cli.artifact.format import Artifact, Task
-from packnet_cli.artifact.header import is_of_head
+from packnet_cli.artifact.format import Artifact, State, Task
 from packnet_cli.engine import network
 from packnet_cli.engine.data.pictures import convert
 from packnet_cli.errors import NetworkError
@@ -44,11 +42,7 @@ class Packed:
         """
         found, header = self.task(task), self.artifact.header
         model = network.build_blank(header, len(found.classes))
-        if not self._fits(model, found):
-            raise NetworkError(
-                f"timm {timm.__version__} builds another {header.arch} than the one packed here; "
-                "try the version of timm that the file was made with"
-            )
+        network.check_fits(model, header, self._tensors(found))
         self._write(model, found)
         return model.eval()
 
@@ -59,18 +53,12 @@ class Packed:
         another number of classes gets new parameters. Raises TaskError; NetworkError if the network is another one.
         """
         found = self.task(task)
-        if not self._fits(model, found):
+        if not network.fits(model, self.artifact.header, self._tensors(found)):
             raise NetworkError("the network to switch is not one of this packed model; take one from Packed.model()")
         self._write(model, found)
 
-    def _fits(self, model: nn.Module, task: Task) -> bool:
-        """Whether the network has the tensors of the task, in the same shapes but for the head's."""
-        head = self.artifact.header.head
-        wanted, there = (
-            {name: None if is_of_head(name, head) else tuple(value.shape) for name, value in state.items()}
-            for state in (self.artifact.shared | self.artifact.own[task.index], model.state_dict())
-        )
-        return wanted == there
+    def _tensors(self, task: Task) -> State:
+        return self.artifact.shared | self.artifact.own[task.index]
 
     @torch.no_grad()
     def _write(self, model: nn.Module, task: Task) -> None:
