@@ -17,6 +17,8 @@ CHOICES = {
 
 AUTO = "auto"  # what a setting is that is left open: the optimizer, and on the command line the batch size
 SGD = "momentum"  # timm's name
+FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
+HELD_OUT = ("seed", "val_split")  # what a task's held-out images follow from
 SEEDS = 2**32  # so many there are, for numpy
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
@@ -67,6 +69,10 @@ class Recipe:
     def recorded(cls, settings: dict[str, Any]) -> "Recipe":
         """The recipe in an artifact, to train by again, without settings that this version does not have."""
         return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
+
+    def to_prune(self, trained: "Recipe") -> "Recipe":
+        """These settings for a task that was `trained` by others: what they alone decide, and which images it saw."""
+        return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *HELD_OUT)})
 
     def settled(self, *, few_steps: bool) -> "Recipe":
         """The recipe with an optimizer in place of "auto": SGD, as in the paper.

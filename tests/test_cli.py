@@ -22,6 +22,7 @@ from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.engine import network
 from packnet_cli.engine.using.packed import Packed
+from packnet_cli.report import console
 
 COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
 COMMANDS += ["rename", "compact"]
@@ -134,6 +135,17 @@ def test_without_a_command_there_is_help(packnet):
     """And the exit code of a wrong argument."""
     result = packnet()
     assert result.exit_code == 2 and "add-task" in result.stdout
+
+
+def test_eval_warns_where_all_images_are_measured(packed, tmp_path, folders, packnet):
+    """In a copy of the folder that the task was trained on, the training images are no longer told from the others."""
+    assert packnet("add-task", packed, "--data", folders[0] / "train", *QUICK).exit_code == 0
+    shutil.copytree(folders[0] / "train", tmp_path / "copy")
+    told = packnet("eval", packed, "--task", 1, "--workers", 0)
+    assert "warning" not in told.stderr and " 3 " in told.stdout
+    told = packnet("eval", packed, "--task", 1, "--workers", 0, "--data", tmp_path / "copy")
+    assert "no images are held out here" in told.stderr and " 18 " in told.stdout
+    assert "warning" not in packnet("eval", packed, "--task", 1, "--workers", 0, "--data", folders[0]).stderr
 
 
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
@@ -554,6 +566,27 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
     refused(packnet(*init, "--name", 3), 4, "3")
+
+
+def test_a_dry_run_of_init_looks_at_the_weights(tmp_path, folders, packnet):
+    """They say how many classes there are."""
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pth")
+    init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--data", folders[0], "--dry-run")
+    assert packnet(*init, "--weights", tmp_path / "w.pth").exit_code == 0
+    refused(packnet(*init, "--weights", tmp_path / "none.pth"), 7, "none.pth does not exist")
+
+
+def test_talk_that_nobody_hears(monkeypatch):
+    """Is left, and whatever it is about goes on."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = open(writing, "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(console.talk, "quiet", False)
+    console.say("something")
+    console.print_json_on_stderr({"epoch": 1})
+    with pytest.raises(BrokenPipeError):
+        stream.close()
 
 
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):

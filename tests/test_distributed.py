@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from packnet_cli.artifact import format, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.errors import DivergedError, UsageError
+from packnet_cli.errors import DataError, DivergedError, UsageError
 from packnet_cli.progress import Step
 
 # Processes that start from one which has imported everything, with no threads to copy.
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images") / "two", classes=2, train=10, val=5)
 
 
-def process(rank, port, log, arguments, event):
+def process(rank, port, log, lines, event):
     """One of torchrun's processes; at its fourth step the second has something happen to it."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -53,8 +54,10 @@ def process(rank, port, log, arguments, event):
 
     if event:
         Freezer.write_back = step
-    sys.argv = ["packnet", *map(str, arguments)]
-    main()
+    for line in lines:
+        sys.argv = ["packnet", *map(str, line)]
+        with suppress(SystemExit) if line is not lines[-1] else nullcontext():
+            main()
 
 
 def die():
@@ -71,10 +74,15 @@ def diverge():
 
 def run(folder, *arguments, event=None):
     """Run a command line in two processes: their exit codes, and all that they say."""
+    return run_all(folder, [arguments], event)
+
+
+def run_all(folder, lines, event=None):
+    """Several command lines, one after the other in the same two processes."""
     # In torchrun, too, it is the parent that keeps what the processes tell each other.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
-    both = [PROCESSES.Process(target=process, args=(n, store.port, logs[n], arguments, event)) for n in (0, 1)]
+    both = [PROCESSES.Process(target=process, args=(n, store.port, logs[n], lines, event)) for n in (0, 1)]
     for each in both:
         each.start()
     for each in both:
@@ -183,3 +191,21 @@ def test_a_batch_is_shared_out(folder, monkeypatch):
     assert [len(part) for part in parts] == [2, 2, 2]  # the last four images are too few for three
     with pytest.raises(UsageError, match="11 processes cannot share a batch of 20 images"):
         batches(64, 0, 11)
+
+
+def test_one_verb_after_the_other(tmp_path, folder):
+    """In the same processes, as a program of one's own has it."""
+    path = tmp_path / "packed.st"
+    init = ["init", "--arch", "test_resnet", "--no-pretrained", "--img-size", 32, path]
+    codes, said = run_all(tmp_path, [init, ["add-task", path, "--data", folder, *ADD]])
+    assert codes == [0, 0] and format.load_header(path).tasks[0].name == "two", said
+
+
+def test_what_another_process_finds_is_not_said_to_be_kept(tmp_path, folder, packed):
+    """The first alone writes checkpoints."""
+    codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, event=gone)
+    assert codes == [130, 6] and "0.png is gone" in said and "--resume" not in said, said
+
+
+def gone():
+    raise DataError("0.png is gone; nothing was written")

@@ -29,6 +29,8 @@ def test_layers_are_those_of_the_masks(full, packnet):
         assert layer["owned"] == [masks.count_owned(mask, task) for task in (1, 2, 3)]
     assert "layers" not in json.loads(packnet("info", full, "--json").stdout)
     assert sorted(["b.10.w", "b.9.w", "a.w"], key=summary._natural) == ["a.w", "b.9.w", "b.10.w"]
+    long = "b." + "1" * 5000  # of more digits than Python reads
+    assert sorted([long, "b.10", "b.01", "b"], key=summary._natural) == ["b", "b.01", "b.10", long]
 
 
 def test_bars_fit_into_80_columns(full, packnet):

@@ -260,6 +260,19 @@ def test_prune_by_the_recipe_that_the_task_was_added_by(packed, folders):
     assert phases == ["pruned"] and after.header.task(1).recipe == dataclasses.asdict(recipe.settled(few_steps=False))
 
 
+def test_prune_measures_on_what_the_task_never_saw(packed, folders):
+    """Whatever seed and part are given: these, and what its training alone followed from, stay those on record."""
+    first = dataclasses.replace(QUICK, retrain_epochs=0)
+    before = pack.add_task(packed, folders[0] / "train", recipe=first, machine=CPU)
+    given = dict(seed=1, val_split=0.5, epochs=9, lr=1.0, restart="zero", anneal="once", opt="adamw", retrain_lr=0.5)
+    recipe = dataclasses.replace(first, **given)
+    after = pack.prune_task(packed, "train", prune=0.0, recipe=recipe, machine=CPU)
+    assert after.header.tasks[0].accuracy["dense"] == after.header.tasks[0].top1 == before.header.tasks[0].top1
+    assert after.header.tasks[0].images == before.header.tasks[0].images
+    changed = dataclasses.replace(first, opt="adamw", retrain_lr=0.5)
+    assert after.header.tasks[0].recipe == dataclasses.asdict(changed)
+
+
 def test_prune_starts_from_what_the_task_is(packed, folders):
     """With nothing to release and no epochs, nothing changes at all."""
     before = pack.add_task(packed, folders[0], prune=0.5, **RUN)

@@ -7,13 +7,13 @@ from packnet_cli import report
 from packnet_cli.cli import PACK, Json, Option, Packed, command, complete_task
 from packnet_cli.cli.packing import Distill, report_newest
 from packnet_cli.cli.run import Run, with_run
-from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
+from packnet_cli.cli.settings import PRUNING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import Recipe
 
 
 @command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
-@with_settings(*RETRAINING, show_defaults=False)
+@with_settings(*PRUNING, show_defaults=False)
 @with_run
 def prune(
     path: Packed,

@@ -98,7 +98,8 @@ def init(
     }
     if dry_run:
         named: dict[str, Any] = {"name": name, "data": data, "class_names": class_names}
-        report.plan(pack.plan_init(arch, prune=prune, recipe=recipe, **named, **built), as_json=json)
+        planned = pack.plan_init(arch, weights=weights, prune=prune, recipe=recipe, **named, **built)
+        report.plan(planned, as_json=json)
         return
     with run.of(path, trains=prune is not None) as how:
         artifact = pack.init(

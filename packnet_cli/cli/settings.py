@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import AUTO, OF_ADAMW, RECIPES, SETTINGS, SGD, AtMost, Recipe, flag
+from packnet_cli.recipe import AUTO, FIRST_PHASE, HELD_OUT, OF_ADAMW, RECIPES, SETTINGS, SGD, AtMost, Recipe, flag
 
 TRAINING = "Training"
 
-FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what a task that is trained already has no use for
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
+PRUNING = tuple(name for name in RETRAINING if name not in HELD_OUT)
 
 
 def with_settings(*names: str, show_defaults: bool = True) -> Decorator:

@@ -76,11 +76,12 @@ def _joined(kind: str) -> Iterator[None]:
             raise ToldElsewhere(UsageError.exit_code)
         raise UsageError(f"{local} processes need as many GPUs, and {torch.cuda.device_count()} are here")
     # What is agreed on beside the training is on the CPU, so that no GPU need be waited for.
-    init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
+    if not distributed.is_initialized():
+        init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
     try:
         yield
     finally:
-        # On CPUs the group goes with the process: torch 2.4 now and then waits for ever to have one destroyed.
+        # On CPUs the group stays, for the next verb, too: torch 2.4 now and then waits for ever to have one destroyed.
         if kind == "cuda" and distributed.is_initialized():
             distributed.destroy_process_group()
 

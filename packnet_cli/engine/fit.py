@@ -46,8 +46,8 @@ def fit_batch_size(
     """The recipe with a batch size that training has the memory for, if it leaves the size open (`AtMost`).
 
     It is that of the run to `resume`, if there is one; else, as only a trial tells, the size is stepped down until a
-    rehearsal gets through.
-    The result is in every bit that of a run which was given this size. Raises UsageError if not one image fits.
+    rehearsal gets through. The result is in every bit that of a run which was given this size, and the optimizer of the
+    recipe. Raises UsageError if not one image fits.
     """
     most = recipe.batch_size
     if not isinstance(most, AtMost) or not images.train.paths:

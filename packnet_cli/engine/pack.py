@@ -109,6 +109,7 @@ def init(
 def plan_init(
     arch: str,
     *,
+    weights: Path | None = None,
     prune: float | None,
     name: str | None,
     data: Path | None = None,
@@ -117,9 +118,16 @@ def plan_init(
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
 ) -> plan.Plan:
-    """Who would own what after `init` with these arguments. Needs no weights, and writes nothing."""
+    """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
     check_settings(prune or 0.0, recipe)
-    origin = start_from(arch, weights=None, pretrained=False, model_kwargs=model_kwargs, data_config=data_config)
+    origin = start_from(
+        arch,
+        weights=weights,
+        pretrained=False,
+        model_kwargs=model_kwargs,
+        data_config=data_config,
+        keep_head=prune is not None and weights is not None,
+    )
     artifact = _all_free(origin)
     if prune is not None:
         name = name or base.default_name(base.class_names(origin, class_names, data), data)
@@ -223,7 +231,8 @@ def prune_task(
 
     Only the newest: every later task runs on an earlier one's weights, so that they cannot go. What is released keeps
     the value that the task had given it as the dormant one. The recipe is by default the one that the task was trained
-    by; `data` and `distill` are as for `init`. Returns the new artifact; errors are those of `add_task`.
+    by, which in any case decides on the seed and the held-out images; `data` and `distill` are as for `init`. Returns
+    the new artifact; errors are those of `add_task`.
     """
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
@@ -238,7 +247,8 @@ def prune_task(
         raise CapacityError(
             f"task {entry.index} ({entry.name}) owns no weights to release, as it is a classifier alone"
         )
-    recipe = (recipe or Recipe.recorded(entry.recipe)).settled(few_steps=False)
+    trained = Recipe.recorded(entry.recipe)
+    recipe = (recipe or trained).to_prune(trained).settled(few_steps=False)
     check_settings(prune, recipe)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     if data is None and entry.data:

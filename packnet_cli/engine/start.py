@@ -71,10 +71,13 @@ def start_from(
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     source, remark, built = "random", "", dict(arguments)
-    if cfg.get("num_classes") == 0:  # an encoder, as DINOv2; timm adds a classifier if asked to
+    classes = cfg.get("num_classes")
+    if classes == 0:  # an encoder, as DINOv2; timm adds a classifier if asked to
         if keep_head and weights is None:
             raise UsageError(f"{arch} has no classifier of its own that --prune could keep; leave out --prune")
-        built["num_classes"] = SOME_CLASSES
+        classes = SOME_CLASSES
+    if classes is not None:
+        built["num_classes"] = classes
     if weights is not None:
         head = head_prefixes(cfg)
         if keep_head:

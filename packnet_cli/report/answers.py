@@ -21,6 +21,11 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
                 f"task {result.task.index} ({result.task.name}): {len(result.missing)} of {len(result.task.classes)} "
                 f"classes have no images here, {result.missing[0]!r} among them"
             )
+        if result.unsplit:
+            console.warning(
+                f"task {result.task.index} ({result.task.name}): no images are held out here, nor is this where it was "
+                "trained; all of them are measured, and if it has seen them in training, that says little"
+            )
     if as_json:
         console.print_json({"tasks": [evaluation_dict(result) for result in results]})
         return

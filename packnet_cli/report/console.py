@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,16 @@ SCHEMA = 1  # of the documents of --json; a field may come under the same number
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 out = Console(**PLAIN)
 err = Console(**PLAIN, stderr=True)
-talk = Console(**PLAIN, stderr=True)  # what --quiet does without
+
+
+class Talk(Console):
+    """What --quiet does without; if nobody listens any more, what is talked of goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+talk = Talk(**PLAIN, stderr=True)
 
 
 def error(message: str) -> None:
@@ -63,7 +73,9 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_json_on_stderr(document: dict[str, Any]) -> None:
-    print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
+    """Print a line of talk for programs; if nobody listens any more, what is talked of goes on."""
+    with suppress(OSError):
+        print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
 
 
 def print_csv(*cells: object) -> None:

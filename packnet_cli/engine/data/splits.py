@@ -28,10 +28,14 @@ class Split:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What to evaluate on; `missing` names the task's classes that have no folder here."""
+    """What to evaluate on; `missing` names the task's classes that have no folder here.
+
+    `unsplit` are all images of a place that has none held out, and where the task was not trained.
+    """
 
     split: Split
     missing: tuple[str, ...] = ()
+    unsplit: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def open_held_out(
     split = _split(files, classes)
     if not split.paths:
         raise DataError(f"{name} holds no images to evaluate on; add some, or name another place with --data")
-    return HeldOut(split, tuple(name for name in classes if not files.get(name)))
+    missing = tuple(name for name in classes if not files.get(name))
+    return HeldOut(split, missing, unsplit=source is None and not trained_on)
 
 
 def remembered(task: Task, hint: str) -> Path:

@@ -145,7 +145,8 @@ class Keeper:
         try:
             yield
         except DataError as error:
-            if not self.rescue():
+            # What another process than the first finds ends that one, too, at the last checkpoint that it wrote.
+            if not (self.has_one() if distributed.rank() else self.rescue()):
                 raise
             raise DataError(f"{error}; put it back and go on with --resume") from None
         finally:

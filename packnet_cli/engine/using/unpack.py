@@ -24,14 +24,15 @@ from packnet_cli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a task does on its held-out images; `missing` names the classes that have none.
+    """How a task does on its held-out images; `missing` and `unsplit` are those of HeldOut.
 
     Of a task that was added without held-out images, and is evaluated among all others, the accuracy is None.
     """
 
     task: Task
     accuracy: Accuracy | None
-    missing: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unsplit: bool = False
 
 
 def evaluate_tasks(
@@ -79,7 +80,7 @@ def _measured(
     model: nn.Module | None = None
     for task in tasks:
         if task.index not in held_outs:
-            yield Evaluation(task, None, ())
+            yield Evaluation(task, None)
             continue
         held_out = held_outs[task.index]
         if model is None:
@@ -89,7 +90,7 @@ def _measured(
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
-        yield Evaluation(task, accuracy, held_out.missing)
+        yield Evaluation(task, accuracy, held_out.missing, held_out.unsplit)
 
 
 def check_accuracies(
