@@ -66,7 +66,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             columns = rows.fieldnames or ()
             for column in ("path", "label"):
                 if column not in columns:
-                    raise DataError(f"{path} has no column {column!r}; its first line must name path and label")
+                    raise DataError(
+                        f"{path} has no column {column!r}; its first line must name path and label, between commas"
+                    )
             for row in rows:
                 image = path.parent / row["path"] if row["path"] else None
                 yield Row(f"line {rows.line_num}", image, row["label"], row["split"] if "split" in columns else TRAIN)

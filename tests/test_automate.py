@@ -50,6 +50,13 @@ def test_quiet_leaves_results_and_errors(tmp_path, folders, packnet):
     assert result.exit_code == 3 and "exists already" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--quiet", "-q", "--verbose", "-v"])
+def test_options_of_the_program_after_the_command(full, packnet, option):
+    """Are told where they belong."""
+    result = packnet("info", full, option)
+    assert result.exit_code == 2 and f"before the command: packnet {option}" in result.stderr
+
+
 def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
     """Beside the same results; without it no word of either."""
     arguments = ("eval", full, "--task", "red", "--workers", 0, "--device", "cpu")

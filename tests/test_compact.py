@@ -280,3 +280,12 @@ def test_the_indices_of_a_tree_are_those_of_the_mask():
     mask = np.array([0, 2, 2, 5], np.uint8)
     assert set(codec.leaves(codec.shortest_tree(mask))) == {0, 2, 5}
     assert masks.FREE in codec.leaves(codec.shortest_tree(np.zeros(4, np.uint8)))
+
+
+@pytest.mark.parametrize(("dtype", "rounded"), [("float32", False), ("bfloat16", True)])
+def test_verify_says_what_was_rounded(full, tmp_path, packnet, dtype, rounded):
+    """The tasks are to the bit what they were rounded to, and not what was added."""
+    ship = tmp_path / "ship.st"
+    assert packnet("compact", full, "-o", ship, "--dtype", dtype).exit_code == 0
+    assert ("what was added, once that was rounded to bfloat16" in packnet("verify", ship).stdout) == rounded
+    assert json.loads(packnet("verify", ship, "--json").stdout)["rounded_to"] == (dtype if rounded else None)

@@ -88,6 +88,23 @@ def test_same_bytes(tmp_path, folders, whole, name, phase, epoch, step):
     assert not (tmp_path / "packed.st.resume").exists()
 
 
+def test_the_means_of_an_epoch_are_those_of_all_its_steps(packed, folders):
+    """Of those before it was stopped, too."""
+    start, seen = packed.read_bytes(), []
+
+    def note(task, phase, at):
+        if isinstance(at, Step):
+            seen.append((phase, at.epoch, at.step, at.loss, at.accuracy))
+
+    add(packed, folders[0], progress=note)
+    packed.write_bytes(start)
+    with pytest.raises(InterruptedRun):
+        add(packed, folders[0], progress=stop_at("retrain", 2, 2))
+    whole, seen = seen, []
+    add(packed, folders[0], progress=note, resume=True)
+    assert seen[0][:3] == ("retrain", 2, 3) and seen == whole[-len(seen) :]
+
+
 @pytest.mark.parametrize("later", [0, 1])
 def test_an_optimizer_goes_on_with_what_it_had(tmp_path, folders, whole, later, monkeypatch):
     """Parts of the weights or all of them, though where it goes on this would be decided otherwise."""

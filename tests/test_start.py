@@ -86,9 +86,9 @@ def test_bad_model_arguments_are_refused(tmp_path):
 
 
 def test_parse_model_kwargs():
-    """Python literals, else strings."""
-    parsed = start.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b"])
-    assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b"}
+    """Literals of Python or JSON, else strings."""
+    parsed = start.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b", "t=true", "n=Null"])
+    assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b", "t": True, "n": None}
     for bad in ("drop_rate", "=3", "num_classes=5", "a-b=1"):
         with pytest.raises(UsageError, match="KEY=VALUE"):
             start.parse_model_kwargs([bad])

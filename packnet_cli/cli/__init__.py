@@ -23,6 +23,7 @@ from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, Usage
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
+TALK = ("--quiet", "-q", "--verbose", "-v")  # the options that stand before the command
 
 log = logging.getLogger("packnet")
 
@@ -72,7 +73,9 @@ class _Group(TyperGroup):
     def _fail_if_wrong_argument(self, json_wanted: bool, command: str, error: BaseException) -> None:
         """In one line what Typer would say in a box: it keeps the class of these errors to itself."""
         if hasattr(error, "format_message"):
-            message = f"{error.format_message().removesuffix('.')} (see {command} --help)"
+            option = getattr(error, "option_name", None)
+            hint = f"it goes before the command: packnet {option} ..." if option in TALK else f"see {command} --help"
+            message = f"{error.format_message().removesuffix('.')} ({hint})"
             self._fail(json_wanted, message, UsageError.exit_code)
 
     def _fail_if_refused(self, json_wanted: bool, error: BaseException) -> None:

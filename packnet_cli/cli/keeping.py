@@ -24,9 +24,10 @@ def verify(
     from packnet_cli.artifact.verify import verify
 
     damage, changed = verify(path), []
-    if data and not damage:
-        header = format.load_header(path)
-        if header.compact is not None:
+    header = None if damage else format.load_header(path)
+    compact = header and header.compact
+    if data and header:
+        if compact:
             raise UsageError(
                 f"a compact file remembers no images; measure its tasks with packnet eval {path} --task NAME --data DIR"
             )
@@ -35,7 +36,8 @@ def verify(
         changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
         if not any(task.data and task.images for task in header.tasks):
             report.warning("no task has images on record: nothing was measured")
-    report.verified(path, damage, changed, as_json=json)
+    rounded_to = compact.dtype if compact and compact.dtype != "float32" else None
+    report.verified(path, damage, changed, rounded_to=rounded_to, as_json=json)
     if damage:
         raise VerificationError(f"{path} is damaged ({len(damage)} finding(s)); go back to a copy that is whole")
     if changed:

@@ -95,7 +95,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in SETTINGS:
             near = difflib.get_close_matches(name, SETTINGS, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(SETTINGS)}"
-            raise UsageError(f"{path}: no setting is called {name!r}; {hint}")
+            options = "other options stand on the command line only"
+            raise UsageError(f"{path}: no setting is called {name!r}; {hint} ({options})")
         kind: Any = SETTINGS[name].type
         if type(value) is int and kind is float:
             try:

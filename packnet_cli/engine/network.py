@@ -241,7 +241,8 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
     except Exception as error:  # whatever a thousand networks make of their arguments
         if is_out_of_memory(error) or pretrained and not isinstance(error, TypeError | AssertionError | ValueError):
             raise
-        raise NetworkError(f"timm cannot build {arch} with {arguments}: {error}") from None
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise NetworkError(f"timm cannot build {arch} with {arguments}: {why}") from None
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def _create_pretrained(
 
 
 def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
-    """`["pad_type=same", "drop_rate=0.5"]` as arguments; values are Python literals, else strings."""
+    """`["pad_type=same", "drop_rate=0.5"]` as arguments; values are literals of Python or JSON, else strings."""
     parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -149,7 +149,7 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            parsed[key] = value
+            parsed[key] = {"true": True, "false": False, "none": None, "null": None}.get(value.lower(), value)
         try:
             json.dumps(parsed[key], allow_nan=False)
         except (TypeError, ValueError) as error:

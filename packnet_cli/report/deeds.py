@@ -68,16 +68,24 @@ def compacted(
     console.tell(f"{output}: compact, for use; keep the file that it was made of to add tasks to")
 
 
-def verified(path: Path, damage: "list[Finding]", changed: "list[Finding]", *, as_json: bool) -> None:
-    """What is wrong with the file, or, if it is whole, which accuracies have `changed`."""
+def verified(
+    path: Path, damage: "list[Finding]", changed: "list[Finding]", *, rounded_to: str | None = None, as_json: bool
+) -> None:
+    """What is wrong with the file, or, if it is whole, which accuracies have `changed`.
+
+    `rounded_to` is the format of the numbers in a compact file, if that is not what they had been.
+    """
     findings = damage + changed
     if as_json:
-        console.print_json({"whole": not damage, "findings": [asdict(finding) for finding in findings]})
+        console.print_json(
+            {"whole": not damage, "rounded_to": rounded_to, "findings": [asdict(finding) for finding in findings]}
+        )
         return
     for finding in findings:
         console.tell(finding.problem)
     if not findings:
-        console.tell(f"{path} is whole, and every task in it to the bit what was added")
+        rounded = f", once that was rounded to {rounded_to}" if rounded_to else ""
+        console.tell(f"{path} is whole, and every task in it to the bit what was added{rounded}")
 
 
 def explain_removal(header: "Header", task: "Task", freed: int) -> None:

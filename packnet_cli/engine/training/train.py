@@ -23,10 +23,14 @@ PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits 
 
 @dataclass(frozen=True)
 class Place:
-    """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0."""
+    """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0.
+
+    `sums` are those of the epoch so far, as a meter has read them: losses, hits and images.
+    """
 
     epoch: int = 0
     step: int = 0
+    sums: tuple[float, int, int] = (0.0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def train(
         forward = ready() if ready else model
         if teacher:
             teacher.prepare()
-        meter = _Meter(device)
+        meter = _Meter(device, at.sums if skip else Place.sums)
         if resume and skip:
             resume.skip(skip)
         for step, (images, labels) in enumerate(batches, skip):
@@ -152,7 +156,7 @@ def train(
                     raise optimization.diverged(f"the loss is {value} {where}")
                 means = meter.means(of_all=step + 1 == len(batches))
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, rate))
-            after_step(Place(epoch, step + 1), optimizer, looked)
+            after_step(Place(epoch, step + 1, meter.sums), optimizer, looked)
         if train_norm:
             distributed.average_statistics(model)
     # The last step's weights have been through no loss yet.
@@ -176,11 +180,11 @@ def _answers_are_finite(model: nn.Module, images: torch.Tensor) -> bool:
 class _Meter:
     """Means over an epoch so far, of numbers that are left on the device until there is a reason to wait for them."""
 
-    def __init__(self, device: torch.device, pause: float | None = None) -> None:
+    def __init__(self, device: torch.device, sums: tuple[float, int, int], pause: float | None = None) -> None:
         # Processes that agree on when to stop have to look at the same steps.
         at_once = device.type == "cpu" or distributed.world() > 1
         self.pause = pause or (0.0 if at_once else PAUSE)
-        self.loss_sum, self.correct, self.seen = 0.0, 0.0, 0
+        self.sums, self.before = sums, sums[-1]
         self.began = self.last = time.perf_counter()
         self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # of each step: mean loss, hits, images
 
@@ -194,17 +198,17 @@ class _Meter:
         """Take in what is new. Of the first loss that is not finite: how many steps ago it was, and the loss."""
         losses, hits, counts = zip(*self.unread, strict=True)
         values = torch.stack(losses).tolist()
-        self.loss_sum += sum(value * count for value, count in zip(values, counts, strict=True))
-        self.correct += int(torch.stack(hits).sum())
-        self.seen += sum(counts)
+        loss_sum, correct, seen = self.sums
+        loss_sum += sum(value * count for value, count in zip(values, counts, strict=True))
+        self.sums = loss_sum, correct + int(torch.stack(hits).sum()), seen + sum(counts)
         self.unread, self.last = [], time.perf_counter()
         return next(((len(values) - 1 - i, value) for i, value in enumerate(values) if not math.isfinite(value)), None)
 
     def means(self, *, of_all: bool) -> tuple[float, float, float]:
         """Loss, accuracy in percent, images a second: of this process's images, or once all are here `of_all`."""
-        here = self.loss_sum, self.correct, self.seen
-        loss_sum, correct, seen = map(sum, zip(*(distributed.gathered(here) if of_all else [here]), strict=True))
-        speed = (1 if of_all else distributed.world()) * seen / (self.last - self.began)
+        here = *self.sums, self.sums[-1] - self.before
+        loss_sum, correct, seen, new = map(sum, zip(*(distributed.gathered(here) if of_all else [here]), strict=True))
+        speed = (1 if of_all else distributed.world()) * new / (self.last - self.began)
         return loss_sum / seen, 100 * correct / seen, speed
 
 
