@@ -78,7 +78,6 @@ class TaskInTraining:
         self._once = False  # whether one schedule runs over training and retraining
         random_seed(recipe.seed)
         header = claim.artifact.header
-        self.head = header.head
         self.model = network.build(header, len(images.classes))
         network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
@@ -87,17 +86,10 @@ class TaskInTraining:
         self.freezer = self._set_starting_values(claim.state, device)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
-        self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, self.head)}
+        self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, header.head)}
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
-        self.feed = partial(
-            feed.batches,
-            data_config=network.preprocessing(header),
-            batch_size=recipe.batch_size,
-            workers=machine.workers,
-            device=device,
-            rooms=feed.rooms(machine.cache, machine.cache_gb, device),
-        )
+        self.feed = self._feed(machine)
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
@@ -105,9 +97,20 @@ class TaskInTraining:
         self.forward_of = partial(compute.forward_of, wanted=machine.compile, device=device, shape=shape, amp=self.amp)
         self.ready = self.forward_of(self.model)
 
+    def _feed(self, machine: Machine) -> Callable[..., feed.Batches]:
+        """How batches for this network are made here, of any split."""
+        return partial(
+            feed.batches,
+            data_config=network.preprocessing(self.artifact.header),
+            batch_size=self.recipe.batch_size,
+            workers=machine.workers,
+            device=self.device,
+            rooms=feed.rooms(machine.cache, machine.cache_gb, self.device),
+        )
+
     def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
-        kinds = network.classify(self.model, self.head)
+        kinds = network.classify(self.model, self.artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
@@ -269,8 +272,7 @@ class TaskInTraining:
         """Be where a stopped run was, if there was one; its next phase of training then starts there."""
         if checkpoint is None:
             return
-        notes = checkpoint.notes
-        self.resumed = checkpoint
+        self.resumed, notes = checkpoint, checkpoint.notes
         self._write_checkpoint = lambda: True  # until there is more to keep
         if checkpoint.room("teacher"):
             self._teacher = Teacher(self.model, self.distill_weight, self.forward_of)
