@@ -162,10 +162,14 @@ def forget_computed(model: nn.Module) -> None:
     model.train(mode)
 
 
-def read(model: nn.Module, names: set[str] | None = None) -> State:
-    """Copies of the model's tensors, by name; all of them unless `names` says which."""
+def read(model: nn.Module, names: set[str] | None = None, *, copy: bool = True) -> State:
+    """The model's tensors, by name; all of them unless `names` says which.
+
+    Without `copy` those on the CPU are the model's own memory, for a model that will not change.
+    """
+    array = np.array if copy else np.asarray
     return {
-        name: np.array(value.detach().cpu().contiguous().numpy())
+        name: array(value.detach().cpu().contiguous().numpy())
         for name, value in model.state_dict().items()
         if names is None or name in names
     }
