@@ -394,7 +394,7 @@ def test_prune_and_plan(packed, folders, packnet):
     assert dry["tasks"][0]["owned"] == planned["tasks"][0]["owned"]
     for wrong in ("nan", "5", "1", "-0.1"):
         dry_run = ("add-task", packed, "--data", folders[0], "--dry-run", "--prune", wrong)
-        refused(packnet(*dry_run), 2, "less than 1", wrong)
+        refused(packnet(*dry_run), 2, "less than 1", wrong, *["5 % are 0.05"] * (wrong == "5"))
     added = answer(
         packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--json", *QUICK)
     )

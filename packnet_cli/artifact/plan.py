@@ -21,7 +21,8 @@ THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can lear
 def check_fraction(prune: float) -> None:
     """Raise UsageError for what is no fraction to release."""
     if not 0 <= prune < 1:
-        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune}")
+        hint = f"; {prune:g} % are {prune / 100:g}" if 1 < prune < 100 else ""
+        raise UsageError(f"--prune must be at least 0 and less than 1, not {prune:g}{hint}")
 
 
 def equal_share(tasks_left: int) -> float:
