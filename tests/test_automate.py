@@ -55,6 +55,7 @@ def test_options_of_the_program_after_the_command(full, packnet, option):
     """Are told where they belong."""
     result = packnet("info", full, option)
     assert result.exit_code == 2 and f"before the command: packnet {option}" in result.stderr
+    assert "before the command" not in packnet("--quiet=1", "info", full).stderr
 
 
 def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):

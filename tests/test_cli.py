@@ -137,15 +137,16 @@ def test_without_a_command_there_is_help(packnet):
     assert result.exit_code == 2 and "add-task" in result.stdout
 
 
-def test_eval_warns_where_all_images_are_measured(packed, tmp_path, folders, packnet):
+def test_eval_says_where_all_images_are_measured(packed, tmp_path, folders, packnet):
     """In a copy of the folder that the task was trained on, the training images are no longer told from the others."""
     assert packnet("add-task", packed, "--data", folders[0] / "train", *QUICK).exit_code == 0
     shutil.copytree(folders[0] / "train", tmp_path / "copy")
     told = packnet("eval", packed, "--task", 1, "--workers", 0)
-    assert "warning" not in told.stderr and " 3 " in told.stdout
+    assert told.stderr == "" and " 3 " in told.stdout
     told = packnet("eval", packed, "--task", 1, "--workers", 0, "--data", tmp_path / "copy")
     assert "no images are held out here" in told.stderr and " 18 " in told.stdout
-    assert "warning" not in packnet("eval", packed, "--task", 1, "--workers", 0, "--data", folders[0]).stderr
+    for there in (folders[0], folders[0] / "val"):
+        assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", there).stderr == ""
 
 
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
@@ -582,8 +583,10 @@ def test_talk_that_nobody_hears(monkeypatch):
     os.close(reading)
     stream = open(writing, "w", buffering=1)  # noqa: SIM115
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(console.talk, "quiet", False)
+    for name in ("talk", "err"):
+        monkeypatch.setattr(console, name, console.Talk(**console.PLAIN, stderr=True))
     console.say("something")
+    console.say("something", warning=True)
     console.print_json_on_stderr({"epoch": 1})
     with pytest.raises(BrokenPipeError):
         stream.close()

@@ -197,8 +197,10 @@ def test_one_verb_after_the_other(tmp_path, folder):
     """In the same processes, as a program of one's own has it."""
     path = tmp_path / "packed.st"
     init = ["init", "--arch", "test_resnet", "--no-pretrained", "--img-size", 32, path]
-    codes, said = run_all(tmp_path, [init, ["add-task", path, "--data", folder, *ADD]])
+    wrong = ["add-task", path, "--data", folder / "none", *ADD]
+    codes, said = run_all(tmp_path, [init, wrong, wrong, ["add-task", path, "--data", folder, *ADD]])
     assert codes == [0, 0] and format.load_header(path).tasks[0].name == "two", said
+    assert said.count("does not exist") == 2
 
 
 def test_what_another_process_finds_is_not_said_to_be_kept(tmp_path, folder, packed):

@@ -106,7 +106,7 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
         for name, values in artifact.shared.items():
             assert torch.equal(torch.from_numpy(values), weights[name])
     assert code == 2 and "has no classifier of its own" in said
-    assert unsaid[0] == 7 and "builds another test_vit than the one packed here" in unsaid[1]
+    assert unsaid[0] == 7 and "of another test_vit than timm" in unsaid[1]
     for repo, (_, arguments, _) in OTHERWISE.items():
         header = format.load(tmp_path / f"{repo[8:]}.st").header
         assert header.model_kwargs == arguments

@@ -73,9 +73,10 @@ class _Group(TyperGroup):
     def _fail_if_wrong_argument(self, json_wanted: bool, command: str, error: BaseException) -> None:
         """In one line what Typer would say in a box: it keeps the class of these errors to itself."""
         if hasattr(error, "format_message"):
-            option = getattr(error, "option_name", None)
-            hint = f"it goes before the command: packnet {option} ..." if option in TALK else f"see {command} --help"
-            message = f"{error.format_message().removesuffix('.')} ({hint})"
+            said, option = error.format_message().removesuffix("."), getattr(error, "option_name", None)
+            misplaced = option in TALK and said.startswith("No such option")
+            hint = f"it goes before the command: packnet {option} ..." if misplaced else f"see {command} --help"
+            message = f"{said} ({hint})"
             self._fail(json_wanted, message, UsageError.exit_code)
 
     def _fail_if_refused(self, json_wanted: bool, error: BaseException) -> None:

@@ -8,6 +8,7 @@ nothing here does anything.
 
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ from torch import distributed, nn
 from packnet_cli.artifact import atomic
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
 from packnet_cli.machine import THIS_MACHINE
+
+_verbs = itertools.count()  # of this process, and alike of all others of its run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,7 +92,7 @@ def _joined(kind: str) -> Iterator[None]:
 @contextmanager
 def _one_message() -> Iterator[None]:
     """Of all processes that fail, and one failure ends all, let only the first say why."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port, verb = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), next(_verbs)
     store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined, unused-ignore]
     try:
         yield
@@ -97,7 +100,7 @@ def _one_message() -> Iterator[None]:
         with suppress(ValueError):  # torchrun ends the others at the first exit, which need not be that of who speaks
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(RuntimeError):  # the store may have gone with the process that ended
-            if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}", 1) > 1:
+            if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}/{verb}", 1) > 1:
                 raise ToldElsewhere(getattr(error, "exit_code", 130)) from None
         raise
 

@@ -29,7 +29,7 @@ from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskErro
 from packnet_cli.images import task_name
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
-from packnet_cli.recipe import Recipe
+from packnet_cli.recipe import FIRST_PHASE, HELD_OUT, Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
 
@@ -248,7 +248,9 @@ def prune_task(
             f"task {entry.index} ({entry.name}) owns no weights to release, as it is a classifier alone"
         )
     trained = Recipe.recorded(entry.recipe)
-    recipe = (recipe or trained).to_prune(trained).settled(few_steps=False)
+    given, recipe = recipe or trained, (recipe or trained).to_prune(trained).settled(few_steps=False)
+    if kept := [name for name in (*FIRST_PHASE, *HELD_OUT) if getattr(given, name) != getattr(recipe, name)]:
+        say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
     check_settings(prune, recipe)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     if data is None and entry.data:

@@ -92,7 +92,11 @@ def start_from(
     network.try_out(model, resolved)
     header = Header(name, arguments, head_prefixes(cfg), source, resolved)
     if pretrained and weights is None:  # built by the hub's configuration, and the next time without
-        network.check_fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict())
+        if not network.fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict()):
+            raise NetworkError(
+                f"{arch}: these weights are of another {name} than timm {timm.__version__} builds by that name; "
+                "give what is different with --model-kwargs"
+            )
     return Origin(model, header, remark)
 
 
@@ -123,7 +127,7 @@ def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
         channels, *size = of.get("input_size") or (None, None)
         return {"in_chans": channels, "img_size": size if of.get("fixed_input_size") else None}
 
-    bare = timm.get_pretrained_cfg(name)
+    bare = timm.get_pretrained_cfg(name.partition(".")[0])
     usual = arguments(bare.to_dict() if bare is not None else {})
     return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
 

@@ -22,9 +22,9 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
                 f"classes have no images here, {result.missing[0]!r} among them"
             )
         if result.unsplit:
-            console.warning(
+            console.say(
                 f"task {result.task.index} ({result.task.name}): no images are held out here, nor is this where it was "
-                "trained; all of them are measured, and if it has seen them in training, that says little"
+                "trained; all of them are measured, which says little of those that it was trained on"
             )
     if as_json:
         console.print_json({"tasks": [evaluation_dict(result) for result in results]})

@@ -19,18 +19,18 @@ SCHEMA = 1  # of the documents of --json; a field may come under the same number
 
 # Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
-out = Console(**PLAIN)
-err = Console(**PLAIN, stderr=True)
 
 
 class Talk(Console):
-    """What --quiet does without; if nobody listens any more, what is talked of goes on."""
+    """Where no results go: if nobody listens any more, what is talked of goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
-talk = Talk(**PLAIN, stderr=True)
+out = Console(**PLAIN)
+err = Talk(**PLAIN, stderr=True)
+talk = Talk(**PLAIN, stderr=True)  # what --quiet does without
 
 
 def error(message: str) -> None:

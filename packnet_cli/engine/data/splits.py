@@ -12,7 +12,7 @@ from packnet_cli.artifact.format import Task
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures, sources
 from packnet_cli.errors import DataError, few
-from packnet_cli.images import ClassFiles, Picture, is_dataset
+from packnet_cli.images import HELD_OUT, ClassFiles, Picture, is_dataset
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
 UNLABELLED = -1  # in place of a label
@@ -30,7 +30,7 @@ class Split:
 class HeldOut:
     """What to evaluate on; `missing` names the task's classes that have no folder here.
 
-    `unsplit` are all images of a place that has none held out, and where the task was not trained.
+    `unsplit` are all images of a place that has none held out by its name, and where the task was not trained.
     """
 
     split: Split
@@ -108,7 +108,8 @@ def open_held_out(
     if not split.paths:
         raise DataError(f"{name} holds no images to evaluate on; add some, or name another place with --data")
     missing = tuple(name for name in classes if not files.get(name))
-    return HeldOut(split, missing, unsplit=source is None and not trained_on)
+    unsplit = source is None and not trained_on and data.name not in (*HELD_OUT, sources.VALID)
+    return HeldOut(split, missing, unsplit)
 
 
 def remembered(task: Task, hint: str) -> Path:

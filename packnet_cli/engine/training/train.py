@@ -25,7 +25,7 @@ PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits 
 class Place:
     """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0.
 
-    `sums` are those of the epoch so far, as a meter has read them: losses, hits and images.
+    `sums` are those of the epoch so far, as this process's meter has read them: losses, hits and images.
     """
 
     epoch: int = 0
@@ -126,7 +126,7 @@ def train(
         forward = ready() if ready else model
         if teacher:
             teacher.prepare()
-        meter = _Meter(device, at.sums if skip else Place.sums)
+        meter = _Meter(device, at.sums if skip and not distributed.rank() else Place.sums)
         if resume and skip:
             resume.skip(skip)
         for step, (images, labels) in enumerate(batches, skip):
