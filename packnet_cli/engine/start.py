@@ -58,7 +58,6 @@ def start_from(
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
     name, cfg, arguments = _look_up(arch)
-    arguments = _implied(name, cfg) | arguments
     if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
         arguments["in_chans"] = channels
     arguments |= model_kwargs
@@ -91,23 +90,20 @@ def start_from(
         model = create(name, built)
     network.try_out(model, resolved)
     header = Header(name, arguments, head_prefixes(cfg), source, resolved)
-    if pretrained and weights is None:  # built by the hub's configuration, and the next time without
-        if not network.fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict()):
-            raise NetworkError(
-                f"{arch}: these weights are of another {name} than timm {timm.__version__} builds by that name; "
-                "give what is different with --model-kwargs"
-            )
+    if pretrained and weights is None:
+        _check_rebuilt(arch, model, header)
     return Origin(model, header, remark)
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """timm's name of an architecture, its configuration, and the arguments that a hub's configuration adds."""
+    """timm's name of an architecture, its configuration, and the arguments that this adds."""
     if arch.startswith("hf-hub:"):
         # Building the network again must not need the hub: its configuration is kept in the artifact.
         with _from_hub(arch):
             cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
         # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
-        return name, cfg, {key: value for key, value in (arguments or {}).items() if is_argument(key)}
+        kept = {key: value for key, value in (arguments or {}).items() if is_argument(key)}
+        return name, cfg, _implied(name, cfg) | kept
     name = arch.partition(".")[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
@@ -117,7 +113,8 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         found = timm.get_pretrained_cfg(arch)
     except RuntimeError as error:
         raise NetworkError(f"timm knows no weights {arch!r}: {error}") from None
-    return name, found.to_dict() if found is not None else {}, {}
+    cfg = found.to_dict() if found is not None else {}
+    return name, cfg, _implied(name, cfg)
 
 
 def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +138,15 @@ def _create_pretrained(
     say(f"fetching the pretrained weights of {arch}, unless they are here (to find no hub takes a minute) ...")
     with _from_hub(arch):
         return create(arch, arguments, pretrained=True), str(source or arch)
+
+
+def _check_rebuilt(arch: str, model: nn.Module, header: Header) -> None:
+    """The hub's configuration has built it; the next time the file alone will."""
+    if not network.fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict()):
+        raise NetworkError(
+            f"{arch}: these weights are of another {header.arch} than timm {timm.__version__} builds by that name; "
+            "give what is different with --model-kwargs"
+        )
 
 
 def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
