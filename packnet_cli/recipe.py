@@ -63,7 +63,7 @@ class Recipe:
     restart: str = _setting("pretrained", "Start free weights at their pretrained values, or at zero.")
     norm: str = _setting("task", "Norm and biases trained by each task, or frozen after the first.")
     val_split: float = _setting(0.2, "Part held out of each class where there is no val/ folder.")
-    seed: int = _setting(0, "Seed of head, order and augmentation.")
+    seed: int = _setting(0, "Seed of head, order, augmentation and the part held out.")
 
     @classmethod
     def recorded(cls, settings: dict[str, Any]) -> "Recipe":

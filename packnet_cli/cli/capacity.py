@@ -30,7 +30,10 @@ def prune(
     distill: Distill = None,
     json: Json = False,
 ) -> None:
-    """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise."""
+    """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise.
+
+    The seed and the held-out images stay those that it was added with.
+    """
     from packnet_cli.artifact import format
 
     header = format.load_header(path)

@@ -248,7 +248,8 @@ def prune_task(
             f"task {entry.index} ({entry.name}) owns no weights to release, as it is a classifier alone"
         )
     trained = Recipe.recorded(entry.recipe)
-    given, recipe = recipe or trained, (recipe or trained).to_prune(trained).settled(few_steps=False)
+    given = recipe or trained
+    recipe = given.to_prune(trained).settled(few_steps=False)
     if kept := [name for name in (*FIRST_PHASE, *HELD_OUT) if getattr(given, name) != getattr(recipe, name)]:
         say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
     check_settings(prune, recipe)
