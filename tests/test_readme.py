@@ -61,6 +61,16 @@ def test_every_command_line_is_one_that_the_program_takes(packnet):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"packnet {command} has no {flag}"
 
 
+def test_every_link_to_a_heading_leads_to_one():
+    """In the README and in the document of measurements, by the anchors that Markdown makes of headings."""
+    texts = {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "examples/MEASURED.md")}
+    for document, text in texts.items():
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            headings = re.findall(r"^#+ (.*)", texts[document.parent / path if path else document], re.M)
+            anchors = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in anchors, f"{document.name}: {path}#{anchor}"
+
+
 def test_the_exit_codes_are_those_of_the_errors():
     """Every kind of error stands in the table, and nothing else but done and interrupted."""
     table = README.split("## Exit codes")[1].split("##")[0]

@@ -35,7 +35,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
     """Whether to compute in bfloat16, the weights staying float32: by default where the device is made for it.
 
-    On such a CPU networks with depthwise convolutions gain less by it, and are less accurate (README, "Measured").
+    On such a CPU networks with depthwise convolutions gain less by it, and are less accurate (examples/MEASURED.md).
     """
     if wanted is not None:
         return wanted

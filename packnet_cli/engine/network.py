@@ -6,7 +6,7 @@ Every tensor of a network's state dict has one class:
 * PACKED: the weights that tasks share out among themselves: matrices and convolution filters.
 * PER_TASK: all else, so small that each task has its own: biases, normalisation weights and statistics, tokens,
   position tables and depthwise filters. A depthwise filter has a few taps and no second input to fall back on, so
-  that pruning it takes its channel away; its own copy costs a task little and gains accuracy (README, "Measured").
+  that pruning it takes its channel away; its own copy costs a task little and gains accuracy (examples/MEASURED.md).
 """
 
 import enum
