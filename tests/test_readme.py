@@ -71,6 +71,13 @@ def test_every_link_to_a_heading_leads_to_one():
             assert not anchor or anchor in anchors, f"{document.name}: {path}#{anchor}"
 
 
+def test_every_command_is_set_as_one():
+    """Indented lines straight after a list would be part of its last item."""
+    blocks = README.split("\n\n")
+    for before, after in zip(blocks, blocks[1:], strict=False):
+        assert not (re.match(r"\* |\d+\. ", before) and after.startswith("    ")), after
+
+
 def test_the_exit_codes_are_those_of_the_errors():
     """Every kind of error stands in the table, and nothing else but done and interrupted."""
     table = README.split("## Exit codes")[1].split("##")[0]
