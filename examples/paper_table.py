@@ -312,7 +312,7 @@ def main(
             raise typer.BadParameter(f"--order {one} has other numbers than those of the folders, 1 to {len(folders)}")
     if threads:
         torch.set_num_threads(threads)
-    bench = Bench(out, start, folders, recipe_from(settings).settled(few_steps=False))
+    bench = Bench(out, start, folders, recipe_from(settings))
     ways, prunes = way or WAYS, prune or ["equal"]
     bases = base or [None] * len(prunes)
     if bench.base and bench.base.top1 is not None and not bench.rows:

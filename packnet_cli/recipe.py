@@ -15,8 +15,7 @@ CHOICES = {
 }
 
 
-AUTO = "auto"  # what a setting is that is left open: the optimizer, and on the command line the batch size
-SGD = "momentum"  # timm's name
+AUTO = "auto"  # as a batch size on the command line
 FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
 HELD_OUT = ("seed", "val_split")  # what a task's held-out images follow from
 SEEDS = 2**32  # so many there are, for numpy
@@ -48,7 +47,7 @@ class Recipe:
         "free", "free: rates times weights / free weights, tenfold at most (not on VGG); or none: as they are."
     )
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
-    opt: str = _setting(AUTO, "timm optimizer: momentum (SGD with 0.9), adamw, ...; auto: see --recipe.")
+    opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay.")
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
@@ -74,17 +73,6 @@ class Recipe:
         """These settings for a task that was `trained` by others: what they alone decide, and which images it saw."""
         return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *HELD_OUT)})
 
-    def settled(self, *, few_steps: bool) -> "Recipe":
-        """The recipe with an optimizer in place of "auto": SGD, as in the paper.
-
-        If the steps are few, on a network with batch norm, it is AdamW with its recipe, unless part of that was set.
-        """
-        if self.opt != AUTO:
-            return self
-        if not few_steps or any(getattr(self, name) != SETTINGS[name].default for name in OF_ADAMW):
-            return replace(self, opt=SGD)
-        return replace(self, **OF_ADAMW, opt=ADAMW.opt)
-
     def __post_init__(self) -> None:
         least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0, "seed": 0}
         for name, bound in least.items():
@@ -105,20 +93,17 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
-# At the paper's rates SGD comes not far in so few steps as a set of a thousand images gives.
+# At the paper's rates SGD does not come far in so few steps as a set of a thousand images gives.
 ADAMW = Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35)
 
 # What --recipe chooses between; every other flag then changes one setting of it.
 RECIPES = {
-    "default": Recipe(),
-    "paper": Recipe(opt=SGD, distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
+    "sgd": Recipe(),
     "adamw": ADAMW,
+    "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}
-
-# What the AdamW recipe sets beside the optimizer: given any of these, an optimizer that is left open is SGD.
-OF_ADAMW = {name: getattr(ADAMW, name) for name in ("lr", "retrain_lr", "sched", "anneal", "crop_scale")}
 
 
 def flag(name: str) -> str:

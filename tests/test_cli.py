@@ -380,7 +380,7 @@ def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
     refused(packnet("init", *how, tmp_path / "b.st"), 2, "--data goes with --prune")
     for flag in (["--log", tmp_path], ["--resume"]):
         refused(packnet("init", *how[:4], *flag, tmp_path / "b.st"), 2, f"{flag[0]} goes with --prune")
-    refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "default, paper")
+    refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "sgd, adamw, paper")
     result = packnet("init", "--arch", "test_resnet", "--prune", 0.5, "--dry-run", tmp_path / "b.st")
     assert result.exit_code == 0 and "50.00 %" in result.stdout and not (tmp_path / "b.st").exists()
 

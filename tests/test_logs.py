@@ -110,7 +110,19 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
                 {"event": "epoch", "task": "red", "phase": "train", "epoch": epoch, "loss": 9, "accuracy": 0, "lr": 1}
             )
     assert (tmp_path / "packed.st.resume").is_dir()
-    go_on = ("--epochs", 4, "--batch-size", 8, "--device", "cpu", "--checkpoint-minutes", 0, "--resume")
+    go_on = (
+        "--recipe",
+        "sgd",
+        "--epochs",
+        4,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--checkpoint-minutes",
+        0,
+        "--resume",
+    )
     assert packnet("add-task", packed, "--data", folders[0], *go_on, "--log", log).exit_code == 0
     found = metrics.read(log)["red"]
     assert [(line["event"], line.get("epoch")) for line in found] == [

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import CPU
 
-from packnet_cli.cli.settings import read_config, recipe_from
+from packnet_cli.cli.settings import read_config, recipe_from, recipes_from
 from packnet_cli.engine import pack
 from packnet_cli.engine.data import splits
-from packnet_cli.engine.fit import choose_optimizer
+from packnet_cli.engine.fit import choose_recipe
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, Recipe
 
@@ -29,9 +29,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     recipe = recipe_from({"recipe": "paper", "config": config, "epochs": 7})
     assert recipe == dataclasses.replace(RECIPES["paper"], rank="global", lr=1.0, epochs=7)
     assert type(recipe.lr) is float
-    assert recipe_from({"config": config}, Recipe(seed=5)) == Recipe(
-        seed=5, opt="momentum", lr=1.0, rank="global", epochs=3
-    )
+    assert recipe_from({"config": config}, Recipe(seed=5)) == Recipe(seed=5, lr=1.0, rank="global", epochs=3)
 
 
 def test_every_setting_may_stand_there(tmp_path):
@@ -86,29 +84,15 @@ def test_the_commands(tmp_path, packed, folders, packnet):
     assert packnet("info", packed, "--task", "red", "--layers").exit_code == 2
 
 
-def test_the_optimizer_is_chosen_where_it_is_left_open():
-    """AdamW for few steps, unless a rate was given: that was meant for SGD."""
-    few = Recipe(epochs=3).settled(few_steps=True)
-    assert few == dataclasses.replace(RECIPES["adamw"], epochs=3)
-    assert Recipe().settled(few_steps=False) == Recipe(opt="momentum")
-    for given in (
-        {"lr": 0.01},
-        {"sched": "cosine"},
-        {"anneal": "once"},
-        {"crop_scale": 0.5},
-        {"opt": "momentum"},
-        {"opt": "lamb"},
-    ):
-        recipe = Recipe(**given).settled(few_steps=True)
-        assert recipe == Recipe(**{"opt": "momentum", **given})
-    assert RECIPES["paper"].settled(few_steps=True) == RECIPES["paper"]
-
-
-def test_a_rate_that_is_given_leaves_sgd_also_if_it_is_the_default(tmp_path):
-    assert recipe_from({"lr": 0.001}) == Recipe(opt="momentum")
-    assert recipe_from({"config": write(tmp_path, 'sched = "step"')}) == Recipe(opt="momentum")
-    assert recipe_from({"lr": 0.001, "opt": "adamw"}).opt == "adamw"
-    assert recipe_from({"epochs": 3}).opt == "auto"
+def test_there_is_a_choice_unless_recipe_or_optimizer_is_given(tmp_path):
+    """All other settings change what they say alone, whichever recipe it will be, also where they are the default."""
+    for given in ({}, {"lr": 0.001}, {"crop_scale": 0.5, "epochs": 3}, {"config": write(tmp_path, 'sched = "step"')}):
+        changed = {"sched": "step"} if "config" in given else given
+        assert recipes_from(given) == (Recipe(**changed), dataclasses.replace(RECIPES["adamw"], **changed))
+    named = {"config": write(tmp_path, 'opt = "momentum"')}
+    for given in ({"opt": "momentum"}, {"opt": "adamw", "lr": 0.1}, {"recipe": "sgd"}, {"recipe": "paper"}, named):
+        recipe, few_steps = recipes_from(given)
+        assert recipe == few_steps == recipe_from(given)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +103,14 @@ def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt
     """18 images make a step an epoch; what was chosen is said."""
     artifact, said = pack.init(tmp_path / "packed.st", arch, pretrained=False), []
     images = splits.open_training(folders[0], val_split=0.2, seed=0)
-    assert choose_optimizer(artifact, images, Recipe(epochs=epochs), said.append).opt == opt
-    assert said == ["few steps (1): adamw at 0.0003, cosine (--opt momentum: the paper's SGD)"][: opt == "adamw"]
+    recipes = Recipe(epochs=epochs), dataclasses.replace(RECIPES["adamw"], epochs=epochs)
+    assert choose_recipe(artifact, images, *recipes, said.append).opt == opt
+    said_so = "few steps (1): adamw at 0.0003, cosine (--recipe sgd: momentum at 0.001, step)"
+    assert said == [said_so][: opt == "adamw"]
 
 
 def test_the_chosen_optimizer_is_on_record(tmp_path, folders):
     pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False)
-    artifact = pack.add_task(tmp_path / "packed.st", folders[0], recipe=Recipe(epochs=1), machine=CPU)
+    one_epoch = {"recipe": Recipe(epochs=1), "few_steps": dataclasses.replace(RECIPES["adamw"], epochs=1)}
+    artifact = pack.add_task(tmp_path / "packed.st", folders[0], **one_epoch, machine=CPU)
     assert artifact.header.tasks[0].recipe["opt"] == "adamw"

@@ -8,7 +8,7 @@ from typer import Argument
 from packnet_cli import report
 from packnet_cli.cli import PACK, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
-from packnet_cli.cli.settings import RETRAINING, recipe_from, with_settings
+from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.images import task_name
 from packnet_cli.recipe import SETTINGS
@@ -164,7 +164,7 @@ def add_task(
     json: Json = False,
 ) -> None:
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
-    recipe = recipe_from(settings)
+    recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
     if dry_run:
         from packnet_cli.artifact import plan
@@ -193,6 +193,7 @@ def add_task(
             max_drop=max_drop,
             head_only=head_only,
             recipe=recipe,
+            few_steps=few_steps,
             skip_bad_images=skip_bad_images,
             **how,
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import AUTO, FIRST_PHASE, HELD_OUT, OF_ADAMW, RECIPES, SETTINGS, SGD, AtMost, Recipe, flag
+from packnet_cli.recipe import ADAMW, AUTO, FIRST_PHASE, HELD_OUT, RECIPES, SETTINGS, AtMost, Recipe, flag
 
 TRAINING = "Training"
 
@@ -27,7 +27,7 @@ def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
     options = {
         "recipe": Option(
             help=f"Start from these settings: {', '.join(RECIPES)}. By default add-task takes adamw for few steps on a "
-            "network with batch norm, unless its settings are given."
+            "network with batch norm, and else sgd, whose defaults are shown."
         ),
         "config": Option(metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."),
     } | {
@@ -66,17 +66,22 @@ def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe
 
     A batch size of "auto" is at most the one that would hold without it. Raises UsageError.
     """
-    name, config = settings.pop("recipe", None), settings.pop("config", None)
+    given = dict(settings)
+    name, config = given.pop("recipe", None), given.pop("config", None)
     if name is not None and name not in RECIPES:
         raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, not {name!r}")
-    recipe = start if start and name is None else RECIPES[name or "default"]
-    for given in (read_config(config) if config else {}, settings):
-        if given.get("batch_size") == AUTO:
-            given = given | {"batch_size": AtMost(recipe.batch_size)}
-        recipe = dataclasses.replace(recipe, **given)
-        if recipe.opt == AUTO and OF_ADAMW.keys() & given.keys():  # also where what is given is the default
-            recipe = dataclasses.replace(recipe, opt=SGD)
+    recipe = start or Recipe() if name is None else RECIPES[name]
+    for changed in (read_config(config) if config else {}, given):
+        if changed.get("batch_size") == AUTO:
+            changed = changed | {"batch_size": AtMost(recipe.batch_size)}
+        recipe = dataclasses.replace(recipe, **changed)
     return recipe
+
+
+def recipes_from(settings: dict[str, Any]) -> tuple[Recipe, Recipe]:
+    """The recipe, and the one for few steps: the same, unless neither recipe nor optimizer was given."""
+    recipe, few_steps = recipe_from(settings), recipe_from(settings, ADAMW)
+    return recipe, recipe if few_steps.opt == recipe.opt else few_steps
 
 
 def read_config(path: Path) -> dict[str, Any]:

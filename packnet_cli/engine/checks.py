@@ -12,7 +12,7 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import UsageError, reason
 from packnet_cli.progress import Say
-from packnet_cli.recipe import AUTO, Recipe
+from packnet_cli.recipe import Recipe
 
 
 def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
@@ -24,8 +24,7 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
         raise UsageError("give either a fraction to prune, or the points that it may cost at most, for a search")
     if head_only and (prune or max_drop is not None):
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
-    if recipe.opt != AUTO:
-        check_optimizer(recipe.opt)
+    check_optimizer(recipe.opt)
 
 
 def check_optimizer(opt: str) -> None:

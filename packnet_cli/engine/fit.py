@@ -1,4 +1,4 @@
-"""What a recipe leaves open: the optimizer, and a batch as large as the device has the memory for."""
+"""What is left open: the recipe of the two that suits, and a batch as large as the device has the memory for."""
 
 import dataclasses
 import gc
@@ -19,17 +19,20 @@ from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Say, silent
-from packnet_cli.recipe import FEW_STEPS, SGD, AtMost, Recipe
+from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe
 
 
-def choose_optimizer(artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, say: Say) -> Recipe:
-    """The recipe with an optimizer that suits the number of steps and the network, if it leaves that open."""
+def choose_recipe(
+    artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, few_steps: Recipe, say: Say
+) -> Recipe:
+    """The recipe, or the one for few steps, if by the first there are few, on a network with batch norm."""
     steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
     batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
-    chosen = recipe.settled(few_steps=batch_norm and steps < FEW_STEPS)
-    if recipe.opt != chosen.opt != SGD:
-        say(f"few steps ({steps:,}): {chosen.opt} at {chosen.lr:g}, {chosen.sched} (--opt {SGD}: the paper's SGD)")
-    return chosen
+    if few_steps == recipe or not batch_norm or steps >= FEW_STEPS:
+        return recipe
+    named = f"{few_steps.opt} at {few_steps.lr:g}, {few_steps.sched}"
+    say(f"few steps ({steps:,}): {named} (--recipe sgd: {recipe.opt} at {recipe.lr:g}, {recipe.sched})")
+    return few_steps
 
 
 def fit_batch_size(

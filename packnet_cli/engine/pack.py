@@ -19,7 +19,7 @@ from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
-from packnet_cli.engine.fit import choose_optimizer
+from packnet_cli.engine.fit import choose_recipe
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.search import prune_as_far_as
@@ -29,7 +29,7 @@ from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskErro
 from packnet_cli.images import task_name
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
-from packnet_cli.recipe import FIRST_PHASE, HELD_OUT, Recipe
+from packnet_cli.recipe import ADAMW, FIRST_PHASE, HELD_OUT, Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def init(
 
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError.
     """
-    recipe = (recipe or Recipe()).settled(few_steps=False)
+    recipe = recipe or Recipe()
     atomic.check_writable(path)
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
@@ -160,6 +160,7 @@ def add_task(
     head_only: bool = False,
     skip_bad_images: bool = False,
     recipe: Recipe | None = None,
+    few_steps: Recipe | None = None,
     machine: Machine = THIS_MACHINE,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -169,10 +170,12 @@ def add_task(
     """Train the task in `data` on the free weights, release the fraction `prune` of them in each layer, retrain.
 
     With `max_drop` the fraction is searched for: the largest after which top-1 is at most so many points lower. With
-    `head_only` the task gets a head on what the newest task sees, and no weights.
+    `head_only` the task gets a head on what the newest task sees, and no weights. `few_steps` takes the place of
+    `recipe` where that means less than FEW_STEPS steps, on a network with batch norm; without either it is AdamW's.
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
     stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
     """
+    few_steps = few_steps or recipe or ADAMW
     recipe = recipe or Recipe()
     # Try everything that can fail now, before hours of training.
     check_settings(prune, recipe, max_drop, head_only)
@@ -188,7 +191,7 @@ def add_task(
     say_what_is_left_out(data, say)
     say_what_is_not_measured(images, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
-    recipe = choose_optimizer(artifact, images, recipe, say)
+    recipe = choose_recipe(artifact, images, recipe, few_steps, say)
     aside = None
     if max_drop is not None:
         kept, aside = splits.set_aside(images.train, recipe.val_split, recipe.seed)
@@ -249,7 +252,7 @@ def prune_task(
         )
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
-    recipe = given.to_prune(trained).settled(few_steps=False)
+    recipe = given.to_prune(trained)
     if kept := [name for name in (*FIRST_PHASE, *HELD_OUT) if getattr(given, name) != getattr(recipe, name)]:
         say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
     check_settings(prune, recipe)
