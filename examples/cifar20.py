@@ -55,7 +55,7 @@ def main(
         unfinished.rename(data)
     folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
     if not packed.exists():
-        pack.init(packed, arch, pretrained=False, data_config={"img_size": 32}, seed=recipe.seed)
+        pack.init(packed, arch, pretrained=False, data_config={"img_size": 32}, recipe=recipe)
     done = len(format.load_header(packed).tasks)
     for number, folder in enumerate(folders[done:tasks], start=done + 1):
         left = len(folders) - number

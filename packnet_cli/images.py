@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packnet_cli.errors import DataError
+
 TRAIN = "train"
 HELD_OUT = ("val", "validation", "test")  # the first of them that there is
 LISTS = (".csv", ".parquet")
@@ -40,6 +42,12 @@ def is_list(data: Path) -> bool:
 def is_dataset(data: Path) -> bool:
     """Whether it names a dataset, such as hfds/NAME, and no folder is called so."""
     return len(data.parts) > 1 and data.parts[0] in DATASETS and not os.path.exists(data)
+
+
+def check_exists(data: Path) -> None:
+    """Raise DataError if it names a folder or list that is not there; of a dataset only reading it can tell."""
+    if not is_dataset(data) and not os.path.exists(data):
+        raise DataError(f"the {'list' if is_list(data) else 'folder'} {data} does not exist")
 
 
 def task_name(data: Path) -> str:

@@ -327,6 +327,7 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
     refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "in_chans=1"), 2, "--in-chans 1")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
+    refused(packnet(*init, tmp_path / "a.st", "--img-size", 32, "--model-kwargs", "img_size=64"), 2, "once: --img-size")
     for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
         refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)
     refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "features_only=True"), 7, "a logit for each class")
@@ -380,6 +381,11 @@ def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
     refused(packnet("init", *how, tmp_path / "b.st"), 2, "--data goes with --prune")
     for flag in (["--log", tmp_path], ["--resume"]):
         refused(packnet("init", *how[:4], *flag, tmp_path / "b.st"), 2, f"{flag[0]} goes with --prune")
+    for flag in (["--opt", "momentum"], ["--batch-size", 7], ["--recipe", "adamw"]):
+        refused(packnet("init", *how[:4], *flag, tmp_path / "b.st"), 2, f"{flag[0]} goes with --prune")
+    wrong = ("--device", "toaster", "--prune", 0.5)
+    refused(packnet("init", *how, *wrong, "--data", tmp_path / "none", tmp_path / "b.st"), 2, "toaster")
+    refused(packnet("prune", tmp_path / "a.st", "--task", 1, *wrong, "--data", tmp_path / "none"), 2, "toaster")
     refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "sgd, adamw, paper")
     result = packnet("init", "--arch", "test_resnet", "--prune", 0.5, "--dry-run", tmp_path / "b.st")
     assert result.exit_code == 0 and "50.00 %" in result.stdout and not (tmp_path / "b.st").exists()
@@ -593,7 +599,9 @@ def test_talk_that_nobody_hears(monkeypatch):
 
 
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
-    """A name that is taken, and a task that takes no weights."""
+    """A name that is taken, images that are not there, and a task that takes no weights."""
+    for none in ("/none", "/none.csv"):
+        refused(packnet("add-task", packed, "--data", none, "--dry-run"), 6, none, "does not exist")
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")

@@ -171,6 +171,21 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append).header.tasks[-1]
     assert len(said) == 1 and said[0].startswith("left out: 2 files or links") and str(inside) in said[0]
     assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
+    pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=said.append)
+    assert said[-1] == said[0]
+
+
+def test_that_the_first_task_keeps_everything_is_said(packed, folders):
+    """Of the first alone: that the last of several is not pruned is as it should be."""
+    said: list[str] = []
+    how = {"recipe": QUICK, "machine": CPU, "say": said.append}
+    pack.add_task(packed, folders[0], prune=0.5, **how)
+    pack.add_task(packed, folders[1], **how)
+    assert not said
+    other = packed.with_name("other.st")
+    pack.init(other, "test_resnet", pretrained=False, data_config={"img_size": 32})
+    pack.add_task(other, folders[0], **how)
+    assert said == ["without --prune the first task keeps all weights, and leaves none to another"]
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------

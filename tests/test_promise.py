@@ -12,6 +12,7 @@ from packnet_cli.engine import network, pack
 from packnet_cli.engine.training import freezer
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import ForgettingError, NetworkError
+from packnet_cli.recipe import Recipe
 
 OPTIMIZERS = [("momentum", 0.0, 0.01), ("momentum", 5e-4, 0.01), ("adamw", 1e-2, 1e-3)]  # name, decay, rate
 
@@ -208,7 +209,7 @@ def test_same_seed_same_bytes(tmp_path, folders):
     """On one machine a command line determines the file."""
     for name in "ab":
         path = tmp_path / name
-        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, seed=3)
+        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, recipe=Recipe(seed=3))
         add(path, folders[0], 0.5, seed=3)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 

@@ -25,6 +25,7 @@ from packnet_cli.engine.data import pictures
 from packnet_cli.engine.training import checkpoint, freezer, state, train
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Step
+from packnet_cli.recipe import Recipe
 
 RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
 PHASES = [("train", 1, 1), ("train", 2, 2), ("retrain", 1, 2), ("retrain", 3, 2)]  # of two batches
@@ -182,7 +183,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes
     if changes.pop("folder", None):
         folder = make_folder(tmp_path / "red", seed=9)
     if changes.pop("force", None):
-        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, seed=7, force=True)
+        other = Recipe(seed=7)
+        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, recipe=other, force=True)
     with pytest.raises(ConflictError, match=what):
         add(path, folder, resume=True, **changes)
     assert (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()

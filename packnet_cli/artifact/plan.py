@@ -133,7 +133,7 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
 
 
 def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
-    """Who would own what after another task; it raises what adding it would."""
+    """Who would own what after another task, if `--rank` treats layers alike; raises what its share and name would."""
     check_fraction(prune)
     artifact = format.load(path)
     artifact.header.check_changeable(path)

@@ -10,8 +10,8 @@ from packnet_cli.cli import PACK, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.images import task_name
-from packnet_cli.recipe import SETTINGS
+from packnet_cli.images import check_exists, task_name
+from packnet_cli.recipe import SETTINGS, flag
 
 PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
@@ -78,9 +78,10 @@ def init(
     recipe = recipe_from(settings)
     base: dict[str, Any] = {"--data": data, "--distill": distill, "--name": name, "--class-names": class_names}
     base |= {"--log": run.log, "--resume": run.resume or None}
-    for flag, value in base.items():
+    base |= {flag(name): value for name, value in settings.items() if name != "seed"}
+    for given, value in base.items():
         if value is not None and prune is None:
-            raise UsageError(f"{flag} goes with --prune, which keeps the pretrained network as the first task")
+            raise UsageError(f"{given} goes with --prune, which keeps the pretrained network as the first task")
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
@@ -107,7 +108,6 @@ def init(
             arch,
             weights=weights,
             pretrained=pretrained,
-            seed=recipe.seed,
             force=force,
             prune=prune,
             data=data,
@@ -173,6 +173,7 @@ def add_task(
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
+        check_exists(data)
         shares = plan.plan_task(
             path,
             name or task_name(data),

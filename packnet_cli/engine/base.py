@@ -4,10 +4,12 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from packnet_cli.engine.checks import say_what_is_left_out
 from packnet_cli.engine.data import sources, splits
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
 from packnet_cli.images import task_name
+from packnet_cli.progress import Say
 from packnet_cli.recipe import Recipe
 
 
@@ -65,6 +67,7 @@ def open_images(
     data: Path | None,
     distill: Path | None,
     recipe: Recipe,
+    say: Say,
     *,
     skip_bad_images: bool = False,
 ) -> splits.TrainingImages:
@@ -82,4 +85,7 @@ def open_images(
         images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
     else:
         images = splits.TrainingImages(classes, splits.Split([], []), None)
-    return splits.usable(images, skip_bad=skip_bad_images)
+    images = splits.usable(images, skip_bad=skip_bad_images)
+    if data is not None:
+        say_what_is_left_out(data, say)
+    return images

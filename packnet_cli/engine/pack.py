@@ -43,7 +43,6 @@ def init(
     pretrained: bool = True,
     model_kwargs: dict[str, Any] | None = None,
     data_config: dict[str, Any] | None = None,
-    seed: int = 0,
     force: bool = False,
     prune: float | None = None,
     data: Path | None = None,
@@ -59,9 +58,9 @@ def init(
 ) -> Artifact:
     """Make an artifact of a timm classifier's weights, write it to `path` and return it.
 
-    The weights come from the file `weights`, else from timm's hub, else (not `pretrained`) from `seed`. `model_kwargs`
-    go to timm.create_model; `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct,
-    interpolation.
+    The weights come from the file `weights`, else from timm's hub, else (not `pretrained`) from the recipe's seed.
+    `model_kwargs` go to timm.create_model; `data_config` overrides timm's: img_size (pixels), in_chans, mean, std,
+    crop_pct, interpolation.
 
     Without `prune` all weights are free. With it the network keeps its own classifier as task 1: that fraction of each
     layer is released, and the rest retrained on the labelled images in `data`, or on any images in `distill` with
@@ -75,7 +74,8 @@ def init(
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
         check_settings(prune, recipe)
-    random_seed(seed)
+        choose_device(machine.device)
+    random_seed(recipe.seed)
     origin = start_from(
         arch,
         weights=weights,
@@ -93,7 +93,7 @@ def init(
         classes = base.class_names(origin, class_names, data)
         name = name or base.default_name(classes, data)
         artifact.header.check_new_name(name)
-        images = base.open_images(classes, data, distill, recipe)
+        images = base.open_images(classes, data, distill, recipe, say)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         session = Session(path, machine, resume, checkpoint_minutes, progress, say)
         with session.training(name, claim, images, recipe, prune=prune) as task:
@@ -190,6 +190,8 @@ def add_task(
     images = splits.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_left_out(data, say)
     say_what_is_not_measured(images, say)
+    if not (artifact.header.tasks or prune or head_only) and max_drop is None:
+        say("without --prune the first task keeps all weights, and leaves none to another")
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
     aside = None
@@ -256,6 +258,7 @@ def prune_task(
     if kept := [name for name in (*FIRST_PHASE, *HELD_OUT) if getattr(given, name) != getattr(recipe, name)]:
         say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
     check_settings(prune, recipe)
+    choose_device(machine.device)
     plan.layers_spared(artifact.mask, recipe.skip_layers)
     if data is None and entry.data:
         try:
@@ -265,7 +268,7 @@ def prune_task(
                 raise
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
     skip_bad = entry.skipped > 0  # as it was added
-    images = base.open_images(entry.classes, data, distill, recipe, skip_bad_images=skip_bad)
+    images = base.open_images(entry.classes, data, distill, recipe, say, skip_bad_images=skip_bad)
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
     with session.training(entry.name, claim_again(artifact), images, recipe, prune=prune) as task:
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}

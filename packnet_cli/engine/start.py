@@ -61,6 +61,8 @@ def start_from(
     if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
         arguments["in_chans"] = channels
     arguments |= model_kwargs
+    if "img_size" in wanted and "img_size" in model_kwargs:
+        raise UsageError("give the image size once: --img-size says it to the network too, if that wants to know")
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
     resolved = _data_config(wanted, cfg)
@@ -175,6 +177,8 @@ def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
 
 def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
     """timm's preprocessing for a network, with what the user wants otherwise; input_size is C, H, W in pixels."""
+    if unknown := wanted.keys() - {"img_size", "in_chans", "mean", "std", "crop_pct", "interpolation"}:
+        raise UsageError(f"data_config cannot hold {', '.join(sorted(unknown))}; see packnet_cli.engine.pack.init")
     args = {key: wanted[key] for key in ("crop_pct", "interpolation") if key in wanted}
     resolved: dict[str, Any] = resolve_data_config(args, cfg)
     try:

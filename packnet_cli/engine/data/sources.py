@@ -11,7 +11,7 @@ from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine.data import datasets
 from packnet_cli.engine.data.pictures import is_image_name
 from packnet_cli.errors import DataError
-from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, is_dataset, is_list
+from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 from packnet_cli.lists import read_list
 
 VALID = "valid"  # what some call a folder of held-out images
@@ -87,9 +87,9 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _check_folder(folder: Path) -> None:
+    check_exists(folder)
     if not folder.is_dir():
-        other = f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)})"
-        raise DataError(other if os.path.exists(folder) else f"the folder {folder} does not exist")
+        raise DataError(f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)})")
 
 
 def _training_folder(folder: Path) -> Path:
