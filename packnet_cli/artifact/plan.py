@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact
@@ -88,29 +87,6 @@ class Plan:
     free: dict[str, int]  # weights left after the last seat, by layer
     packed_weights: int
     file_bytes: int  # heads of planned tasks not counted: their classes are not known
-
-    def as_dict(self) -> dict[str, Any]:
-        """The document of `plan --json`."""
-        tasks = [
-            {
-                "index": seat.index,
-                "name": seat.name,
-                "prune": seat.prune,
-                "owned_weights": seat.total,
-                "owned_fraction": seat.total / self.packed_weights,
-                "owned": seat.owned,
-            }
-            for seat in self.seats
-        ]
-        free = sum(self.free.values()) / self.packed_weights
-        removed = self.removed / self.packed_weights
-        return {
-            "tasks": tasks,
-            "free": self.free,
-            "free_fraction": free,
-            "bytes": self.file_bytes,
-            "removed_fraction": removed,
-        }
 
     def is_thin(self, seat: Seat) -> bool:
         return seat.total < THIN_SHARE * self.packed_weights

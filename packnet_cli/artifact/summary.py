@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.compact import by_task
@@ -47,56 +47,14 @@ class Summary:
     def _fraction(self, owned: dict[str, int]) -> float:
         return sum(owned.values()) / self.packed_weights
 
-    def shares(self, layer: str) -> list[float]:
-        """The part of a layer's weights that each index owns, from 1, removed tasks' too; the rest is free."""
-        return [count / max(1, self.layers[layer]) for count in self._owned(layer)]
-
-    def layer_dicts(self) -> list[dict[str, Any]]:
-        """What `info --json --layers` adds."""
-        return [{"name": layer, "weights": size, "owned": self._owned(layer)} for layer, size in self.layers.items()]
-
-    def _owned(self, layer: str) -> list[int]:
+    def owned(self, layer: str) -> list[int]:
+        """How many of a layer's weights each index owns, from 1, removed tasks' too."""
         owned = {task.index: task.owned for task in self.header.tasks} | self.header.removed
         return [owned[index].get(layer, 0) for index in range(1, self.header.last_index + 1)]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The document of `info --json`."""
-        return {
-            "arch": self.header.arch,
-            "model_kwargs": self.header.model_kwargs,
-            "source": self.header.source,
-            "data_config": self.header.data_config,
-            "packed_weights": self.packed_weights,
-            "free_fraction": self.free_fraction,
-            "removed_fraction": self.removed_fraction,
-            "bytes": {
-                "file": self.file_bytes,
-                "separate_networks": self.separate_bytes,
-                "lora_adapters": self.lora_bytes,
-            },
-            "compact": self.header.compact and self.header.compact.dtype,
-            "tasks": [self.task_dict(task) for task in self.header.tasks],
-        }
-
-    def task_dict(self, task: Task) -> dict[str, Any]:
-        return {
-            "index": task.index,
-            "name": task.name,
-            "num_classes": len(task.classes),
-            "top1": task.top1,
-            "top5": task.top5,
-            "images": task.images,
-            "skipped_images": task.skipped,
-            "accuracy": task.accuracy,
-            "prune": task.prune,
-            "owned_weights": sum(task.owned.values()),
-            "owned_fraction": self.owned_fraction(task),
-            "temperature": task.temperature,
-            "data": task.data,
-            "recipe": task.recipe,
-            "digest": task.digest,
-            "original_digest": self.header.compact.originals.get(task.index) if self.header.compact else task.digest,
-        }
+    def shares(self, layer: str) -> list[float]:
+        """The same as parts of the layer; the rest is free."""
+        return [count / max(1, self.layers[layer]) for count in self.owned(layer)]
 
 
 def summarize(path: Path) -> Summary:

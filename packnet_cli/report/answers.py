@@ -1,12 +1,12 @@
 """What the tasks make of images: accuracies and predictions."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from packnet_cli.report import console
+from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
     from packnet_cli.engine.using.auto import Choice
@@ -27,7 +27,7 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
                 "trained; all of them are measured, which says little of those that it was trained on"
             )
     if as_json:
-        console.print_json({"tasks": [evaluation_dict(result) for result in results]})
+        console.print_json({"tasks": [documents.accuracy(result) for result in results]})
         return
     table = console.new_table(None, "task", "name", "top-1 %", "top-5 %", "images")
     for result in results:
@@ -41,17 +41,6 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
     console.show(table)
 
 
-def evaluation_dict(result: "Evaluation") -> dict[str, Any]:
-    return {
-        "index": result.task.index,
-        "name": result.task.name,
-        "top1": result.accuracy and result.accuracy.top1,
-        "top5": result.accuracy and result.accuracy.top5,
-        "images": result.accuracy.images if result.accuracy else 0,
-        "missing_classes": list(result.missing),
-    }
-
-
 def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
     """How often `auto` picks the right task."""
     images = sum(choice.images for choice in choices)
@@ -59,16 +48,7 @@ def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
         sum(getattr(choice, name) * choice.images for choice in choices) / images for name in ("right_task", "top1")
     )
     if as_json:
-        tasks = [
-            {
-                "index": choice.task.index,
-                "name": choice.task.name,
-                "right_task": choice.right_task,
-                "top1": choice.top1,
-                "images": choice.images,
-            }
-            for choice in choices
-        ]
+        tasks = [documents.choice(choice) for choice in choices]
         console.print_json({"right_task": right_task, "top1": top1, "images": images, "tasks": tasks})
         return
     table = console.new_table(None, "task", "name", "right task %", "and class %", "images")
@@ -97,16 +77,7 @@ def _answer_table(answer: "Answer", top: int) -> None:
 
 
 def _answer_json(answer: "Answer", top: int) -> None:
-    tasks = [
-        {
-            "index": prediction.task.index,
-            "name": prediction.task.name,
-            "entropy": prediction.entropy,
-            "top": [{"class": name, "probability": probability} for name, probability in prediction.top(top)],
-        }
-        for prediction in answer.predictions
-    ]
-    console.print_json({"image": str(answer.path), "problem": answer.problem or None, "tasks": tasks})
+    console.print_json(documents.predictions(answer, top))
 
 
 def _answer_csv(answer: "Answer", top: int) -> None:

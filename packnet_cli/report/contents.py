@@ -11,7 +11,7 @@ from rich.bar import Bar
 from rich.table import Table
 
 from packnet_cli.errors import few
-from packnet_cli.report import console
+from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Task
@@ -36,7 +36,7 @@ def started(path: Path, artifact: "Artifact") -> None:
 def added(numbers: "Summary", *, as_json: bool) -> None:
     task = numbers.header.tasks[-1]
     if as_json:
-        console.print_json({"task": numbers.task_dict(task), "free_fraction": numbers.free_fraction})
+        console.print_json({"task": documents.task(numbers, task), "free_fraction": numbers.free_fraction})
         return
     table = console.new_table(f"task {task.index}: {task.name}", "", "")
     for phase, top1 in task.accuracy.items():
@@ -58,7 +58,7 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
 
 def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
     if as_json:
-        console.print_json(shares.as_dict())
+        console.print_json(documents.plan(shares))
         return
     table = console.new_table(None, "task", "name", "prune", "weights", "of all")
     for seat in shares.seats:
@@ -100,7 +100,7 @@ def _tasks(seats: "list[Seat]") -> str:
 
 def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     if as_json:
-        console.print_json(numbers.as_dict() | ({"layers": numbers.layer_dicts()} if layers else {}))
+        console.print_json(documents.info(numbers, layers=layers))
         return
     header = numbers.header
     console.tell(
@@ -160,7 +160,7 @@ def _owners(shares: list[float], width: int = 20) -> str:
 def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
     """All that is known of one task."""
     if as_json:
-        console.print_json({"task": numbers.task_dict(task) | {"classes": list(task.classes)}})
+        console.print_json({"task": documents.task(numbers, task) | {"classes": list(task.classes)}})
         return
 
     def line(name: str, value: str) -> None:

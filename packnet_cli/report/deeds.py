@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from packnet_cli.report import console
-from packnet_cli.report.answers import evaluation_dict
+from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Header, Task
@@ -25,7 +24,7 @@ def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_jso
         ".pt2": f"torch.export.load({str(output)!r}).module()",
     }
     if as_json:
-        document = {"output": str(output), "task": _named(task), "num_classes": len(task.classes)}
+        document = {"output": str(output), "task": documents.named(task), "num_classes": len(task.classes)}
         console.print_json(document | {"opened_by": opened.get(form, plain)})
         return
     console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
@@ -42,9 +41,8 @@ def compacted(
 ) -> None:
     """The bytes of both files by part, and each task's accuracy in both, as far as measured."""
     if as_json:
-        tasks = [{"before": evaluation_dict(one), "after": evaluation_dict(other)} for one, other in accuracies]
-        sizes = {"before": {**asdict(before), "total": before.total}, "after": {**asdict(after), "total": after.total}}
-        console.print_json({"output": str(output), "bytes": sizes, "tasks": tasks})
+        pairs = [{"before": documents.accuracy(one), "after": documents.accuracy(other)} for one, other in accuracies]
+        console.print_json({"output": str(output), "bytes": documents.sizes(before, after), "tasks": pairs})
         return
     table = console.new_table(None, "", "before, MB", "after, MB")
     names = {
@@ -104,7 +102,7 @@ def explain_removal(header: "Header", task: "Task", freed: int) -> None:
 def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> None:
     """That a task was removed, or none after all."""
     if as_json:
-        console.print_json({"removed": task and _named(task), "freed_weights": freed})
+        console.print_json({"removed": task and documents.named(task), "freed_weights": freed})
         return
     if task is None:
         console.say("nothing was written")
@@ -117,10 +115,6 @@ def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> No
 
 def renamed(path: Path, task: "Task", *, as_json: bool) -> None:
     if as_json:
-        console.print_json({"task": _named(task)})
+        console.print_json({"task": documents.named(task)})
         return
     console.tell(f"{path}: task {task.index} is now {task.name}")
-
-
-def _named(task: "Task") -> dict[str, Any]:
-    return {"index": task.index, "name": task.name}
