@@ -42,9 +42,9 @@ from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.compute import forward_of, in_precision, training_on
 from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import MOMENTUM, fused
-from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import Machine

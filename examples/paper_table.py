@@ -37,10 +37,10 @@ from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.train import train
-from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.recipe import SETTINGS, Recipe

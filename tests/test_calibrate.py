@@ -8,10 +8,9 @@ import torch
 from conftest import CPU, QUICK
 
 from packnet_cli.artifact import format
-from packnet_cli.engine import pack
+from packnet_cli.engine import calibrate, pack
+from packnet_cli.engine.calibrate import entropies, fit_temperature
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.using import calibrate
-from packnet_cli.engine.using.calibrate import entropies, fit_temperature
 
 RUN = ("--device", "cpu", "--workers", 0, "--json")
 

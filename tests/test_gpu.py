@@ -11,7 +11,7 @@ from test_resume import init, stop_at
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, pack
 from packnet_cli.engine.data import feed, splits
-from packnet_cli.engine.using import unpack
+from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import InterruptedRun
 from packnet_cli.machine import Machine
@@ -117,7 +117,7 @@ def test_capturing_leaves_nothing_behind(kind, captured, caplog):
 
 def test_what_was_measured_in_training_eval_measures(packed, folders):
     added = add(packed, folders[0]).header.tasks[0]
-    [found] = unpack.evaluate_tasks(packed, "all", device="cuda")
+    [found] = evaluate.evaluate_tasks(packed, "all", device="cuda")
     assert found.accuracy.top1 == added.top1
 
 

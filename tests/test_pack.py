@@ -15,7 +15,7 @@ from packnet_cli.engine import pack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.training import train
-from packnet_cli.engine.using import unpack
+from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
@@ -63,8 +63,8 @@ def test_base_without_images(tmp_path, weights):
         np.testing.assert_array_equal(array[kept], given[name].numpy()[kept])
         assert not array[~kept].any()
     with pytest.raises(DataError, match="no images on record; say where they are with --data"):
-        list(unpack.evaluate_tasks(tmp_path / "packed.st", "1"))
-    [result] = unpack.evaluate_tasks(tmp_path / "packed.st", "all")
+        list(evaluate.evaluate_tasks(tmp_path / "packed.st", "1"))
+    [result] = evaluate.evaluate_tasks(tmp_path / "packed.st", "all")
     assert result.accuracy is None
 
 
@@ -135,7 +135,7 @@ def test_imagenet_classes_are_wnids(tmp_path):
     [task] = artifact.header.tasks
     assert task.name == "imagenet" and len(task.classes) == 1000
     assert [task.classes.index(wnid) for wnid in ("n01440764", "n02102040", "n03888257")] == [0, 217, 701]
-    [result] = unpack.evaluate_tasks(tmp_path / "a.st", device="cpu", workers=0)
+    [result] = evaluate.evaluate_tasks(tmp_path / "a.st", device="cpu", workers=0)
     assert result.accuracy.images == 9 and len(result.missing) == 997
 
 

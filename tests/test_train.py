@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.data import splits
+from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.result import warn_of_guesses
 from packnet_cli.engine.training import freezer as freezer_module
 from packnet_cli.engine.training import optimize
@@ -19,7 +20,6 @@ from packnet_cli.engine.training import train as train_module
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.train import train
-from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.errors import DivergedError, UsageError
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]

@@ -31,7 +31,7 @@ def verify(
             raise UsageError(
                 f"a compact file remembers no images; measure its tasks with packnet eval {path} --task NAME --data DIR"
             )
-        from packnet_cli.engine.using.unpack import check_accuracies
+        from packnet_cli.engine.using.evaluate import check_accuracies
 
         changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
         if not any(task.data and task.images for task in header.tasks):

@@ -65,9 +65,9 @@ def evaluate(
         choices = evaluate_auto(path, batch_size=batch_size, workers=workers, device=device, amp=amp)
         report.chosen(list(choices), as_json=json)
         return
-    from packnet_cli.engine.using import unpack
+    from packnet_cli.engine.using import evaluate
 
-    results = unpack.evaluate_tasks(
+    results = evaluate.evaluate_tasks(
         path, task, data=data, batch_size=batch_size, workers=workers, device=device, amp=amp
     )
     report.evaluated(list(results), as_json=json)
@@ -247,7 +247,7 @@ def compact(
 
     accuracies = []
     if check:
-        from packnet_cli.engine.using.unpack import evaluate_tasks
+        from packnet_cli.engine.using.evaluate import evaluate_tasks
 
         measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
         accuracies.append(list(measure(path)))  # before anything is written: it may fail

@@ -7,5 +7,6 @@ Where to begin reading, and what comes next:
   made before; what a recipe leaves open is settled in `fit`, and in `search` how much to prune; `result` makes a
   trained task part of an artifact.
 * `training`: a task in training. `data`: from images to batches. `using`: a packed model in use.
+* What a network makes of images, in training and in use: `measure`, and how certain it may be of that, `calibrate`.
 * Between arrays and tensors: `network`. How it computes: `device`, `compute`, and in several processes `distributed`.
 """

@@ -1,7 +1,7 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
+from packnet_cli.engine.measure import Batches, evaluate
 from packnet_cli.engine.training.task import Found, TaskInTraining
-from packnet_cli.engine.using.evaluate import Batches, evaluate
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 

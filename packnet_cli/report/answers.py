@@ -10,8 +10,8 @@ from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
     from packnet_cli.engine.using.auto import Choice
+    from packnet_cli.engine.using.evaluate import Evaluation
     from packnet_cli.engine.using.predict import Answer
-    from packnet_cli.engine.using.unpack import Evaluation
 
 
 def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:

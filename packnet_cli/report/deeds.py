@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.format import Header, Task
     from packnet_cli.artifact.ship import Sizes
     from packnet_cli.artifact.verify import Finding
-    from packnet_cli.engine.using.unpack import Evaluation
+    from packnet_cli.engine.using.evaluate import Evaluation
 
 
 def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_json: bool) -> None:

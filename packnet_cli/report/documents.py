@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.ship import Sizes
     from packnet_cli.artifact.summary import Summary
     from packnet_cli.engine.using.auto import Choice
+    from packnet_cli.engine.using.evaluate import Evaluation
     from packnet_cli.engine.using.predict import Answer
-    from packnet_cli.engine.using.unpack import Evaluation
 
 Document = dict[str, Any]
 

@@ -14,9 +14,11 @@ from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import compute, distributed, network
+from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.training.freezer import Freezer
@@ -24,8 +26,6 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.training.train import Place, Resume, Teacher, train
-from packnet_cli.engine.using.calibrate import measure_temperature
-from packnet_cli.engine.using.evaluate import evaluate
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe

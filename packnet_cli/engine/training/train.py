@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import Ready, in_precision
+from packnet_cli.engine.measure import Batches
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
-from packnet_cli.engine.using.evaluate import Batches
 from packnet_cli.progress import Step
 
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it

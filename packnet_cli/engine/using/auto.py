@@ -10,11 +10,11 @@ from torch import nn
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network
+from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.data import feed
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.using import unpack
-from packnet_cli.engine.using.calibrate import entropies
-from packnet_cli.engine.using.evaluate import Batches, answers
+from packnet_cli.engine.measure import Batches, answers
+from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import DataError
 from packnet_cli.machine import THIS_MACHINE
@@ -41,11 +41,11 @@ def evaluate_auto(
     remembering = [task for task in packed.tasks if task.data and task.images]
     if not remembering:
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
-    held_outs = [unpack.held_out_images(task, None) for task in remembering]
+    held_outs = [evaluate.held_out_images(task, None) for task in remembering]
     torch_device = choose_device(device)
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
     for task, held_out in zip(remembering, held_outs, strict=True):
-        batches = unpack.batches_of(
+        batches = evaluate.batches_of(
             packed.artifact,
             held_out,
             batch_size=batch_size,

@@ -13,10 +13,10 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Task
+from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.data import pictures, sources
 from packnet_cli.engine.device import choose_device
-from packnet_cli.engine.using.calibrate import entropies
 from packnet_cli.engine.using.packed import Packed, Transform
 from packnet_cli.errors import TaskError
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import full_precision
-from packnet_cli.engine.using.evaluate import Batches, answers
+from packnet_cli.engine.measure import Batches, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40
