@@ -1,8 +1,9 @@
 """What to train on, and how it computes there. Imports no torch, so that --help can show the defaults."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-CACHES = ("auto", "ram", "device", "off")
+Cache = Literal["auto", "ram", "device", "off"]  # where decoded images are kept: see `engine/data/feed.py`
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Machine:
     amp: bool | None = None  # train in bfloat16; None: as it suits device and network
     compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
     deterministic: bool = False
-    cache: str = "auto"  # where decoded images are kept, one of CACHES: see `engine/data/feed.py`
+    cache: Cache = "auto"
     cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
 
 

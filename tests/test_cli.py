@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+import typer
 from conftest import make_folder
 from PIL import Image
 from safetensors import safe_open
 
 from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
+from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 from packnet_cli.engine import network
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.report import console
 
-COMMANDS = ["init", "add-task", "prune", "plan", "eval", "predict", "extract", "info", "plot", "verify", "remove-task"]
-COMMANDS += ["rename", "compact"]
+COMMANDS = typer.main.get_command(app).commands
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
@@ -107,9 +108,10 @@ def test_version(packnet):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(packnet, command):
-    """Each with a sentence of its own, also listed by the bare program."""
-    text = packnet(command, "--help").stdout
-    assert len(text.splitlines()) > 5 and command in packnet("--help").stdout
+    """It tells what the command does, and ends with an example; the bare program lists it."""
+    text, about = " ".join(packnet(command, "--help").stdout.split()), COMMANDS[command]
+    assert about.help.splitlines()[0] in text and text.endswith(about.epilog.rpartition("$ ")[2])
+    assert f" {command} " in packnet("--help").stdout
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -139,16 +139,13 @@ def test_wide_and_tall_images_do_not_fill_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
-def test_boxes_are_those_of_timm(size, monkeypatch):
+def test_boxes_are_those_of_timm(size):
     """From the same random numbers the same boxes, the fallback for long images included."""
     image = Image.new("L", size[::-1])
     random.seed(5)
     ours = random.Random(5)
     for _ in range(50):
-        try:
-            expected = RandomResizedCropAndInterpolation.get_params(image, (0.3, 1), augment.RATIO)
-        except ValueError:
-            break
+        expected = RandomResizedCropAndInterpolation.get_params(image, (0.3, 1), augment.RATIO)
         top, left, height, width = augment.random_box(*size, 0.3, ours)
         assert (top, left, height, width) == (*expected[:2], max(1, expected[2]), max(1, expected[3]))
 

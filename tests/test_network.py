@@ -14,7 +14,7 @@ from torch import nn
 from packnet_cli.artifact.format import Header
 from packnet_cli.engine import network, pack, start
 from packnet_cli.engine.device import choose_device
-from packnet_cli.engine.network import Kind, classify
+from packnet_cli.engine.network import Kind, kinds_of
 from packnet_cli.engine.training import train
 from packnet_cli.errors import NetworkError, UsageError
 
@@ -28,7 +28,7 @@ def test_every_tensor_of_every_family_has_a_class(arch):
     """Packed weights, head and the rest, in each of timm's network families."""
     model = timm.create_model(arch)
     head = start.head_prefixes(model.pretrained_cfg)
-    kinds = classify(model, head)
+    kinds = kinds_of(model, head)
     assert kinds.keys() == model.state_dict().keys()
     assert names(kinds, Kind.HEAD) == {n for n in kinds if n.startswith(tuple(f"{h}." for h in head))}
     sizes = {kind: sum(model.state_dict()[n].numel() for n in names(kinds, kind)) for kind in Kind}
@@ -37,10 +37,10 @@ def test_every_tensor_of_every_family_has_a_class(arch):
 
 def test_what_is_too_small_to_share_is_per_task():
     """Biases, norm, statistics, tokens, position tables and depthwise filters."""
-    kinds = classify(timm.create_model("test_efficientnet"), ("classifier",))
+    kinds = kinds_of(timm.create_model("test_efficientnet"), ("classifier",))
     depthwise = [name for name in kinds if "conv_dw.weight" in name]
     assert depthwise and all(kinds[name] is Kind.PER_TASK for name in depthwise)
-    kinds = classify(timm.create_model("test_vit"), ("head",))
+    kinds = kinds_of(timm.create_model("test_vit"), ("head",))
     assert kinds["cls_token"] is kinds["pos_embed"] is kinds["blocks.0.attn.qkv.bias"] is Kind.PER_TASK
     assert kinds["blocks.0.attn.qkv.weight"] is kinds["patch_embed.proj.weight"] is Kind.PACKED
 
@@ -49,7 +49,7 @@ def test_attention_weights_outside_a_linear_layer_are_packed():
     """nn.MultiheadAttention keeps a quarter of a network in `in_proj_weight`, in no Linear module."""
     model = nn.Module()
     model.attention, model.fc = nn.MultiheadAttention(8, 2), nn.Linear(8, 2)
-    assert classify(model, ("fc",))["attention.in_proj_weight"] is Kind.PACKED
+    assert kinds_of(model, ("fc",))["attention.in_proj_weight"] is Kind.PACKED
 
 
 class Extra(nn.Module):
@@ -71,16 +71,16 @@ def test_a_tensor_that_fits_no_class_is_named(odd, named):
     """Better no packing than weights that drift unseen."""
     model = nn.Module()
     model.body, model.fc = nn.Linear(3, 3), nn.Linear(3, 2)
-    classify(model, ("fc",))
+    kinds_of(model, ("fc",))
     odd(model)
     with pytest.raises(NetworkError, match=f"its {named} is neither"):
-        classify(model, ("fc",))
+        kinds_of(model, ("fc",))
 
 
 def test_a_network_without_a_head_is_refused():
     """There would be nothing to give each task."""
     with pytest.raises(NetworkError, match="no head weights"):
-        classify(nn.Linear(3, 3), ())
+        kinds_of(nn.Linear(3, 3), ())
 
 
 @pytest.mark.parametrize("arch", ["test_efficientnet", "test_vit", "test_convnext"])

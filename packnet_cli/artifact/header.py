@@ -30,7 +30,7 @@ class Task:
     top1: float | None
     top5: float | None
     images: int  # on so many held-out images
-    data: str  # the folder it was trained on, absolute; "" if there was none
+    data: str  # what it was trained on, a folder or list by its absolute path, or a dataset by name; "" if nothing
     recipe: dict[str, Any]  # every setting that the training depends on
     search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
     digest: str

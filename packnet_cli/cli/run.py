@@ -4,34 +4,17 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from packnet_cli import report
 from packnet_cli.cli import MACHINE, Device, Option, Workers, is_a_further_process, with_options
 from packnet_cli.errors import UsageError
-from packnet_cli.machine import CHECKPOINT_MINUTES, Machine
+from packnet_cli.machine import CHECKPOINT_MINUTES, Cache, Machine
 
 METRICS = "Metrics"
 _OnMachine, _OnMetrics = partial(Option, rich_help_panel=MACHINE), partial(Option, rich_help_panel=METRICS)
-
-
-class Where(str, Enum):
-    """Where decoded images are kept."""
-
-    AUTO = "auto"
-    RAM = "ram"
-    DEVICE = "device"
-    OFF = "off"
-
-
-class Form(str, Enum):
-    """How progress is shown."""
-
-    BAR = "bar"
-    JSON = "json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +33,11 @@ class Run:
         bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
     ] = Machine.deterministic
     cache: Annotated[
-        Where,
+        Cache,
         _OnMachine(
             help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch."
         ),
-    ] = Where.AUTO
+    ] = Machine.cache
     cache_gb: Annotated[
         float, _OnMachine(min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.")
     ] = Machine.cache_gb
@@ -70,7 +53,9 @@ class Run:
             "events for TensorBoard if that is installed.",
         ),
     ] = None
-    progress: Annotated[Form, _OnMetrics(help="Show progress as a bar, or as lines of JSON on stderr.")] = Form.BAR
+    progress: Annotated[
+        Literal["bar", "json"], _OnMetrics(help="Show progress as a bar, or as lines of JSON on stderr.")
+    ] = "bar"
 
     @contextmanager
     def of(self, path: Path, *, trains: bool = True) -> Iterator[dict[str, Any]]:
@@ -79,9 +64,9 @@ class Run:
             self._prepare(path)
         chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Machine)}
         log = None if is_a_further_process() else self.log
-        with report.training(log=log, as_json=self.progress is Form.JSON) as told:
+        with report.training(log=log, as_json=self.progress == "json") as told:
             yield {
-                "machine": Machine(**chosen | {"cache": self.cache.value}),
+                "machine": Machine(**chosen),
                 "resume": self.resume,
                 "checkpoint_minutes": self.checkpoint_minutes,
                 "progress": told,

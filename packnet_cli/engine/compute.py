@@ -183,7 +183,9 @@ class _Pass(nn.Module):
 
 @contextmanager
 def training_on(machine: Machine) -> Iterator[None]:
-    """Torch's settings for the whole process while it trains on `machine`; afterwards they are what they were.
+    """Torch's settings for the whole process while it trains on `machine`.
+
+    Afterwards they are what they were, but for how freed memory is kept, and cuBLAS's workspace.
 
     With `deterministic` a GPU computes the same bits each time, as a CPU does anyway. Raises UsageError if the network
     needs what cannot be computed so.

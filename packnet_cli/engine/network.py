@@ -38,7 +38,7 @@ class Kind(enum.Enum):
     PER_TASK = "per-task"
 
 
-def classify(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
+def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     """The class of every tensor in the model's state dict; `head` holds the name prefixes of its classifier.
 
     Raises NetworkError that names a tensor which fits none (tied weights, extra state, other than float32 weights).

@@ -138,7 +138,7 @@ def plan_init(
 
 def _all_free(origin: Origin) -> Artifact:
     """A network's weights as an artifact without tasks."""
-    kinds = network.classify(origin.model, origin.header.head)
+    kinds = network.kinds_of(origin.model, origin.header.head)
     state = network.read(origin.model, copy=False)
     shared = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PACKED}
     mask = {tensor: np.zeros(array.shape, np.uint8) for tensor, array in shared.items()}

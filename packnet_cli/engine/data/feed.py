@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
-from packnet_cli.machine import CACHES
+from packnet_cli.machine import Cache
 
 AHEAD = 1  # batches that are read while one is computed
 
@@ -50,13 +50,13 @@ class Room:
             return True
 
 
-def rooms(cache: str, gigabytes: float, device: torch.device) -> list[Room]:
+def rooms(cache: Cache, gigabytes: float, device: torch.device) -> list[Room]:
     """Where images may be kept, the first choice first: "ram", "device", "off", or "auto", the device and then the RAM.
 
     Each room has so many gigabytes (1e9 bytes), a GPU's at most a quarter of what it has free. Raises UsageError.
     """
-    if cache not in CACHES:
-        raise UsageError(f"--cache must be one of {', '.join(CACHES)}, not {cache!r}")
+    if cache not in get_args(Cache):
+        raise UsageError(f"--cache must be one of {', '.join(get_args(Cache))}, not {cache!r}")
     if not gigabytes >= 0:  # nan is neither less nor more
         raise UsageError(f"--cache-gb must be a number from 0 up, not {gigabytes}")
     size, found = 1e9 * gigabytes, []

@@ -110,7 +110,7 @@ class TaskInTraining:
 
     def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
-        kinds = network.classify(self.model, self.artifact.header.head)
+        kinds = network.kinds_of(self.model, self.artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
