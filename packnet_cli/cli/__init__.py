@@ -1,7 +1,6 @@
 """The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
 
 import codecs
-import errno
 import inspect
 import json
 import logging
@@ -9,92 +8,44 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial, wraps
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
-from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
+from packnet_cli.cli.failing import in_one_line
+from packnet_cli.errors import PackNetError, UsageError
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
-TALK = ("--quiet", "-q", "--verbose", "-v")  # the options that stand before the command
 
 log = logging.getLogger("packnet")
 
 
 class _Group(TyperGroup):
-    """Turns every expected error into one line and its exit code, here and nowhere else.
-
-    With --json it is also the document on stdout, where a command would have put its own.
-    """
+    """The commands, in order of what they are for; none ends in a traceback that is not a bug's."""
 
     def make_context(self, info_name: Any, args: list[str], *more: Any, **kwargs: Any) -> Any:
         json_wanted = "--json" in args  # which are taken from the list as they are parsed
-        try:
+        with in_one_line(lambda: "packnet", lambda: json_wanted):
             return super().make_context(info_name, args, *more, **kwargs)
-        except Exception as error:
-            self._fail_if_wrong_argument(json_wanted, "packnet", error)
-            self._fail_if_refused(json_wanted, error)  # what --help shows
-            raise
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
         ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
 
-        def fail(message: str, exit_code: int, *, told: bool = False) -> NoReturn:
-            self._fail(ctx.meta[JSON_WANTED] and not told, message, exit_code)
+        def command() -> str:
+            return " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
 
         try:
-            return super().invoke(ctx)
-        except PackNetError as error:
-            if isinstance(error, ToldElsewhere):
-                sys.exit(error.exit_code)
-            log.info("raised here:", exc_info=True)
-            fail(str(error), error.exit_code, told=error.in_results)
-        except KeyboardInterrupt:
-            fail("interrupted; nothing was written", 130)
-        except BaseException as error:
-            command = " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
-            self._fail_if_wrong_argument(ctx.meta[JSON_WANTED], command, error)
-            if is_out_of_memory(error):
-                reason = str(error).partition("\n")[0] or "out of memory"
-                fail(f"this machine's memory is not enough ({reason}); the packed model is as it was", 2)
-            self._fail_if_refused(ctx.meta[JSON_WANTED], error)
-            raise
+            with in_one_line(command, lambda: bool(ctx.meta[JSON_WANTED])):
+                return super().invoke(ctx)
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
-
-    def _fail_if_wrong_argument(self, json_wanted: bool, command: str, error: BaseException) -> None:
-        """In one line what Typer would say in a box: it keeps the class of these errors to itself."""
-        if hasattr(error, "format_message"):
-            said, option = error.format_message().removesuffix("."), getattr(error, "option_name", None)
-            misplaced = option in TALK and said.startswith("No such option")
-            hint = f"it goes before the command: packnet {option} ..." if misplaced else f"see {command} --help"
-            message = f"{said} ({hint})"
-            self._fail(json_wanted, message, UsageError.exit_code)
-
-    def _fail_if_refused(self, json_wanted: bool, error: BaseException) -> None:
-        """What the system does not let be read or written; but that a reader has seen enough is no error."""
-        if isinstance(error, OSError) and error.errno != errno.EPIPE:
-            log.info("raised here:", exc_info=True)
-            reason = error.strerror or str(error) or type(error).__name__
-            if error.filename:
-                message = f"cannot use {error.filename}: {reason}; check the path, and who may use it"
-                self._fail(json_wanted, message, UsageError.exit_code)
-            self._fail(json_wanted, f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code)
-
-    def _fail(self, json_wanted: bool, message: str, exit_code: int) -> NoReturn:
-        if json_wanted:
-            with suppress(OSError):  # of a stdout that takes nothing the line on stderr can still tell
-                report.failed(message, exit_code)
-        report.error(message)
-        sys.exit(exit_code)
 
     def list_commands(self, ctx: Any) -> list[str]:
         panels = [PACK, USE, LOOK, KEEP]

@@ -1,0 +1,61 @@
+"""How a command fails: in one line on stderr, and with its exit code; here and nowhere else."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from packnet_cli import report
+from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
+
+TALK = ("--quiet", "-q", "--verbose", "-v")  # the options that stand before the command
+
+log = logging.getLogger("packnet")
+
+
+@contextmanager
+def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> Iterator[None]:
+    """Where every expected error of `command` ends the program so; what is left is a bug, and raised.
+
+    With --json it is also the document on stdout, where a command would have put its own.
+    """
+    try:
+        yield
+    except ToldElsewhere as error:
+        sys.exit(error.exit_code)
+    except BaseException as error:
+        found = explain(error, command())
+        if found is None:
+            raise
+        message, exit_code = found
+        if not hasattr(error, "format_message"):  # where an argument is wrong, the line says
+            log.info("raised here:", exc_info=True)
+        if json_wanted() and not getattr(error, "in_results", False):
+            with suppress(OSError):  # of a stdout that takes nothing the line on stderr can still tell
+                report.failed(message, exit_code)
+        report.error(message)
+        sys.exit(exit_code)
+
+
+def explain(error: BaseException, command: str) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None of a bug, and of a reader of the output that has seen enough."""
+    if isinstance(error, PackNetError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing was written", 130
+    # In one line what Typer would say in a box; it keeps the class of these errors to itself.
+    if (format_message := getattr(error, "format_message", None)) is not None:
+        said, option = format_message().removesuffix("."), getattr(error, "option_name", None)
+        misplaced = option in TALK and said.startswith("No such option")
+        hint = f"it goes before the command: packnet {option} ..." if misplaced else f"see {command} --help"
+        return f"{said.replace('Value error, ', '')} ({hint})", UsageError.exit_code
+    if is_out_of_memory(error):
+        reason = str(error).partition("\n")[0] or "out of memory"
+        return f"this machine's memory is not enough ({reason}); the packed model is as it was", UsageError.exit_code
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        reason = error.strerror or str(error) or type(error).__name__
+        if not error.filename:
+            return f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code
+        return f"cannot use {error.filename}: {reason}; check the path, and who may use it", UsageError.exit_code
+    return None
