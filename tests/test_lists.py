@@ -9,9 +9,9 @@ import pytest
 from packnet_cli import extras
 from packnet_cli.artifact import format
 from packnet_cli.engine.data import sources, splits
+from packnet_cli.engine.data.lists import read_list
 from packnet_cli.errors import DataError
 from packnet_cli.images import is_list, task_name
-from packnet_cli.lists import read_list
 
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 

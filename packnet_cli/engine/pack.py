@@ -85,8 +85,6 @@ def init(
         keep_head=prune is not None,
         say=say,
     )
-    if origin.remark:
-        say(origin.remark)
     artifact = _all_free(origin)
     if prune is not None:
         plan.layers_spared(artifact.mask, recipe.skip_layers)

@@ -4,7 +4,7 @@ import ast
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from packnet_cli.engine import network
 from packnet_cli.engine.network import CHANNELS, create
 from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError, reason
+from packnet_cli.progress import Say, unsaid
 
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
 
@@ -31,7 +32,6 @@ class Origin:
 
     model: nn.Module
     header: Header
-    remark: str = ""  # what there is to say of the weights, in one line
 
     @property
     def num_classes(self) -> int:
@@ -48,12 +48,12 @@ def start_from(
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
     keep_head: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = unsaid,
 ) -> Origin:
     """A network with weights from the file `weights`, else pretrained ones from the hub, else random ones.
 
-    With `keep_head` the classifier comes from there too. `say` is told when a download begins. `data_config` overrides
-    timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
+    With `keep_head` the classifier comes from there too. `say` is told how the weights are fetched and fit.
+    `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
@@ -71,7 +71,7 @@ def start_from(
         raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
-    source, remark, built = "random", "", dict(arguments)
+    source, built = "random", dict(arguments)
     classes = cfg.get("num_classes")
     if classes == 0:  # an encoder, as DINOv2; timm adds a classifier if asked to
         if keep_head and weights is None:
@@ -84,7 +84,8 @@ def start_from(
         if keep_head:
             built["num_classes"] = count_outputs(weights, head)
         model = create(name, built)
-        remark = load_weights(model, weights, name, head=() if keep_head else head, stem=cfg.get("first_conv"))
+        if remark := load_weights(model, weights, name, head=() if keep_head else head, stem=cfg.get("first_conv")):
+            say(remark)
         source = str(weights.resolve())
     elif pretrained:
         model, source = _create_pretrained(arch, built, cfg, say)
@@ -94,7 +95,7 @@ def start_from(
     header = Header(name, arguments, head_prefixes(cfg), source, resolved)
     if pretrained and weights is None:
         _check_rebuilt(arch, model, header)
-    return Origin(model, header, remark)
+    return Origin(model, header)
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -131,9 +132,7 @@ def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
 
 
-def _create_pretrained(
-    arch: str, arguments: dict[str, Any], cfg: dict[str, Any], say: Callable[[str], None]
-) -> tuple[nn.Module, str]:
+def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any], say: Say) -> tuple[nn.Module, str]:
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")

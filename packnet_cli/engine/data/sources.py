@@ -9,10 +9,10 @@ from typing import NamedTuple, NoReturn
 
 from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine.data import datasets
+from packnet_cli.engine.data.lists import read_list
 from packnet_cli.engine.data.pictures import is_image_name
 from packnet_cli.errors import DataError
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
-from packnet_cli.lists import read_list
 
 VALID = "valid"  # what some call a folder of held-out images
 

@@ -78,11 +78,10 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
     source = sources.held_out_files(data)
     if source is None:
         files, rest = _hold_out(files, val_split, seed)
-        if not any(rest.values()):  # every class has a single image
-            return TrainingImages(classes, _split(files, classes), None)
-    held_out = open_held_out(data, classes, val_split=val_split, seed=seed)
-    empty = [name for name in held_out.missing if name in files]
-    if empty and source is not None:
+        lone = not any(rest.values())  # every class has a single image
+        return TrainingImages(classes, _split(files, classes), None if lone else _held_out(str(data), rest, classes))
+    held_out = _held_out(*source, classes)
+    if empty := [name for name in held_out.missing if name in files]:
         raise DataError(
             f"{source.name} has no images of {len(empty)} class(es): {few(empty, limit=20)}; "
             "add some, or take it away to have a part of the training images held out"
@@ -99,17 +98,13 @@ def open_held_out(
     `trained_on` this folder, else every image in it. Raises DataError, also for a class that the task does not know.
     """
     source = sources.held_out_files(data)
-    files = source.files if source else sources.training_files(data)
-    name = source.name if source else str(data)
-    if source is None and trained_on:
+    if source is not None:
+        return _held_out(*source, classes)
+    files = sources.training_files(data)
+    if trained_on:
         _, files = _hold_out(files, val_split, seed)
-    _check_known(name, files, classes)
-    split = _split(files, classes)
-    if not split.paths:
-        raise DataError(f"{name} holds no images to evaluate on; add some, or name another place with --data")
-    missing = tuple(name for name in classes if not files.get(name))
-    unsplit = source is None and not trained_on and data.name not in (*HELD_OUT, sources.VALID)
-    return HeldOut(split, missing, unsplit)
+    unsplit = not trained_on and data.name not in (*HELD_OUT, sources.VALID)
+    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit)
 
 
 def remembered(task: Task, hint: str) -> Path:
@@ -213,6 +208,14 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
         count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
         held_out[name], kept[name] = ranked[:count], ranked[count:]
     return kept, held_out
+
+
+def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOut:
+    _check_known(where, files, classes)
+    split = _split(files, classes)
+    if not split.paths:
+        raise DataError(f"{where} holds no images to evaluate on; add some, or name another place with --data")
+    return HeldOut(split, tuple(name for name in classes if not files.get(name)))
 
 
 def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...]) -> None:
