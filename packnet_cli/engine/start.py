@@ -57,18 +57,8 @@ def start_from(
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
-    name, cfg, arguments = _look_up(arch)
-    if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
-        arguments["in_chans"] = channels
-    arguments |= model_kwargs
-    if "img_size" in wanted and "img_size" in model_kwargs:
-        raise UsageError("give the image size once: --img-size says it to the network too, if that wants to know")
-    if "img_size" in wanted and cfg.get("fixed_input_size"):
-        arguments["img_size"] = wanted["img_size"]
-    resolved = _data_config(wanted, cfg)
-    channels = resolved["input_size"][0]
-    if (taken := arguments.get("in_chans", channels)) != channels:
-        raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
+    name, cfg, implied = _look_up(arch)
+    arguments, preprocessing = _agreed(implied, model_kwargs, wanted, cfg)
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
     source, built = "random", dict(arguments)
@@ -91,8 +81,8 @@ def start_from(
         model, source = _create_pretrained(arch, built, cfg, say)
     else:
         model = create(name, built)
-    network.try_out(model, resolved)
-    header = Header(name, arguments, head_prefixes(cfg), source, resolved)
+    network.try_out(model, preprocessing)
+    header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
     if pretrained and weights is None:
         _check_rebuilt(arch, model, header)
     return Origin(model, header)
@@ -130,6 +120,25 @@ def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
     bare = timm.get_pretrained_cfg(name.partition(".")[0])
     usual = arguments(bare.to_dict() if bare is not None else {})
     return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
+
+
+def _agreed(
+    implied: dict[str, Any], model_kwargs: dict[str, Any], wanted: dict[str, Any], cfg: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments to build a network by, and its preprocessing, of as many channels and pixels. Raises UsageError."""
+    arguments = dict(implied)
+    if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
+        arguments["in_chans"] = channels
+    arguments |= model_kwargs
+    if "img_size" in wanted and "img_size" in model_kwargs:
+        raise UsageError("give the image size once: --img-size says it to the network too, if that wants to know")
+    if "img_size" in wanted and cfg.get("fixed_input_size"):
+        arguments["img_size"] = wanted["img_size"]
+    preprocessing = _data_config(wanted, cfg)
+    channels = preprocessing["input_size"][0]
+    if (taken := arguments.get("in_chans", channels)) != channels:
+        raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
+    return arguments, preprocessing
 
 
 def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any], say: Say) -> tuple[nn.Module, str]:
