@@ -261,7 +261,10 @@ def test_the_commands(full, tmp_path, folders, packnet):
         assert result.stdout == "" and result.stderr.count("\n") == 1
     result = packnet("eval", ship)
     assert result.exit_code == 6 and "--task NAME --data DIR" in result.stderr and result.stdout == ""
-    for arguments, words in ((("-o", full), "can take tasks"), (("-o", tmp_path / "y", "--dtype", "int8"), "--dtype")):
+    for arguments, words in (
+        (("-o", full), "tasks would be lost"),
+        (("-o", tmp_path / "y", "--dtype", "int8"), "--dtype"),
+    ):
         result = packnet("compact", full, *arguments)
         assert result.exit_code == 2 and words in result.stderr
 

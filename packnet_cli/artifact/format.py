@@ -57,6 +57,7 @@ Format 2 holds the tasks of a file of format 1 and nothing else: no task can be 
 import dataclasses
 import hashlib
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.artifact.threads import in_threads
-from packnet_cli.errors import ArtifactError, DamageError
+from packnet_cli.errors import ArtifactError, DamageError, UsageError
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -240,6 +241,13 @@ def _read_header(path: Path, file: Any) -> Header:
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
+
+
+def check_replaceable(output: Path, *, by_compact: bool = False) -> None:
+    """Raise UsageError for a packed model, whose tasks would be lost; one compact file may replace another."""
+    with suppress(ArtifactError):  # it is nothing of the kind
+        if load_header(output).compact is None or not by_compact:
+            raise UsageError(f"{output} is a packed model, whose tasks would be lost; name another file to write")
 
 
 def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None = None) -> None:

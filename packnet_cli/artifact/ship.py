@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from packnet_cli.artifact import atomic, codec, compact, format, verify
 from packnet_cli.artifact.format import Artifact, Header, State, Task
-from packnet_cli.errors import ArtifactError, ForgettingError, TaskError, UsageError
+from packnet_cli.errors import ForgettingError, TaskError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +44,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     if dtype not in codec.DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(codec.DTYPES)}, not {dtype!r}")
     atomic.check_writable(output)
-    with suppress(ArtifactError):  # it is nothing of the kind
-        if format.load_header(output).compact is None:
-            raise UsageError(
-                f"{output} is a packed model that can take tasks, as no compact file can; name another file"
-            )
+    format.check_replaceable(output, by_compact=True)
     before = verify.load_verified(path)
     if not before.header.tasks:
         raise TaskError(f"{path} holds no task yet, and to a compact file none can be added")

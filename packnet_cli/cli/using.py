@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ from packnet_cli.cli import (
     command,
     complete_task,
 )
-from packnet_cli.errors import ArtifactError, UnreadableError, UsageError
+from packnet_cli.errors import UnreadableError, UsageError
 
 FOLDER = ""
 FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
@@ -154,7 +153,7 @@ def extract(
     from packnet_cli.artifact import atomic, format, verify
 
     target, form = Path(output), _form(output)
-    _check_no_packed_model(target, path)
+    format.check_replaceable(target)
     if form == ".onnx":
         extras.require("onnx")
     if form != FOLDER:
@@ -170,17 +169,6 @@ def extract(
         write = export.WRITERS[form]
     write(artifact, found, target)
     report.extracted(target, form, artifact.header, found, as_json=json)
-
-
-def _check_no_packed_model(output: Path, path: Path) -> None:
-    """Raise UsageError if what is to be written would replace the packed model `path`, or another one."""
-    from packnet_cli.artifact import format
-
-    if os.path.realpath(output) == os.path.realpath(path):  # pathlib's raises for links in a circle
-        raise UsageError(f"{output} is the packed model itself; name another file to write")
-    with suppress(ArtifactError):  # it is nothing of the kind
-        format.load_header(output)
-        raise UsageError(f"{output} is a packed model, whose tasks would be lost; name another file to write")
 
 
 def _form(output: str) -> str:
@@ -270,10 +258,12 @@ def plot(
     """Draw who owns how much of each layer, each task's accuracy before and after pruning, and training curves."""
     if output.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"{output} must end in .png, .svg or .html, which says what to write")
-    _check_no_packed_model(output, path)
+    from packnet_cli.artifact import format
+    from packnet_cli.artifact.summary import summarize
+
+    format.check_replaceable(output)
     extras.require("plot")
     from packnet_cli import plot
-    from packnet_cli.artifact.summary import summarize
 
     numbers = summarize(path)
     plot.draw(numbers, output, log)
