@@ -92,13 +92,15 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
     assert artifact.header.task(1).top1 is None
     untouched = pack.init(tmp_path / "b.st", "test_resnet", weights=weights, prune=0.5, **SMALL, **RUN)
     assert artifact.header.task(1).digest != untouched.header.task(1).digest
+    held_out = tmp_path / "held-out"  # images to measure on alone
+    shutil.copytree(folders[2] / "val", held_out / "val")
     measured = pack.init(
         tmp_path / "c.st",
         "test_resnet",
         weights=weights,
         prune=0.5,
         distill=folders[0],
-        data=folders[2],
+        data=held_out,
         **SMALL,
         **RUN,
     )

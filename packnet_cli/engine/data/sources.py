@@ -132,8 +132,9 @@ def left_out(data: Path) -> list[Path]:
     """What in the class folders is not taken for images: files of other names, and links to folders."""
     if _splits(data) is not None:
         return []
-    found = []
-    for folder in filter(None, (_training_folder(data), _held_out_folder(data))):
+    found, held_out = [], _held_out_folder(data)
+    training = _training_folder(data) if held_out is None or (data / TRAIN).is_dir() else None
+    for folder in filter(None, (training, held_out)):
         for name in _class_names(folder):
             for where, folders, files in os.walk(folder / name):
                 found += [Path(where, link) for link in folders if os.path.islink(Path(where, link))]
