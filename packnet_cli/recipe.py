@@ -15,7 +15,7 @@ CHOICES = {
 }
 
 
-AUTO = "auto"  # as a batch size on the command line
+AUTO = "auto"  # on the command line: a batch size, or fraction to prune, that is to be found
 FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
 HELD_OUT = ("seed", "val_split")  # what a task's held-out images follow from
 SEEDS = 2**32  # so many there are, for numpy

@@ -404,9 +404,14 @@ def test_prune_and_plan(packed, folders, packnet):
     for wrong in ("nan", "5", "1", "-0.1"):
         dry_run = ("add-task", packed, "--data", folders[0], "--dry-run", "--prune", wrong)
         refused(packnet(*dry_run), 2, "less than 1", wrong, *["5 % are 0.05"] * (wrong == "5"))
-    added = answer(
-        packnet("add-task", packed, "--data", folders[0], "--prune", "auto", "--tasks-left", 2, "--json", *QUICK)
-    )
+    for given, words in (
+        (["--prune", "auto"], "needs either --tasks-left"),
+        (["--prune", 0.5, "--tasks-left", 2], "--prune 0.5 leaves nothing to choose"),
+        (["--tasks-left", 2, "--max-drop", 1], "exclude each other"),
+        (["--prune", "half"], "a fraction from 0 to 1, or auto, not 'half'"),
+    ):
+        refused(packnet("add-task", packed, "--data", folders[0], *given), 2, words)
+    added = answer(packnet("add-task", packed, "--data", folders[0], "--tasks-left", 2, "--json", *QUICK))
     assert added["task"]["owned_weights"] == pytest.approx(planned["tasks"][0]["owned_weights"], abs=20)
     assert answer(packnet("add-task", packed, "--data", folders[1], "--json", *QUICK))["free_fraction"] == 0
     refused(packnet("add-task", packed, "--data", folders[2]), 5, "packnet prune", "--head-only")

@@ -11,7 +11,7 @@ from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.images import check_exists, task_name
-from packnet_cli.recipe import SETTINGS, flag
+from packnet_cli.recipe import AUTO, SETTINGS, flag
 
 PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
@@ -129,7 +129,7 @@ def init(
 @command(
     PACK,
     "packnet add-task packed.st --data ./cubs --prune 0.5",
-    "packnet add-task packed.st --data ./cubs --prune auto --tasks-left 2 --recipe adamw",
+    "packnet add-task packed.st --data ./cubs --tasks-left 2 --recipe adamw",
     "packnet add-task packed.st --data ./cubs --resume",
 )
 @with_settings(*SETTINGS)
@@ -148,14 +148,14 @@ def add_task(
     run: Run,
     name: Annotated[str | None, Option(help="Name of the task; default, the folder's or list's.")] = None,
     prune: Annotated[
-        str, Option(metavar="FRACTION|auto", help="Fraction of its weights to release to later tasks, 0 to 1.")
-    ] = "0",
-    tasks_left: Annotated[
-        int | None, Option(min=0, help="With --prune auto: leave equal shares to so many later tasks.")
+        str | None,
+        Option(
+            metavar="FRACTION|auto",
+            help="Fraction of its weights to release to later tasks, from 0 (default) to 1; auto: as the next two say.",
+        ),
     ] = None,
-    max_drop: Annotated[
-        float | None, Option(help="With --prune auto: release all that costs at most so many points of accuracy.")
-    ] = None,
+    tasks_left: Annotated[int | None, Option(min=0, help="Leave equal shares to so many later tasks.")] = None,
+    max_drop: Annotated[float | None, Option(help="Release all that costs at most so many points of accuracy.")] = None,
     head_only: Annotated[bool, Option("--head-only", help="A classifier alone, on the newest task's weights.")] = False,
     dry_run: DryRun = False,
     skip_bad_images: Annotated[
@@ -207,18 +207,21 @@ def report_newest(path: Path, json: bool) -> None:
     report.added(summarize(path), as_json=json)
 
 
-def _fraction(prune: str, tasks_left: int | None, max_drop: float | None) -> float:
-    """What --prune means: a number, or with `auto` an equal share, or 0 where it is to be searched for."""
+def _fraction(prune: str | None, tasks_left: int | None, max_drop: float | None) -> float:
+    """The fraction to release: a number, or an equal share, or 0 where it is to be searched for."""
     from packnet_cli.artifact.plan import equal_share
 
-    if prune == "auto":
-        if (tasks_left is None) == (max_drop is None):
-            raise UsageError("--prune auto needs either --tasks-left N (equal shares) or --max-drop POINTS (a search)")
-        return equal_share(tasks_left) if tasks_left is not None else 0.0
-    if tasks_left is not None or max_drop is not None:
-        raise UsageError("--tasks-left and --max-drop go with --prune auto")
+    if tasks_left is not None and max_drop is not None:
+        raise UsageError("--tasks-left (equal shares) and --max-drop (a search) exclude each other")
+    chosen = tasks_left is not None or max_drop is not None
+    if chosen and prune not in (None, AUTO):
+        raise UsageError(f"--prune {prune} leaves nothing to choose; leave it out, or --tasks-left and --max-drop")
+    if prune == AUTO and not chosen:
+        raise UsageError("--prune auto needs either --tasks-left N (equal shares) or --max-drop POINTS (a search)")
+    if tasks_left is not None:
+        return equal_share(tasks_left)
     try:
-        return float(prune)
+        return 0.0 if chosen or prune is None else float(prune)
     except ValueError:
         raise UsageError(f"--prune takes a fraction from 0 to 1, or auto, not {prune!r}") from None
 
