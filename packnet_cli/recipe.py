@@ -18,7 +18,7 @@ CHOICES = {
 AUTO = "auto"  # on the command line: a batch size, or fraction to prune, that is to be found
 FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
 HELD_OUT = ("seed", "val_split")  # what a task's held-out images follow from
-SEEDS = 2**32  # so many there are, for numpy
+WHOLE = 2**32  # so many seeds there are, for numpy; and enough of all else that is counted
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
@@ -78,8 +78,8 @@ class Recipe:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
-        if self.seed >= SEEDS:
-            raise UsageError(f"--seed must be less than {SEEDS}, not {self.seed}")
+            if getattr(self, name) >= WHOLE:
+                raise UsageError(f"{flag(name)} must be less than {WHOLE}")
         for name in ("lr", "retrain_lr", "head_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")

@@ -286,6 +286,31 @@ def test_a_layer_that_is_not_there_cannot_be_spared(full, packed, folders, packn
         refused(packnet(*line, "--skip-layers", "conv9*", "--device", "cpu"), 2, "--skip-layers 'conv9*'", "conv1.0")
 
 
+def test_a_release_of_nothing_is_refused(packed, folders, packnet, tmp_path):
+    """Before training, which it would be for nothing; also where the settings on record are what spares all."""
+    spared = ("--skip-layers", "*", *QUICK)
+    add_task = ("add-task", packed, "--data", folders[0])
+    for release in (("--prune", 0.5), ("--max-drop", 1), ("--prune", 0.5, "--dry-run")):
+        refused(packnet(*add_task, *release, *spared), 2, "would release no weight", "--skip-layers")
+    refused(packnet(*add_task, "--prune", 1e-9, *QUICK), 2, "it is less than one")
+    assert packnet(*add_task, *spared).exit_code == 0
+    before = packed.read_bytes()
+    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 2, "would release no weight", "--skip-layers")
+    assert packed.read_bytes() == before
+    assert packnet("prune", packed, "--task", 1, "--prune", 0.5, "--skip-layers", "").exit_code == 0
+
+
+def test_classes_without_a_readable_held_out_image_are_named(packed, tmp_path, packnet):
+    """When the task is added, and when it is evaluated."""
+    folder = make_folder(tmp_path / "data")
+    for image in (folder / "val" / "class1").iterdir():
+        image.write_text("hello")
+    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *QUICK)
+    assert result.exit_code == 0 and "1 of 3 classes have no image to hold out, 'class1' among them" in result.stderr
+    told = answer(packnet("eval", packed, "--json", "--device", "cpu"))["tasks"][0]
+    assert told["missing_classes"] == ["class1"]
+
+
 def test_a_damaged_task_is_not_extracted(full, tmp_path, packnet):
     """The others still are, and so is it where the damage is in what it does not see."""
     damaged = format.load(full)

@@ -254,14 +254,16 @@ def test_training_leaves_out_a_lone_last_image_only(folder):
     assert len(feed.batches(train, CONFIG, batch_size=16, **how)) == 2
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1", "LAB"])
 def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     """Palette, grey, 16-bit, CMYK and transparent images are all trained on."""
-    file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
-    Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode).convert(mode).save(file)
+    file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16", "LAB") else "a.png")
+    noise = Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode if mode != "LAB" else "L")
+    (noise.convert(mode) if mode != "LAB" else Image.merge("LAB", (noise,) * 3)).save(file)
     split = splits.Split([file, file], [0, 1])
     splits.check_images(split)
-    images, _ = next(
-        iter(feed.batches(split, CONFIG, training=False, batch_size=2, workers=0, device=torch.device("cpu")))
-    )
-    assert images.shape == (2, 3, 32, 32)
+    for channels in (1, 3, 4):
+        config = CONFIG | {"input_size": (channels, 32, 32), "mean": (0.5,) * channels, "std": (0.5,) * channels}
+        how = dict(training=False, batch_size=2, workers=0, device=torch.device("cpu"))
+        [(images, _)] = feed.batches(split, config, **how)
+        assert images.shape == (2, channels, 32, 32)

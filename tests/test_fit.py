@@ -98,7 +98,7 @@ def test_a_batch_of_one_may_be_too_small_for_batch_norm(tmp_path, folders, room_
     path = tmp_path / "small.st"
     pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 16})
     room_for(1)
-    with pytest.raises(UsageError, match="batch norm finds no statistics in batches of 1"):
+    with pytest.raises(UsageError, match="batch norm needs two images"):
         pack.add_task(path, folders[0], recipe=with_size(AtMost(8)), **RUN)
 
 

@@ -1,6 +1,7 @@
 """A packed model as a library: plain timm networks, switched from task to task."""
 
 import dataclasses
+import pickle
 import subprocess
 import sys
 
@@ -135,6 +136,7 @@ def test_the_transform_is_that_of_eval(full, tmp_path):
     with Image.open(path) as image:
         assert torch.equal(packed.transform(image), expected[0])
         assert packed.transform(image.convert("P")).shape == (3, 32, 32)
+        assert torch.equal(pickle.loads(pickle.dumps(packed.transform))(image), expected[0])
         timms = create_transform(**resolve_model_data_config(packed.model("red")))
         assert torch.equal(timms(image.convert("RGB")), expected[0])
 

@@ -58,11 +58,13 @@ def test_a_file_that_cannot_be_used(tmp_path, text, message):
         read_config(write(tmp_path, text))
 
 
-def test_seeds_are_numpys():
-    """Which has so many, and no more."""
+def test_whole_numbers_have_an_end():
+    """Of seeds numpy has so many, and no more; numbers of hundreds of digits nothing can count with."""
     assert Recipe(seed=2**32 - 1).seed == 2**32 - 1
-    with pytest.raises(UsageError, match="--seed must be less than 4294967296"):
-        Recipe(seed=2**32)
+    for name in ("seed", "epochs", "retrain_epochs", "batch_size", "prune_steps", "keep_at_least"):
+        for many in (2**32, 10**400):
+            with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be less than 4294967296"):
+                Recipe(**{name: many})
 
 
 def test_the_commands(tmp_path, packed, folders, packnet):

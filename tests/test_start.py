@@ -87,11 +87,14 @@ def test_bad_model_arguments_are_refused(tmp_path):
 
 def test_parse_model_kwargs():
     """Literals of Python or JSON, else strings."""
-    parsed = start.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b", "t=true", "n=Null"])
-    assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b", "t": True, "n": None}
+    parsed = start.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b", "t=true", "p=none"])
+    assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b", "t": True, "p": "none"}
     for bad in ("drop_rate", "=3", "num_classes=5", "a-b=1"):
         with pytest.raises(UsageError, match="KEY=VALUE"):
             start.parse_model_kwargs([bad])
+    for null in ("n=Null", "n=None"):  # which timm would take for not given
+        with pytest.raises(UsageError, match="leave it out"):
+            start.parse_model_kwargs([null])
 
 
 # --- preprocessing --------------------------------------------------------------------------------------------------

@@ -44,6 +44,18 @@ def release_counts(
     }
 
 
+def check_release(owned: dict[str, int], prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> None:
+    """Raise UsageError if the fraction releases nothing at all, or for a pattern that no layer matches."""
+    if not any(release_counts(owned, prune, keep_at_least=keep_at_least, skip_layers=skip_layers).values()) and prune:
+        why = "--skip-layers and --keep-at-least spare it" if keep_at_least or skip_layers else "it is less than one"
+        raise UsageError(f"--prune {prune:g} would release no weight of any layer: {why}; give others")
+
+
+def free_counts(artifact: Artifact) -> dict[str, int]:
+    """How many weights of each layer are free."""
+    return {layer: masks.count_owned(mask, masks.FREE) for layer, mask in artifact.mask.items()}
+
+
 def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
     """Those that match one of the comma-separated patterns. Raises UsageError for a pattern that none matches."""
     layers, spared = list(layers), set[str]()
@@ -95,7 +107,7 @@ class Plan:
 def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
     """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
-    free = {layer: masks.count_owned(mask, masks.FREE) for layer, mask in artifact.mask.items()}
+    free = free_counts(artifact)
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
         released = release_counts(free, prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
         seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
@@ -115,6 +127,7 @@ def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, sk
     artifact.header.check_changeable(path)
     check_capacity(path, artifact)
     artifact.header.check_new_name(name)
+    check_release(free_counts(artifact), prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
     return share_out(artifact, {name: prune}, keep_at_least=keep_at_least, skip_layers=skip_layers)
 
 

@@ -221,7 +221,7 @@ def _fraction(prune: str | None, tasks_left: int | None, max_drop: float | None)
     if tasks_left is not None:
         return equal_share(tasks_left)
     try:
-        return 0.0 if chosen or prune is None else float(prune)
+        return 0.0 if chosen or prune is None else float(prune) + 0.0  # which of -0 makes 0
     except ValueError:
         raise UsageError(f"--prune takes a fraction from 0 to 1, or auto, not {prune!r}") from None
 

@@ -27,6 +27,11 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
     check_optimizer(recipe.opt)
 
 
+def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
+    """Raise UsageError if by this recipe no weight would go."""
+    plan.check_release(owned, prune, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+
+
 def check_optimizer(opt: str) -> None:
     """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
     if opt.startswith("lookahead_"):
@@ -59,7 +64,7 @@ def say_what_is_left_out(data: Path, say: Say) -> None:
 
 
 def say_what_is_not_measured(images: splits.TrainingImages, say: Say) -> None:
-    """The classes of which nothing could be held out, as they have a single image."""
-    if lone := images.classes if images.held_out is None else images.held_out.missing:
-        named = f"{len(lone)} of {len(images.classes)} classes have one image only, {lone[0]!r} among them"
-        say(f"{named}: it is trained on, not measured")
+    """The classes of which nothing is held out, as they have a single image, or none other that can be read."""
+    if missing := images.classes if images.held_out is None else images.held_out.missing:
+        named = f"{len(missing)} of {len(images.classes)} classes have no image to hold out, {missing[0]!r} among them"
+        say(f"{named}: trained on, not measured")

@@ -40,7 +40,7 @@ def workable_batches(batch_size: int) -> Iterator[None]:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise UsageError(f"batch norm finds no statistics in batches of {batch_size}; try --batch-size 2") from None
+        raise UsageError("batch norm needs two images in a batch; try --batch-size 2, or more images") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

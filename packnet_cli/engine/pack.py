@@ -14,7 +14,13 @@ from timm.utils import random_seed
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, network
-from packnet_cli.engine.checks import check_settings, load_whole, say_what_is_left_out, say_what_is_not_measured
+from packnet_cli.engine.checks import (
+    check_release,
+    check_settings,
+    load_whole,
+    say_what_is_left_out,
+    say_what_is_not_measured,
+)
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import choose_device
@@ -87,7 +93,7 @@ def init(
     )
     artifact = _all_free(origin)
     if prune is not None:
-        plan.layers_spared(artifact.mask, recipe.skip_layers)
+        check_release(plan.free_counts(artifact), prune, recipe)
         classes = base.class_names(origin, class_names, data)
         name = name or base.default_name(classes, data)
         artifact.header.check_new_name(name)
@@ -130,6 +136,7 @@ def plan_init(
     if prune is not None:
         name = name or base.default_name(base.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
+        check_release(plan.free_counts(artifact), prune, recipe)
     wanted = {} if prune is None or name is None else {name: prune}
     return plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
 
@@ -181,7 +188,7 @@ def add_task(
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     plan.check_capacity(path, artifact, head_only=head_only)
-    plan.layers_spared(artifact.mask, recipe.skip_layers)
+    check_release(plan.free_counts(artifact), prune if max_drop is None else 1, recipe)
     name = name or task_name(data)
     artifact.header.check_new_name(name)
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
@@ -247,9 +254,7 @@ def prune_task(
             f"Only the newest can, {newest.index} ({newest.name})"
         )
     if not any(entry.owned.values()):
-        raise CapacityError(
-            f"task {entry.index} ({entry.name}) owns no weights to release, as it is a classifier alone"
-        )
+        raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights that it could release")
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
     recipe = given.to_prune(trained)
@@ -257,7 +262,7 @@ def prune_task(
         say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
     check_settings(prune, recipe)
     choose_device(machine.device)
-    plan.layers_spared(artifact.mask, recipe.skip_layers)
+    check_release(entry.owned, prune, recipe)
     if data is None and entry.data:
         try:
             data = splits.remembered(entry, "say where it is with --data, or retrain on any images with --distill")

@@ -169,7 +169,9 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            parsed[key] = {"true": True, "false": False, "none": None, "null": None}.get(value.lower(), value)
+            parsed[key] = {"true": True, "false": False, "null": None}.get(value.lower(), value)
+        if parsed[key] is None:
+            raise UsageError(f"--model-kwargs {pair!r}: of what is null timm takes its own default; leave it out")
         try:
             json.dumps(parsed[key], allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -23,8 +23,8 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
             )
         if result.unsplit:
             console.say(
-                f"task {result.task.index} ({result.task.name}): no images are held out here, nor is this where it was "
-                "trained; all of them are measured, which says little of those that it was trained on"
+                f"task {result.task.index} ({result.task.name}): no images are held out here, and this is not the very "
+                "place that it was added with; all are measured, which says little of those that it was trained on"
             )
     if as_json:
         console.print_json({"tasks": [documents.accuracy(result) for result in results]})

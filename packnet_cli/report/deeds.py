@@ -108,7 +108,7 @@ def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> No
         console.say("nothing was written")
         return
     weights = ""  # of a head alone there are none
-    if any(task.owned.values()):
+    if freed or any(task.owned.values()):
         weights = f"; {console.count(freed)} weights are free again" if freed else "; later tasks keep its weights"
     console.tell(f"{path}: task {task.index} ({task.name}) removed{weights}")
 

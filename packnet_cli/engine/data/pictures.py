@@ -59,6 +59,8 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         pixels = np.asarray(image)
         high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels
         image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # PIL knows no other way from there
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # as PIL asks for
     return image.convert(mode)

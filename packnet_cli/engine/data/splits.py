@@ -168,7 +168,7 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
     return dataclasses.replace(
         images,
         train=train,
-        held_out=HeldOut(held_out[0], images.held_out.missing),
+        held_out=dataclasses.replace(images.held_out, split=held_out[0], missing=_missing(held_out[0], images.classes)),
         skipped=sum(len(split.paths) for split in images.splits) - left,
     )
 
@@ -215,7 +215,18 @@ def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOu
     split = _split(files, classes)
     if not split.paths:
         raise DataError(f"{where} holds no images to evaluate on; add some, or name another place with --data")
-    return HeldOut(split, tuple(name for name in classes if not files.get(name)))
+    return HeldOut(split, _missing(split, classes))
+
+
+def _missing(split: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
+    there = set(split.labels)
+    return tuple(name for label, name in enumerate(classes) if label not in there)
+
+
+def readable(held_out: HeldOut, classes: tuple[str, ...], *, skip_bad: bool) -> HeldOut:
+    """The images that can be decoded. Raises DataError for those that cannot, unless they are to be skipped."""
+    [split] = check_images(held_out.split, skip_bad=skip_bad)
+    return dataclasses.replace(held_out, split=split, missing=_missing(split, classes))
 
 
 def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...]) -> None:

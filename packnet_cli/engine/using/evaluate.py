@@ -161,9 +161,9 @@ def held_out_images(task: Task, data: Path | None) -> splits.HeldOut:
             seed=task.recipe.get("seed", Recipe.seed),
             trained_on=location(where) == task.data,
         )
-        [split] = splits.check_images(held_out.split, skip_bad=task.skipped > 0)
-        if not split.paths:
+        held_out = splits.readable(held_out, task.classes, skip_bad=task.skipped > 0)
+        if not held_out.split.paths:
             raise DataError(f"{where} holds no readable images to evaluate on")
     except DataError as error:
         raise DataError(f"task {task.index} ({task.name}) cannot be measured: {error}") from None
-    return dataclasses.replace(held_out, split=split)
+    return held_out

@@ -1,6 +1,7 @@
 """A packed model in memory, from which plain timm networks are taken and switched from task to task."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,5 +79,9 @@ class Packed:
 def transform(data_config: dict[str, Any]) -> Transform:
     """The preprocessing at test time: a PIL image of any mode becomes a tensor (C, H, W), normalised float32."""
     mode = network.CHANNELS[data_config["input_size"][0]]
-    prepare = create_transform(**data_config, is_training=False)
-    return lambda image: prepare(convert(image, mode))
+    # Such that processes that read images can be sent it.
+    return partial(_prepared, mode=mode, prepare=create_transform(**data_config, is_training=False))
+
+
+def _prepared(image: Image.Image, *, mode: str, prepare: Transform) -> torch.Tensor:
+    return prepare(convert(image, mode))
