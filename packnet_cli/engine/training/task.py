@@ -82,7 +82,8 @@ class TaskInTraining:
         network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
-        self.train_norm = self.owns and (recipe.norm == "task" or not claim.artifact.header.tasks)
+        # Of images without labels, which may be of any kind, norms would learn what the task's own are not like.
+        self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.freezer = self._set_starting_values(claim.state, device)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
