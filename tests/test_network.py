@@ -171,5 +171,5 @@ def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):
     """Where the network ends in one pixel, one image has no statistics."""
     path = tmp_path / "packed.st"
     pack.init(path, "resnet10t", pretrained=False, data_config={"img_size": 32})
-    with pytest.raises(UsageError, match="batches of 1; try --batch-size 2"):
+    with pytest.raises(UsageError, match="two images in a batch; try --batch-size 2"):
         pack.add_task(path, folders[0], recipe=dataclasses.replace(QUICK, batch_size=1), machine=CPU)
