@@ -47,8 +47,8 @@ def release_counts(
 def check_release(owned: dict[str, int], prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> None:
     """Raise UsageError if the fraction releases nothing at all, or for a pattern that no layer matches."""
     if not any(release_counts(owned, prune, keep_at_least=keep_at_least, skip_layers=skip_layers).values()) and prune:
-        why = "--skip-layers and --keep-at-least spare it" if keep_at_least or skip_layers else "it is less than one"
-        raise UsageError(f"--prune {prune:g} would release no weight of any layer: {why}; give others")
+        why = "--skip-layers and --keep-at-least spare all" if keep_at_least or skip_layers else "it is less than one"
+        raise UsageError(f"that would release no weight of any layer: {why}; give others")
 
 
 def free_counts(artifact: Artifact) -> dict[str, int]:

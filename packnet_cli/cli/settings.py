@@ -27,7 +27,7 @@ def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
     options = {
         "recipe": Option(
             help=f"Start from these settings: {', '.join(RECIPES)}. By default add-task takes adamw for few steps on a "
-            "network with batch norm, and else sgd, whose defaults are shown."
+            f"network with batch norm, and else sgd.{' Shown are the defaults of sgd.' if show_defaults else ''}"
         ),
         "config": Option(metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."),
     } | {

@@ -183,7 +183,8 @@ def add_task(
     few_steps = few_steps or recipe or ADAMW
     recipe = recipe or Recipe()
     # Try everything that can fail now, before hours of training.
-    check_settings(prune, recipe, max_drop, head_only)
+    for possible in (recipe, few_steps):
+        check_settings(prune, possible, max_drop, head_only)
     choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
