@@ -118,7 +118,8 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
     labels = torch.randint(10, (bench.batch_size,), device=bench.device)
     trainable = {layer: mask == masks.FREE for layer, mask in artifact.mask.items()}
     model = network.place(network.build(artifact.header, 10), bench.device).train()
-    freezer, held = Freezer(model, bench.opt), {}
+    copied = way == "packed" and bool(bench.amp) and bench.device.type == "cuda" and not bench.compile
+    freezer, held = Freezer(model, bench.opt, copied=copied), {}
     if way == "packed":
         freezer.hold(artifact.shared, trainable)
     if way == "textbook":
@@ -128,7 +129,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
         list(freezer.trained().values()), bench.opt, lr=1e-3, momentum=MOMENTUM, **fused(bench.opt, bench.device)
     )
     forward = forward_of(
-        model, wanted=bench.compile, device=bench.device, shape=tuple(images.shape), amp=bool(bench.amp)
+        freezer.network, wanted=bench.compile, device=bench.device, shape=tuple(images.shape), amp=bool(bench.amp)
     )()
 
     def steps() -> None:

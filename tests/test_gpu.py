@@ -98,7 +98,8 @@ def test_capturing_leaves_nothing_behind(kind, captured, caplog):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.cuda.get_rng_state()
     shape = (8, 1, 2, 2)
-    forward = compute.forward_of(model, wanted=None, device=torch.device("cuda", 0), shape=shape, amp=True)()
+    with compute.training_on(GPU):
+        forward = compute.forward_of(model, wanted=None, device=torch.device("cuda", 0), shape=shape, amp=True)()
     assert (forward.captured is not model) == captured, caplog.text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.cuda.get_rng_state(), random)

@@ -9,7 +9,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import network, pack
-from packnet_cli.engine.training import freezer
+from packnet_cli.engine.training import freezer, parts
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import ForgettingError, NetworkError
 from packnet_cli.recipe import Recipe
@@ -134,10 +134,10 @@ def test_without_write_back_nothing_is_written(packed, folders, monkeypatch, in_
     before = packed.read_bytes()
     monkeypatch.setattr(freezer, "LARGEST_PART", 1 if in_parts else 0)
     if in_parts:
-        write = freezer._Part.write
-        monkeypatch.setattr(freezer._Part, "write", lambda part: setattr(part, "index", part.shifted) or write(part))
+        write = parts.Part.write
+        monkeypatch.setattr(parts.Part, "write", lambda part: setattr(part, "index", part.shifted) or write(part))
         monkeypatch.setattr(
-            freezer._Part, "shifted", property(lambda p: (p.index + 1) % p.parameter.numel()), raising=False
+            parts.Part, "shifted", property(lambda p: (p.index + 1) % p.parameter.numel()), raising=False
         )
     else:
         monkeypatch.setattr(freezer.Freezer, "write_back", lambda self: None)

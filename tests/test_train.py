@@ -222,6 +222,27 @@ def test_a_part_learns_what_the_whole_would(opt, layout, threads, monkeypatch):
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_copies_learn_the_same_bits(opt, layout, monkeypatch):
+    """In bfloat16, of two layers, while more of them is released; and the head is at last released whole."""
+    monkeypatch.setattr(freezer_module, "LARGEST_PART", 1)
+    found = []
+    for copied in (True, False):
+        model, batches = tiny()
+        model, freezer = model.to(memory_format=layout), Freezer(model, opt, copied=copied)
+        layers = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim > 1}
+        drawn = {name: np.random.default_rng(1).random(layer.shape) for name, layer in layers.items()}
+        epochs = epochs_of(model, batches, freezer, epochs=4, opt=opt, amp=True, sched="none", lr=0.01)
+        for epoch in epochs:
+            keep = {name: numbers < (0.8, 0.7, 0.6, 0.6 * (name[0] == "0"))[epoch] for name, numbers in drawn.items()}
+            values = {name: np.where(keep[name], layer.detach().numpy(), 0) for name, layer in layers.items()}
+            freezer.hold(values, keep)
+        assert (freezer.network is not model) == copied and set(freezer.parts) == {"0.weight"}
+        found.append([value.numpy().tobytes() for value in model.state_dict().values()])
+    assert found[0] == found[1]
+
+
 def test_a_part_that_is_released_whole_is_left_alone():
     """Half-way through a phase, by pruning."""
     model, batches = tiny()

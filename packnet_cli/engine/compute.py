@@ -115,10 +115,10 @@ class _Graphs:
     def __init__(self, model: nn.Module, shape: tuple[int, ...], amp: bool) -> None:
         self.model, self.shape, self.amp = model, shape, amp
         self.captured: Forward = model
-        self.trained: list[bool] = []  # of each parameter, as it was captured
+        self.trained: list[tuple[int, bool]] = []  # where each parameter was, and whether it was trained, at capture
 
     def ready(self) -> Forward:
-        trained = [parameter.requires_grad for parameter in self.model.parameters()]
+        trained = [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.model.parameters()]
         if trained != self.trained:
             self.captured = self.model  # so that the memory of the old graphs is free
             self.captured, self.trained = self._capture(), trained

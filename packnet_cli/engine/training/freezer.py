@@ -1,7 +1,6 @@
 """What no optimizer moves: the weights that a task in training does not own."""
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,58 +9,10 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 
+from packnet_cli.engine.training.parts import Copied, Part
+
 PIECE = 2**17  # weights that a core writes back at once
 LARGEST_PART = 0.5  # of a parameter: a larger one is neither faster nor smaller than the whole
-
-
-class _Part:
-    """The trainable weights of a parameter, and the vector that the optimizer has in place of it."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.vector = nn.Parameter(parameter.new_empty(0))  # (k,)
-        self.index = self.known = torch.empty(0, dtype=torch.int64)  # where they are in memory: (k,)
-
-    def hold(self, mask: torch.Tensor) -> None:
-        """Have what is True in `mask` as the vector, as it now is in the parameter."""
-        self.index = self._flat(mask).nonzero().flatten()
-        self.vector.data = self._part_of(self.parameter.detach())
-
-    def forget_released(self, state: dict[str, Any]) -> None:
-        """Leave of an optimizer's state of the vector what is still in it."""
-        if len(self.known) > len(self.index):
-            there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
-            there[self.index] = True
-            kept = there[self.known]
-            for what, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == kept.shape:
-                    state[what] = value[kept]
-        self.known = self.index
-
-    @torch.no_grad()
-    def take_gradient(self) -> None:
-        gradient, self.parameter.grad = self.parameter.grad, None
-        self.vector.grad = None if gradient is None else self._part_of(gradient)
-
-    def _part_of(self, values: torch.Tensor) -> torch.Tensor:
-        flat = self._flat(values)
-        return flat.take(self.index) if self._shared_by_threads() else flat.index_select(0, self.index)
-
-    def write(self) -> None:
-        flat, vector = self._flat(self.parameter.detach()), self.vector.detach()
-        if self._shared_by_threads():
-            flat.index_copy_(0, self.index, vector)
-        else:
-            flat.scatter_(0, self.index, vector)
-
-    def _shared_by_threads(self) -> bool:
-        """On a CPU some operations share their work among threads, but take twice as long for it as their likes."""
-        return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
-
-    def _flat(self, values: torch.Tensor) -> torch.Tensor:
-        """In the order in which the parameter lies in memory, such as channels last."""
-        strides = self.parameter.stride()
-        return values.permute(sorted(range(values.ndim), key=lambda n: strides[n], reverse=True)).reshape(-1)
 
 
 class Freezer:
@@ -72,14 +23,17 @@ class Freezer:
     moments for the rest. If it is the larger part, or the optimizer needs the whole (`is_elementwise`), it gets the
     parameter, and after each step the frozen values are written back, in one pass; beside a copy of these that takes a
     byte of memory for each weight, and parts take no more.
+
+    `network` is what is to be trained. If it may have copies (`copied`), of parameters in part these alone learn, until
+    `write_parameters` is called.
     """
 
-    def __init__(self, model: nn.Module, opt: str) -> None:
+    def __init__(self, model: nn.Module, opt: str, *, copied: bool = False) -> None:
         self.parameters = dict(model.named_parameters())
-        # Made deterministic, a GPU would have to sort before it could copy to an index.
-        sorts = torch.are_deterministic_algorithms_enabled() and next(model.parameters()).device.type == "cuda"
-        self.by_parts = is_elementwise(opt) and not sorts
-        self.parts: dict[str, _Part] = {}
+        self.copied = Copied(model) if copied else None
+        self.network = self.copied or model
+        self.divisible = self._divisible(model) if is_elementwise(opt) else set()
+        self.parts: dict[str, Part] = {}
         self.held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         # By parameter, and for good, as the optimizer's state has its shape, also in a checkpoint.
         self.in_part: dict[str, bool] = {}
@@ -91,19 +45,21 @@ class Freezer:
             parameter, count = self.parameters[name], int(np.count_nonzero(trainable[name]))
             parameter.copy_(torch.from_numpy(array))
             parameter.requires_grad_(count > 0)
-            in_part = self.in_part.setdefault(name, self.by_parts and count <= LARGEST_PART * array.size)
+            in_part = self.in_part.setdefault(name, name in self.divisible and count <= LARGEST_PART * array.size)
             part, _ = self.parts.pop(name, None), self.held.pop(name, None)
             if count in (0, array.size):
                 continue
             mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
             if in_part:
-                self.parts[name] = part or _Part(parameter)
+                self.parts[name] = part or Part(parameter)
                 self.parts[name].hold(mask)
             else:
                 frozen = parameter.detach().clone().masked_fill_(mask, 0)
                 if parameter.device.type == "cpu":
                     mask, frozen = mask.view(torch.int8).neg_(), frozen.view(torch.int32)
                 self.held[name] = parameter, mask, frozen
+        if self.copied:
+            self.copied.hold({name: self.parts[name] for name in self.parameters if name in self.parts})
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the optimizer is to have, by name: the parameters, and of some the part of them that is trainable."""
@@ -114,21 +70,45 @@ class Freezer:
         for part in self.parts.values():
             part.forget_released(optimizer.state.get(part.vector, {}))
 
+    @torch.no_grad()
     def take_gradients(self) -> None:
         """Before a step: give the parts their gradients."""
-        for part in self.parts.values():
-            part.take_gradient()
+        if self.copied:
+            self.copied.take_gradients()
+        else:
+            for part in self.parts.values():
+                part.take_gradient()
 
     @torch.no_grad()
     def write_back(self) -> None:
         """After a step: have the parts where they belong, and the frozen values where they were."""
-        for part in self.parts.values():
-            part.write()
+        if self.copied:
+            self.copied.write()
+        else:
+            self.write_parameters()
         for parameter, trainable, frozen in self.held.values():
             if trainable.dtype == torch.bool:
                 torch.where(trainable, parameter, frozen, out=parameter)
             else:
                 _write_bits(parameter, trainable, frozen)
+
+    @torch.no_grad()
+    def write_parameters(self) -> None:
+        """Have the parts in their parameters, if the network computes with copies of these."""
+        for part in self.parts.values():
+            part.write()
+
+    def _divisible(self, model: nn.Module) -> set[str]:
+        """The parameters of which the optimizer may have a part."""
+        gpu = next(model.parameters()).device.type == "cuda"
+        if gpu and (not self.copied or torch.are_deterministic_algorithms_enabled()):
+            # To launch something for each layer takes longer than to write back all of a small one; and to be
+            # deterministic is to sort before anything is copied to an index.
+            return set()
+        if self.copied:  # what other modules do with their weights is not known
+            kinds = nn.Conv2d, nn.Linear
+            return {f"{path}.weight" for path, module in model.named_modules() if type(module) in kinds}
+        return set(self.parameters)
 
 
 def _write_bits(parameter: torch.Tensor, trainable: torch.Tensor, frozen: torch.Tensor) -> None:

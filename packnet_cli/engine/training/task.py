@@ -84,7 +84,9 @@ class TaskInTraining:
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
         # Of images without labels, which may be of any kind, norms would learn what the task's own are not like.
         self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or not claim.artifact.header.tasks)
-        self.freezer = self._set_starting_values(claim.state, device)
+        self.amp = compute.in_bfloat16(machine.amp, device, self.model)
+        copied = self.amp and device.type == "cuda" and not machine.compile  # torch.compile leaves no cast to be saved
+        self.freezer = self._set_starting_values(claim.state, device, copied)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
         self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, header.head)}
@@ -93,10 +95,9 @@ class TaskInTraining:
         self.feed = self._feed(machine)
         self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
         self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
-        self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         shape = (self.train_batches.most, *header.data_config["input_size"])
         self.forward_of = partial(compute.forward_of, wanted=machine.compile, device=device, shape=shape, amp=self.amp)
-        self.ready = self.forward_of(self.model)
+        self.ready = self.forward_of(self.freezer.network)
 
     def _feed(self, machine: Machine) -> Callable[..., feed.Batches]:
         """How batches for this network are made here, of any split."""
@@ -109,14 +110,14 @@ class TaskInTraining:
             rooms=feed.rooms(machine.cache, machine.cache_gb, self.device),
         )
 
-    def _set_starting_values(self, state: State, device: torch.device) -> Freezer:
+    def _set_starting_values(self, state: State, device: torch.device, copied: bool) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
         kinds = network.kinds_of(self.model, self.artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
         network.place(self.model, device)
-        freezer = Freezer(self.model, self.recipe.opt)
+        freezer = Freezer(self.model, self.recipe.opt, copied=copied)
         freezer.hold({layer: state[layer] for layer in self.mask}, self._trainable())
         return freezer
 
@@ -250,6 +251,7 @@ class TaskInTraining:
         optimizer = optimizing()
         if optimizer:
             self.freezer.forget_released(optimizer)
+        self.freezer.write_parameters()
         moments, numbers = optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
         rooms = {"model": self.model.state_dict(), "optimizer": moments}
         rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}

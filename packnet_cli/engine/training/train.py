@@ -123,7 +123,7 @@ def train(
         model.train()
         if not train_norm:
             _stop_statistics(model)
-        forward = ready() if ready else model
+        forward = ready() if ready else freezer.network
         if teacher:
             teacher.prepare()
         meter = _Meter(device, at.sums if skip and not distributed.rank() else Place.sums)
@@ -157,6 +157,7 @@ def train(
                 means = meter.means(of_all=step + 1 == len(batches))
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, rate))
             after_step(Place(epoch, step + 1, meter.sums), optimizer, looked)
+        freezer.write_parameters()
         if train_norm:
             distributed.average_statistics(model)
     # The last step's weights have been through no loss yet.

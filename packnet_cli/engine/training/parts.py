@@ -1,0 +1,129 @@
+"""Of parameters that are trainable in part that part alone, as vectors for the optimizer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+
+class Part:
+    """The trainable weights of a parameter, and the vector that the optimizer has in place of it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.vector = nn.Parameter(parameter.new_empty(0))  # (k,)
+        self.index = self.known = torch.empty(0, dtype=torch.int64)  # where they are in memory: (k,)
+
+    def hold(self, mask: torch.Tensor) -> None:
+        """Have what is True in `mask` as the vector, as it now is in the parameter."""
+        self.index = flat(mask, self.parameter).nonzero().flatten()
+        self.vector.data = self._part_of(self.parameter.detach())
+
+    def forget_released(self, state: dict[str, Any]) -> None:
+        """Leave of an optimizer's state of the vector what is still in it."""
+        if len(self.known) > len(self.index):
+            there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
+            there[self.index] = True
+            kept = there[self.known]
+            for what, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == kept.shape:
+                    state[what] = value[kept]
+        self.known = self.index
+
+    def take_gradient(self) -> None:
+        gradient, self.parameter.grad = self.parameter.grad, None
+        self.vector.grad = None if gradient is None else self._part_of(gradient)
+
+    def _part_of(self, values: torch.Tensor) -> torch.Tensor:
+        values = flat(values, self.parameter)
+        return values.take(self.index) if self._shared_by_threads() else values.index_select(0, self.index)
+
+    def write(self) -> None:
+        values, vector = flat(self.parameter.detach(), self.parameter), self.vector.detach()
+        if self._shared_by_threads():
+            values.index_copy_(0, self.index, vector)
+        else:
+            values.scatter_(0, self.index, vector)
+
+    def _shared_by_threads(self) -> bool:
+        """On a CPU some operations share their work among threads, but take twice as long for it as their likes."""
+        return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
+
+
+class Copied(nn.Module):
+    """A network that computes with bfloat16 copies of its parameters in part.
+
+    Autocast would cast all of their weights in each step, and all gradients back. Here only the trainable ones are
+    cast, and those of all layers at once, as on a GPU each launch takes time. Every number is what it would be.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.parts: dict[str, Part] = {}
+        self.flat: nn.Parameter | None = None  # one copy after the other
+        self.index = self.vectors = torch.empty(0)  # where in `flat` the vectors' numbers are, and these: (k,)
+
+    def hold(self, parts: dict[str, Part]) -> None:
+        """Have copies of the parameters of these parts, by name, and their vectors one after the other."""
+        if parts.keys() != self.parts.keys():
+            count = sum(part.parameter.numel() for part in parts.values())
+            device = next(self.model.parameters()).device
+            self.flat = nn.Parameter(torch.empty(count, dtype=torch.bfloat16, device=device)) if parts else None
+        self.parts = parts
+        if self.flat is None:
+            return
+        pieces = self._by_parameter(self.flat.detach())
+        for part, piece in zip(parts.values(), pieces, strict=True):
+            piece.copy_(flat(part.parameter.detach(), part.parameter))
+        starts = [piece.storage_offset() for piece in pieces]
+        self.index = torch.cat([part.index + start for part, start in zip(parts.values(), starts, strict=True)])
+        self.vectors = torch.cat([part.vector.detach() for part in parts.values()])
+        for part, vector in zip(parts.values(), self._by_part(self.vectors), strict=True):
+            part.vector.data = vector
+
+    def forward(self, images: torch.Tensor) -> Any:
+        if self.flat is None:
+            return self.model(images)
+        pieces = zip(self.parts.items(), self._by_parameter(self.flat), strict=True)
+        weights = {name: _shaped(piece, part.parameter) for (name, part), piece in pieces}
+        return functional_call(self.model, weights, (images,))
+
+    def take_gradients(self) -> None:
+        """Have the parts' gradients in their vectors, once they are the copies'."""
+        if self.flat is None or self.flat.grad is None:
+            return
+        gradients = self._by_part(self.flat.grad.index_select(0, self.index).float())
+        self.flat.grad = None
+        for part, gradient in zip(self.parts.values(), gradients, strict=True):
+            part.vector.grad = gradient
+
+    def write(self) -> None:
+        """Have the vectors in the copies, but not in the parameters."""
+        if self.flat is not None:
+            self.flat.detach().index_copy_(0, self.index, self.vectors.bfloat16())
+
+    def _by_parameter(self, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(numbers, [part.parameter.numel() for part in self.parts.values()])
+
+    def _by_part(self, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(numbers, [part.vector.numel() for part in self.parts.values()])
+
+
+def _order(parameter: torch.Tensor) -> list[int]:
+    """Its dimensions as they lie in memory, such as channels last."""
+    strides = parameter.stride()
+    return sorted(range(parameter.ndim), key=lambda n: strides[n], reverse=True)
+
+
+def flat(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Values of the parameter's shape in the order in which that lies in memory."""
+    return values.permute(_order(parameter)).reshape(-1)
+
+
+def _shaped(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What is so flat in the parameter's shape, laid out like it."""
+    order = _order(parameter)
+    back = [order.index(n) for n in range(parameter.ndim)]
+    return values.view([parameter.shape[n] for n in order]).permute(back)
