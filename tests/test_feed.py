@@ -1,6 +1,7 @@
 """Batches: what is kept changes no bit of them, skipping is exact, and images look as timm makes them look."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_kept_images_are_decoded_once(split, monkeypatch):
         feed.rooms("ram", float("nan"), CPU)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_threads_do_what_takes_time(split, training, monkeypatch):
+    """They read and crop; what is kept, and to be shown as it is, is taken without them."""
+    found, take = [], feed.Pictures.__getitem__
+    monkeypatch.setattr(
+        feed.Pictures, "__getitem__", lambda *which: found.append(threading.current_thread()) or take(*which)
+    )
+    batches(split, training=training, workers=2, epochs=2)
+    here = [thread is threading.main_thread() for thread in found]
+    assert here == [False] * 18 + [not training] * 18
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
 @pytest.mark.parametrize(("mode", "chans"), [("RGB", 3), ("L", 1), ("RGBA", 4)])
 def test_evaluation_sees_timms_pixels(tmp_path, interpolation, mode, chans):
@@ -116,8 +129,9 @@ def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
     sizes = [(60, 80), (200, 31), (17, 20), (32, 32), (1, 5), (500, 375)]
     images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=rng) for size in sizes]
     images += images[:1] * 3
-    draws = random.Random(0)
-    crops = [augment.random_crop(image, 0.3, draws) for image in images]
+    draws = np.random.default_rng(0).random((len(images), augment.DRAWS)).tolist()
+    crops = [augment.random_crop(image, 0.3, row) for image, row in zip(images, draws, strict=True)]
+    assert len({flipped for _, _, flipped in crops}) == 2
     for several in (crops, crops[-3:]):  # the last are of one size
         found = augment.resized_together(several, (48, 32), interpolation, CPU)
         for one, crop in zip(found, several, strict=True):
@@ -139,24 +153,24 @@ def test_wide_and_tall_images_do_not_fill_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (7, 300), (300, 7), (1, 1)])
-def test_boxes_are_those_of_timm(size):
+def test_boxes_are_those_of_timm(size, monkeypatch):
     """From the same random numbers the same boxes, the fallback for long images included."""
     image = Image.new("L", size[::-1])
-    random.seed(5)
-    ours = random.Random(5)
-    for _ in range(50):
+    for draws in np.random.default_rng(5).random((50, augment.DRAWS)).tolist():
+        tries, starts = iter(draws[:-3]), iter(draws[-3:-1])
+        monkeypatch.setattr(random, "uniform", lambda low, high, tries=tries: low + (high - low) * next(tries))
+        monkeypatch.setattr(random, "randint", lambda low, high, starts=starts: int((high - low + 1) * next(starts)))
         expected = RandomResizedCropAndInterpolation.get_params(image, (0.3, 1), augment.RATIO)
-        top, left, height, width = augment.random_box(*size, 0.3, ours)
+        top, left, height, width = augment.random_box(*size, 0.3, draws)
         assert (top, left, height, width) == (*expected[:2], max(1, expected[2]), max(1, expected[3]))
 
 
 def test_half_of_the_crops_are_flipped():
     """And nothing else is done to a crop that is the whole image."""
     image = torch.arange(32 * 32, dtype=torch.int32).remainder(256).byte().view(1, 32, 32)
-    whole = [
-        augment.resized_alone(augment.random_crop(image, 0.9999999, random.Random(n)), (32, 32), augment.SMOOTH[0])
-        for n in range(100)
-    ]
+    draws = np.random.default_rng(0).random((100, augment.DRAWS)).tolist()
+    crops = [augment.random_crop(image, 0.9999999, row) for row in draws]
+    whole = [augment.resized_alone(crop, (32, 32), augment.SMOOTH[0]) for crop in crops]
     flipped = sum(torch.equal(each, image.flip(-1)) for each in whole)
     assert 30 < flipped < 70 and flipped + sum(torch.equal(each, image) for each in whole) == 100
 

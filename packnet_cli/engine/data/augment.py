@@ -5,9 +5,9 @@ batch together, as matrix products, since there the launches are what takes time
 """
 
 import math
-import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
@@ -15,6 +15,7 @@ from torchvision.transforms import functional as pil
 
 RATIO = 3 / 4, 4 / 3  # of width to height
 TRIES = 10
+DRAWS = 2 * TRIES + 3  # numbers that a crop follows from: area and ratio of each try, top, left, and the flip
 SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # what torch resizes tensors by, antialiased
 
 CANVAS = 2**28  # pixels times channels that are resized at once: half a gigabyte
@@ -23,9 +24,13 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 Crop = tuple[torch.Tensor, Box, bool]  # of an image (C, H, W), and whether it is to be flipped
 
 
-def random_crop(image: torch.Tensor, crop_scale: float, rng: random.Random) -> Crop:
-    """A random part of an image (C, H, W), at least `crop_scale` of it; half of them are to be flipped."""
-    return image, random_box(image.shape[-2], image.shape[-1], crop_scale, rng), rng.random() < 0.5
+def random_crop(image: torch.Tensor, crop_scale: float, draws: Sequence[float]) -> Crop:
+    """A random part of an image (C, H, W), at least `crop_scale` of it; half of them are to be flipped.
+
+    It follows from `draws` (DRAWS,), from 0 to 1.
+    """
+    _, height, width = image.shape
+    return image, random_box(height, width, crop_scale, draws), draws[-1] < 0.5
 
 
 def resized_alone(crop: Crop, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
@@ -39,24 +44,25 @@ def resized_together(
     crops: Sequence[Crop], size: tuple[int, int], interpolation: InterpolationMode, device: torch.device
 ) -> torch.Tensor:
     """Crops of images (C, H, W) of any sizes as a batch (N, C, height, width), uint8, to within one of 255."""
-    images, boxes, flipped = zip(*crops, strict=True)
+    images = [image for image, _, _ in crops]
     largest = [max(sides) for sides in zip(*(image.shape for image in images), strict=True)]
     if len(crops) > 1 and len(crops) * math.prod(largest) > CANVAS:
         half = len(crops) // 2
         halves = (resized_together(few, size, interpolation, device) for few in (crops[:half], crops[half:]))
         return torch.cat(list(halves))
-    # Not waited for, as the numbers are few: else it would be for all that the GPU still has to do.
-    top, left, height, width = torch.tensor(boxes).T.contiguous().to(device, non_blocking=True)
-    mirrored = torch.tensor(flipped).to(device, non_blocking=True)[:, None, None]
     # Whole images, be they on the device or not: the products are then the same to the bit, wherever images are kept.
     # Half precision holds a pixel exactly, and what comes out to an eighth of a step.
-    canvas = _canvas(images, device).half()
-    down = _resizing(top, height, canvas.shape[2], size[0], interpolation)
-    across = _resizing(left, width, canvas.shape[3], size[1], interpolation)
-    across = torch.where(mirrored, across.flip(1), across)
-    # One axis after the other, as PIL does it: (N, 1, height, H) times (N, C, H, W) times (N, 1, W, width).
-    narrow = (canvas @ across.mT[:, None]).clamp_(0, 255)
-    return (down[:, None] @ narrow).round_().clamp_(0, 255).byte()
+    canvas = _canvas(images, device)
+    count, channels, rows, columns = canvas.shape
+    # Channels within rows: to matmul they are then more rows or columns, and it need not repeat a matrix for each.
+    canvas = canvas.transpose(1, 2).to(torch.half, memory_format=torch.contiguous_format).flatten(1, 2)
+    spans = moved(_spans(crops, size), device)
+    down, across = _resizing(spans, max(size), max(rows, columns), interpolation).unbind(1)
+    down, across = down[:, : size[0], :rows], across[:, : size[1], :columns]
+    # One axis after the other, as PIL does it.
+    narrow = (canvas @ across.mT).clamp_(0, 255)  # (N, H * C, width)
+    found = (down @ narrow.view(count, rows, -1)).round_().clamp_(0, 255).byte()  # (N, height, C * width)
+    return found.view(count, size[0], channels, size[1]).transpose(1, 2)
 
 
 def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -75,7 +81,7 @@ def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
 
 def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Images (C, H, W) of one size as a batch (N, C, H, W) on the device."""
-    if all(image.device.type == "cpu" for image in images):
+    if len({image.device for image in images}) == 1:
         return moved(torch.stack(list(images)), device)
     return torch.stack([moved(image, device) for image in images])
 
@@ -88,32 +94,40 @@ def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def _resizing(
-    starts: torch.Tensor, lengths: torch.Tensor, side: int, size: int, interpolation: InterpolationMode
-) -> torch.Tensor:
-    """Matrices (N, size, side) that resize a part of an axis, given by start and length (N,), as PIL and torch do."""
-    scale = (lengths / size)[:, None, None]
-    at = torch.arange(side, device=starts.device) + 0.5 - starts[:, None, None]
-    centre = (torch.arange(size, device=starts.device) + 0.5)[:, None] * scale
-    away = ((at - centre) / scale.clamp(min=1)).abs()
-    if interpolation is InterpolationMode.BILINEAR:
-        weight = (1 - away).clamp(min=0)
-    else:  # bicubic, with a = -0.5
-        near = (1.5 * away - 2.5) * away**2 + 1
-        far = ((-0.5 * away + 2.5) * away - 4) * away + 2
-        weight = torch.where(away < 1, near, torch.where(away < 2, far, 0))
-    weight = weight * ((at > 0) & (at < lengths[:, None, None]))
-    return (weight / weight.sum(2, keepdim=True)).half()
+def _spans(crops: Sequence[Crop], size: tuple[int, int]) -> torch.Tensor:
+    """Where each axis of a crop lies, as numbers (5, N, 2) for `_resizing`: all in one, to be copied at once."""
+    start, length = np.array([box for _, box, _ in crops]).reshape(-1, 2, 2).swapaxes(0, 1)  # each (N, 2)
+    stop = start + length
+    flipped = np.array([(False, flipped) for _, _, flipped in crops])  # such an axis runs from its stop to its start
+    origin, step = np.where(flipped, stop, start), np.where(flipped, -length, length) / size
+    return torch.from_numpy(np.stack((start, stop, origin, step, np.maximum(abs(step), 1))).astype(np.float32))
 
 
-def random_box(height: int, width: int, crop_scale: float, rng: random.Random) -> Box:
+def _resizing(spans: torch.Tensor, size: int, side: int, interpolation: InterpolationMode) -> torch.Tensor:
+    """Matrices (N, 2, size, side) that resize a part of each axis, as PIL and torch do.
+
+    An axis that is shorter, or resized to less, than the other has the first columns, or rows, of its matrices.
+    """
+    start, stop, origin, step, reach = spans[..., None, None].unbind()  # each (N, 2, 1, 1)
+    at = torch.arange(0.5, side, device=spans.device)
+    centre = origin + step * torch.arange(0.5, size, device=spans.device)[:, None]
+    near = 1 - ((at - centre) / reach).abs_()
+    weight = near.clamp(min=0)
+    if interpolation is InterpolationMode.BICUBIC:  # with a = -0.5
+        weight = weight**2 * (1 - 2 * near) + (near + 1).clamp_(min=0) ** 2 * near / 2
+    weight = weight * ((at > start) & (at < stop))
+    return (weight / weight.sum(-1, keepdim=True)).half()
+
+
+def random_box(height: int, width: int, crop_scale: float, draws: Sequence[float]) -> Box:
     """A part of an image of random area and aspect ratio, as timm.data.RandomResizedCropAndInterpolation draws it."""
-    for _ in range(TRIES):
-        area = height * width * rng.uniform(crop_scale, 1)
-        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+    *tries, top, left, _ = draws
+    for share, skew in zip(tries[::2], tries[1::2], strict=True):
+        area = height * width * (crop_scale + (1 - crop_scale) * share)
+        ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** skew
         w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
         if w <= width and h <= height:
-            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+            return int((height - h + 1) * top), int((width - w + 1) * left), h, w
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     return (height - h) // 2, (width - w) // 2, h, w
 

@@ -7,9 +7,8 @@ by threads, the next batch while one is computed.
 
 import math
 import os
-import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -23,7 +22,7 @@ from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.data.augment import SMOOTH, random_crop, resized_alone, resized_together, stacked
+from packnet_cli.engine.data.augment import DRAWS, SMOOTH, random_crop, resized_alone, resized_together, stacked
 from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
@@ -33,6 +32,7 @@ from packnet_cli.machine import Cache
 AHEAD = 1  # batches that are read while one is computed
 
 Decode = Callable[[Picture], torch.Tensor]
+Draws = list[float]  # (DRAWS,): what the augmentation of an image in an epoch follows from
 
 
 class Room:
@@ -109,14 +109,15 @@ class Batches:
         self,
         labels: Sequence[int],
         batch_size: int,
-        read: Callable[[int, int], Any],  # an image, by the epoch's seed and its number; by threads
+        read: Callable[[int, Draws], Any],  # an image, by its number; by threads
         collate: Callable[[list[Any]], torch.Tensor],  # what was read, as a batch on the device
         *,
+        at_hand: Container[int],  # the images that take no time to read
         shuffled: bool,
         workers: int,
     ) -> None:
         self.labels, self.batch_size, self.read, self.collate = labels, batch_size, read, collate
-        self.shuffled, self.workers = shuffled, workers
+        self.at_hand, self.shuffled, self.workers = at_hand, shuffled, workers
         self.first = 0
 
     @property
@@ -140,17 +141,22 @@ class Batches:
         order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
         waiting = deque[tuple[list[int], Iterable[list[Any]]]]()
 
-        def read(numbers: list[int]) -> list[Any]:
-            return [self.read(seed, number) for number in numbers]
+        def read(share: list[tuple[int, Draws]]) -> list[Any]:
+            return [self.read(*each) for each in share]
 
         with ThreadPoolExecutor(self.workers) if self.workers else nullcontext() as pool:
-            start = pool.map if pool else map
             for step in range(first, len(self)):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                numbers = batch[distributed.rank() :: distributed.world()].tolist()
+                mine = slice(distributed.rank(), None, distributed.world())
+                numbers = batch[mine].tolist()
+                # Of the whole batch, whichever part is this process's; from 1, as a last 0 changes nothing of a seed.
+                draws = np.random.default_rng((seed, step + 1)).random((len(batch), DRAWS))[mine].tolist()
                 if numbers:
                     share = math.ceil(len(numbers) / max(1, self.workers))  # of a thread: an image is too small a task
-                    shares = [numbers[at : at + share] for at in range(0, len(numbers), share)]
+                    drawn = list(zip(numbers, draws, strict=True))
+                    shares = [drawn[at : at + share] for at in range(0, len(drawn), share)]
+                    ready = all(number in self.at_hand for number in numbers)  # sooner taken than asked of threads
+                    start = pool.map if pool and not ready else map
                     waiting.append((numbers, start(read, shares)))
                 if len(waiting) > AHEAD:
                     yield self._batch(*waiting.popleft())
@@ -196,14 +202,14 @@ def batches(
         short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
         kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
 
-        def read(seed: int, number: int) -> Any:
-            crop = random_crop(kept[number], crop_scale, random.Random(seed * len(split.paths) + number))
+        def read(number: int, draws: Draws) -> Any:
+            crop = random_crop(kept[number], crop_scale, draws)
             return crop if together else resized_alone(crop, size, interpolation)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
         kept = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
 
-        def read(seed: int, number: int) -> Any:
+        def read(number: int, draws: Draws) -> Any:
             return kept[number]
 
     normalise = normaliser(data_config["mean"], data_config["std"], device)
@@ -212,6 +218,7 @@ def batches(
         batch_size,
         read,
         lambda images: normalise(collate(images)),
+        at_hand=() if training and not together else kept.kept,
         shuffled=training,
         workers=min(8, os.cpu_count() or 1) if workers is None else workers,
     )
