@@ -173,10 +173,11 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     (inside / ".hidden").write_text("x")
     (inside / "more").symlink_to(folder / "val")
     task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append).header.tasks[-1]
-    assert len(said) == 1 and said[0].startswith("left out: 2 files or links") and str(inside) in said[0]
+    [line] = [line for line in said if line.startswith("left out: 2 files or links")]
+    assert str(inside) in line
     assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
     pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=said.append)
-    assert said[-1] == said[0]
+    assert said.count(line) == 2
 
 
 def test_that_the_first_task_keeps_everything_is_said(packed, folders):

@@ -75,7 +75,7 @@ def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
     sides = [-(-max(lengths) // 8) * 8 for lengths in (heights, widths)]
     canvas = torch.empty(len(images), len(images[0]), *sides, dtype=torch.uint8, device=home, pin_memory=home != device)
     for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
-        place[:, :height, :width] = image
+        place[:, :height, :width] = moved(image, home)
     return moved(canvas, device)
 
 

@@ -109,10 +109,10 @@ class Batches:
         self,
         labels: Sequence[int],
         batch_size: int,
-        read: Callable[[int, Draws], Any],  # an image, by its number; by threads
+        read: Callable[[int, Draws], Any],  # an image, by its number
         collate: Callable[[list[Any]], torch.Tensor],  # what was read, as a batch on the device
         *,
-        at_hand: Container[int],  # the images that take no time to read
+        at_hand: Container[int],  # the images that take no time to read: all others are by threads
         shuffled: bool,
         workers: int,
     ) -> None:
