@@ -86,6 +86,13 @@ def test_kept_images_are_decoded_once(split, monkeypatch):
         feed.rooms("ram", float("nan"), CPU)
 
 
+def test_no_two_crops_are_alike(split):
+    """Of one image within a batch, from batch to batch and from epoch to epoch."""
+    ten = splits.Split(split.paths[:1] * 10, [0] * 10)
+    images = [image.numpy().tobytes() for images, _ in batches(ten, epochs=2) for image in images]
+    assert len(set(images)) == 20
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_threads_do_what_takes_time(split, training, monkeypatch):
     """They read and crop; what is kept, and to be shown as it is, is taken without them."""
