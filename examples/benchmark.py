@@ -45,6 +45,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import MOMENTUM, fused
+from packnet_cli.engine.training.release import smallest
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import Machine
@@ -121,7 +122,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
     copied = way == "packed" and bool(bench.amp) and bench.device.type == "cuda" and not bench.compile
     freezer, held = Freezer(model, bench.opt, copied=copied), {}
     if way == "packed":
-        freezer.hold(artifact.shared, trainable)
+        freezer.hold(trainable)
     if way == "textbook":
         parameters = dict(model.named_parameters())
         held = {parameters[layer]: torch.from_numpy(~free).to(bench.device) for layer, free in trainable.items()}
@@ -251,8 +252,21 @@ def time_eval(bench: "Bench") -> Timing:
 
 
 def time_prune(bench: "Bench") -> Timing:
-    """Releasing half of every layer's weights; beside it, a sort of them, which would also do."""
+    """Releasing half of every layer's weights, which are where the network is; beside it, a sort of them."""
     _, artifact = packed_artifact(bench.arch, bench.img_size, bench.folder, tasks=0)
+    if bench.device.type == "cuda":
+        layers = [torch.from_numpy(values).to(bench.device) for values in artifact.shared.values()]
+        owned = [torch.ones_like(values, dtype=torch.bool) for values in layers]
+
+        def release_there() -> None:
+            for values, mine in zip(layers, owned, strict=True):
+                smallest(values, mine, values.numel() // 2)
+
+        def sort_there() -> None:
+            for values in layers:
+                values.abs().flatten().sort()
+
+        return interleaved({"plain": sort_there, "packed": release_there}, max(1, bench.repeats // 3))
     claimed = {layer: masks.claim_free(mask, 1) for layer, mask in artifact.mask.items()}
 
     def release() -> None:

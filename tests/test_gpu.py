@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
@@ -11,6 +12,7 @@ from test_resume import init, stop_at
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, pack
 from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.training.release import release_in_steps
 from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import InterruptedRun
@@ -35,6 +37,20 @@ def test_earlier_tasks_stay_the_same_to_the_bit(tmp_path, folders, arch, opt):
     assert verify.verify(path) == []
     for name, array in before.state(1).items():
         assert after.state(1)[name].tobytes() == array.tobytes()
+
+
+def test_releasing_there_is_releasing_here():
+    """In steps, and to the last weight; what is released is 0 in the network, too."""
+    rng = np.random.default_rng(0)
+    values = np.round(rng.standard_normal((64, 32, 3, 3)), 1).astype(np.float32)  # with many ties
+    found = []
+    for device in ("cpu", "cuda"):
+        weights = torch.from_numpy(values.copy()).to(device).contiguous(memory_format=torch.channels_last)
+        mask, layers = {"a": np.ones(values.shape, np.uint8)}, {"a": torch.nn.Parameter(weights)}
+        for done in (0.5, 1.0):
+            release_in_steps(mask, layers, 1, {"a": (values.size, 7000)}, done)
+        found.append((mask["a"].tobytes(), layers["a"].detach().cpu().contiguous().numpy().tobytes()))
+    assert found[0] == found[1]
 
 
 def test_deterministic_runs_make_the_same_bytes(packed, folders):

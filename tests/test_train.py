@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from packnet_cli.artifact import masks
 from packnet_cli.engine.checks import check_optimizer
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.measure import evaluate
@@ -19,6 +20,7 @@ from packnet_cli.engine.training import optimize
 from packnet_cli.engine.training import train as train_module
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.release import smallest
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import DivergedError, UsageError
 
@@ -46,6 +48,18 @@ def run(model, batches, freezer, **changes):
     for _ in epochs_of(model, batches, freezer, progress=seen.append, **changes):
         pass
     return seen
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 47, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_are_those_that_numpy_releases(seed, count):
+    """The same weights to the last, with ties, zeros of both signs and channels last."""
+    rng = np.random.default_rng(seed)
+    values = (rng.integers(-3, 4, (5, 4, 3, 3)) * rng.choice([-0.25, 1e-42, 1e38], (5, 4, 3, 3))).astype(np.float32)
+    mask = (rng.random(values.shape) < 0.6).astype(np.uint8)
+    weights = torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
+    found = smallest(weights, torch.from_numpy(mask == 1), count)
+    assert np.array_equal(mask * ~found.numpy(), masks.release_smallest(mask, values, 1, count))
 
 
 def test_bounds_that_are_infinite_are_no_divergence():
@@ -77,7 +91,7 @@ def test_frozen_weights_stay_under_every_optimizer(opt):
     before = weight.detach().clone()
     trainable = np.zeros(weight.shape, bool)
     trainable[:2] = True
-    freezer.hold({"0.weight": before.numpy()}, {"0.weight": trainable})
+    freezer.hold({"0.weight": trainable})
     run(model, batches, freezer, opt=opt, lr=0.01)
     assert weight[2:].detach().numpy().tobytes() == before[2:].numpy().tobytes()
     assert (weight[:2] != before[:2]).all()
@@ -98,6 +112,14 @@ def test_parameters_learn_at_their_own_multiples_of_the_rate():
         torch.testing.assert_close(moves[1][name], plain * {"0.weight": 4.0, "4.weight": 0.5}.get(name, 1.0))
 
 
+@torch.no_grad()
+def release(freezer, keep):
+    """Set to 0 what is not to be kept of some parameters, and hold it there."""
+    for name, where in keep.items():
+        freezer.parameters[name].mul_(torch.from_numpy(where))
+    freezer.hold(keep)
+
+
 def test_holding_more_between_epochs():
     """As gradual pruning does: what is released stays 0 from then on, momentum or not."""
     model, batches = tiny()
@@ -107,7 +129,7 @@ def test_holding_more_between_epochs():
         if epoch:
             keep = np.ones(weight.shape, bool)
             keep[:epoch] = False
-            freezer.hold({"0.weight": np.where(keep, weight.detach().numpy(), np.float32(0))}, {"0.weight": keep})
+            release(freezer, {"0.weight": keep})
     assert not weight[:2].any() and weight[2:].all()
 
 
@@ -116,7 +138,7 @@ def test_a_layer_with_nothing_trainable_needs_no_gradient():
     model, batches = tiny()
     freezer, weight = Freezer(model, "momentum"), model[0].weight
     before = weight.detach().clone()
-    freezer.hold({"0.weight": before.numpy()}, {"0.weight": np.zeros(weight.shape, bool)})
+    freezer.hold({"0.weight": np.zeros(weight.shape, bool)})
     run(model, batches, freezer)
     assert weight.grad is None
     assert torch.equal(weight, before)
@@ -171,11 +193,10 @@ def test_fused_optimizers_learn_the_same(opt, monkeypatch):
 def test_what_is_held_takes_a_copy_and_a_byte_for_each_weight():
     """And nothing where a layer is frozen whole, or not at all."""
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
-    values = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim == 4}
-    trainable = {name: np.zeros(value.shape, bool) for name, value in values.items()}
+    trainable = {name: np.zeros(p.shape, bool) for name, p in model.named_parameters() if p.ndim == 4}
     trainable["0.weight"][:40], trainable["1.weight"][:] = True, True
     freezer = Freezer(model, "momentum")
-    freezer.hold(values, trainable)
+    freezer.hold(trainable)
     assert sum(t.nbytes for _, *kept in freezer.held.values() for t in kept) == 5 * model[0].weight.numel()
     assert not freezer.parts
 
@@ -185,7 +206,7 @@ def gradually(freezer, model, batches, opt):
     torch.manual_seed(1)
     weight = model[0].weight
     parts = torch.rand(weight.shape).numpy()
-    freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": parts < 0.5})
+    freezer.hold({"0.weight": parts < 0.5})
     optimizers = []
     epochs = epochs_of(
         model,
@@ -198,8 +219,7 @@ def gradually(freezer, model, batches, opt):
         after_step=lambda place, optimizer, looked: optimizers.append(optimizer),
     )
     for epoch in epochs:
-        keep = parts < 0.5 - 0.1 * epoch
-        freezer.hold({"0.weight": np.where(keep, weight.detach().numpy(), np.float32(0))}, {"0.weight": keep})
+        release(freezer, {"0.weight": parts < 0.5 - 0.1 * epoch})
     return parts < 0.3, optimizers[-1].state[freezer.trained()["0.weight"]]
 
 
@@ -236,8 +256,7 @@ def test_copies_learn_the_same_bits(opt, layout, monkeypatch):
         epochs = epochs_of(model, batches, freezer, epochs=4, opt=opt, amp=True, sched="none", lr=0.01)
         for epoch in epochs:
             keep = {name: numbers < (0.8, 0.7, 0.6, 0.6 * (name[0] == "0"))[epoch] for name, numbers in drawn.items()}
-            values = {name: np.where(keep[name], layer.detach().numpy(), 0) for name, layer in layers.items()}
-            freezer.hold(values, keep)
+            release(freezer, keep)
         assert (freezer.network is not model) == copied and set(freezer.parts) == {"0.weight"}
         found.append([value.numpy().tobytes() for value in model.state_dict().values()])
     assert found[0] == found[1]
@@ -248,12 +267,12 @@ def test_a_part_that_is_released_whole_is_left_alone():
     model, batches = tiny()
     freezer, weight = Freezer(model, "adamw"), model[0].weight
     half = np.arange(weight.numel()).reshape(weight.shape) % 2 == 0
-    freezer.hold({"0.weight": weight.detach().numpy().copy()}, {"0.weight": half})
+    freezer.hold({"0.weight": half})
     epochs = epochs_of(model, batches, freezer, opt="adamw", sched="none")
     for epoch in epochs:
         if epoch:
             before = weight.detach().numpy().copy()
-            freezer.hold({"0.weight": before}, {"0.weight": np.zeros_like(half)})
+            freezer.hold({"0.weight": np.zeros_like(half)})
     assert weight.detach().numpy().tobytes() == before.tobytes()
 
 
@@ -337,8 +356,9 @@ def test_write_back_is_exact_whatever_stands_there(monkeypatch):
     trainable = np.zeros(frozen.shape, bool)
     trainable[:, 2] = True
     freezer = Freezer(model, "momentum")
-    freezer.hold({"weight": frozen}, {"weight": trainable})
     with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(frozen))
+        freezer.hold({"weight": trainable})
         model.weight.copy_(torch.tensor([float("nan"), float("inf"), -0.0, 3.0]).view(1, 4, 1, 1))
     freezer.write_back()
     expected = np.where(trainable, np.float32(-0.0), frozen)

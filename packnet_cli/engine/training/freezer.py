@@ -39,17 +39,16 @@ class Freezer:
         self.in_part: dict[str, bool] = {}
 
     @torch.no_grad()
-    def hold(self, values: dict[str, NDArray[np.float32]], trainable: dict[str, NDArray[np.bool_]]) -> None:
-        """Set each named parameter to its `values`, and from now on hold it there except where `trainable`."""
-        for name, array in values.items():
-            parameter, count = self.parameters[name], int(np.count_nonzero(trainable[name]))
-            parameter.copy_(torch.from_numpy(array))
+    def hold(self, trainable: dict[str, NDArray[np.bool_]]) -> None:
+        """From now on hold each named parameter at the values that it has, except where it is `trainable`."""
+        for name, where in trainable.items():
+            parameter, count = self.parameters[name], int(np.count_nonzero(where))
             parameter.requires_grad_(count > 0)
-            in_part = self.in_part.setdefault(name, name in self.divisible and count <= LARGEST_PART * array.size)
+            in_part = self.in_part.setdefault(name, name in self.divisible and count <= LARGEST_PART * where.size)
             part, _ = self.parts.pop(name, None), self.held.pop(name, None)
-            if count in (0, array.size):
+            if count in (0, where.size):
                 continue
-            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(trainable[name]))
+            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(torch.from_numpy(where))
             if in_part:
                 self.parts[name] = part or Part(parameter)
                 self.parts[name].hold(mask)

@@ -118,7 +118,10 @@ class TaskInTraining:
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
         network.place(self.model, device)
         freezer = Freezer(self.model, self.recipe.opt, copied=copied)
-        freezer.hold({layer: state[layer] for layer in self.mask}, self._trainable())
+        with torch.no_grad():
+            for layer in self.mask:  # the most by far, and so not by way of another copy
+                freezer.parameters[layer].copy_(torch.from_numpy(state[layer]))
+        freezer.hold(self._trainable())
         return freezer
 
     def _trainable(self) -> dict[str, masks.Bools]:
@@ -141,12 +144,10 @@ class TaskInTraining:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain."""
         trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.retrain_epochs))
-        read = partial(network.read, self.model, set(self.mask))
 
         def release(step: int) -> None:
-            weights = read()
-            release_in_steps(self.mask, weights, self.index, self._goals, step / steps)
-            self.freezer.hold(weights, self._trainable())
+            release_in_steps(self.mask, self.freezer.parameters, self.index, self._goals, step / steps)
+            self.freezer.hold(self._trainable())
             if step == 1 and self.keeper is not None and not self.resumed:
                 self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, Place())
             if step == steps:
@@ -154,7 +155,8 @@ class TaskInTraining:
 
         if not self.resumed:
             self._teacher = self._new_teacher()
-            self._goals = release_goals(self.mask, self.index, prune, self.recipe, read)
+            weights = partial(network.read, self.model, set(self.mask))
+            self._goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
         if not self.resumed or Place(*self.resumed.notes["place"]).epoch == 0:
             release(1)  # of a run that goes on only what it had not measured
         # By a name, so that the optimizer is still there if an error ends the loop, for the checkpoint.
@@ -217,7 +219,7 @@ class TaskInTraining:
         self.model.load_state_dict(stage.state)
         network.forget_computed(self.model)
         self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
-        self.freezer.hold(network.read(self.model, set(self.mask)), self._trainable())
+        self.freezer.hold(self._trainable())
 
     def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
         """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
