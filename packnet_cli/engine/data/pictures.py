@@ -63,4 +63,5 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         image = image.convert("RGB")  # PIL knows no other way from there
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # as PIL asks for
-    return image.convert(mode)
+    image.load()
+    return image if image.mode == mode else image.convert(mode)  # which would be a copy
