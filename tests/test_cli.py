@@ -18,6 +18,7 @@ import typer
 from conftest import make_folder
 from PIL import Image
 from safetensors import safe_open
+from test_format import rewrite
 
 from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
@@ -595,6 +596,9 @@ def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command
     link.symlink_to(full)
     refused(packnet(*command, full, "-o", other), 2, "is a packed model")
     refused(packnet(*command, full, "-o", link), 2, "a packed model, whose tasks would be lost")
+    newer = shutil.copy(full, tmp_path / f"newer{suffix}")
+    rewrite(newer, lambda tensors, fields: fields.update(format=3))
+    refused(packnet(*command, full, "-o", newer), 2, "a packed model, whose tasks would be lost")
     (circle := tmp_path / f"circle{suffix}").symlink_to(circle)
     refused(packnet(*command, full, "-o", circle), 3, "cannot use the path")
     assert other.read_bytes() == full.read_bytes() == before

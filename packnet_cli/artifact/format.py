@@ -244,10 +244,13 @@ def _read_header(path: Path, file: Any) -> Header:
 
 
 def check_replaceable(output: Path, *, by_compact: bool = False) -> None:
-    """Raise UsageError for a packed model, whose tasks would be lost; one compact file may replace another."""
-    with suppress(ArtifactError):  # it is nothing of the kind
-        if load_header(output).compact is None or not by_compact:
-            raise UsageError(f"{output} is a packed model, whose tasks would be lost; name another file to write")
+    """Raise UsageError for a packed model, damaged or newer ones too; one compact file may replace another."""
+    packed = compacted = False
+    with suppress(ArtifactError), _open(output) as file:
+        packed = "packnet" in (file.metadata() or {})
+        compacted = packed and _read_header(output, file).compact is not None
+    if packed and not (compacted and by_compact):
+        raise UsageError(f"{output} is a packed model, whose tasks would be lost; name another file to write")
 
 
 def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None = None) -> None:
