@@ -22,7 +22,7 @@ from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.data.augment import DRAWS, SMOOTH, random_crop, resized_alone, resized_together, stacked
+from packnet_cli.engine.data.augment import DRAWS, SMOOTH, moved, random_crop, resized_alone, resized_together, stacked
 from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
@@ -89,7 +89,7 @@ class Pictures:
         for room in self.rooms:
             if room.take(picture.nbytes):
                 try:
-                    self.kept[number] = picture.to(room.device)
+                    self.kept[number] = moved(picture, room.device)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
