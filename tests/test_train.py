@@ -373,13 +373,20 @@ def test_an_optimizer_that_cannot_step_here(opt):
 
 
 def test_the_teachers_loss_is_in_float32():
-    """Also where the network computes in bfloat16: a divergence is a sum of small differences."""
-    model = nn.Linear(2, 3)
-    images, labels = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
-    teacher = train_module.Teacher(model, 1.0, lambda model: lambda: model)
-    teacher.prepare()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert teacher.loss(images, labels, model(images)).dtype == torch.float32
+    """Also where the network computes in bfloat16: a divergence is a sum of small differences.
+
+    Weights that are cast once are what they are if they are cast each time.
+    """
+    model = tiny()[0].eval()
+    images, labels = torch.randn(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64)
+    losses = []
+    for amp in (True, False):
+        teacher = train_module.Teacher(model, 1.0, lambda model: lambda: model, amp)
+        assert (teacher.model[0].weight.dtype == torch.bfloat16) == amp
+        teacher.prepare()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(teacher.loss(images, labels, model(images + 1)))
+    assert losses[0].dtype == torch.float32 and torch.equal(*losses) and losses[0] > 0
 
 
 @pytest.mark.parametrize(("top1", "told"), [(60.0, False), (40.0, True), (20.0, True), (None, False)])

@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 
-from packnet_cli.engine.training.parts import Copied, Part
+from packnet_cli.engine.training.parts import CASTABLE, Copied, Part
 
 PIECE = 2**17  # weights that a core writes back at once
 LARGEST_PART = 0.5  # of a parameter: a larger one is neither faster nor smaller than the whole
@@ -104,9 +104,8 @@ class Freezer:
             # To launch something for each layer takes longer than to write back all of a small one; and to be
             # deterministic is to sort before anything is copied to an index.
             return set()
-        if self.copied:  # what other modules do with their weights is not known
-            kinds = nn.Conv2d, nn.Linear
-            return {f"{path}.weight" for path, module in model.named_modules() if type(module) in kinds}
+        if self.copied:
+            return {f"{path}.weight" for path, module in model.named_modules() if type(module) in CASTABLE}
         return set(self.parameters)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+CASTABLE = nn.Conv2d, nn.Linear  # what autocast casts, and no more: other modules may do more with their weights
+
 
 class Part:
     """The trainable weights of a parameter, and the vector that the optimizer has in place of it."""

@@ -170,7 +170,7 @@ class TaskInTraining:
     def _new_teacher(self) -> Teacher | None:
         """The network as it is now, if the retraining is to ask for its answers."""
         taught = self.retrain_epochs and self.distill_weight
-        return Teacher(self.model, self.distill_weight, self.forward_of) if taught else None
+        return Teacher(self.model, self.distill_weight, self.forward_of, self.amp) if taught else None
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
         if self.resumed and self.resumed.notes["phase"] != phase:
@@ -280,7 +280,7 @@ class TaskInTraining:
         self.resumed, notes = checkpoint, checkpoint.notes
         self._write_checkpoint = lambda: True  # until there is more to keep
         if checkpoint.room("teacher"):
-            self._teacher = Teacher(self.model, self.distill_weight, self.forward_of)
+            self._teacher = Teacher(self.model, self.distill_weight, self.forward_of, self.amp)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))
             network.forget_computed(self._teacher.model)
         self.freezer.in_part = notes["in part"]

@@ -16,6 +16,7 @@ from packnet_cli.engine.compute import Ready, in_precision
 from packnet_cli.engine.measure import Batches
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.parts import CASTABLE
 from packnet_cli.progress import Step
 
 PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
@@ -52,8 +53,11 @@ class Teacher:
 
     TEMPERATURE = 2.0
 
-    def __init__(self, model: nn.Module, weight: float, forward_of: Callable[[nn.Module], Ready]) -> None:
+    def __init__(self, model: nn.Module, weight: float, forward_of: Callable[[nn.Module], Ready], amp: bool) -> None:
         self.model, self.weight = copy.deepcopy(model).eval().requires_grad_(False), weight
+        for module in self.model.modules():
+            if amp and type(module) in CASTABLE:
+                module.to(torch.bfloat16)  # once, and not in each step
         self.ready = forward_of(self.model)
 
     def prepare(self) -> None:
