@@ -25,7 +25,7 @@ from packnet_cli.errors import ArtifactError, ConflictError, DataError, Interrup
 from packnet_cli.progress import Say, unsaid
 
 ANY_NOTES = "packnet_resume."
-NOTES = f"{ANY_NOTES}3"  # the number of this version
+NOTES = f"{ANY_NOTES}4"  # the number of this version
 
 DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
 
