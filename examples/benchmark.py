@@ -45,6 +45,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import MOMENTUM, fused
+from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import smallest
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import PackNetError
@@ -119,8 +120,8 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
     labels = torch.randint(10, (bench.batch_size,), device=bench.device)
     trainable = {layer: mask == masks.FREE for layer, mask in artifact.mask.items()}
     model = network.place(network.build(artifact.header, 10), bench.device).train()
-    copied = way == "packed" and bool(bench.amp) and bench.device.type == "cuda" and not bench.compile
-    freezer, held = Freezer(model, bench.opt, copied=copied), {}
+    copied = wants_copies(bench.device, amp=bool(bench.amp), compiled=bench.compile)
+    freezer, held = Freezer(model, bench.opt, copied=copied and way == "packed"), {}
     if way == "packed":
         freezer.hold(trainable)
     if way == "textbook":

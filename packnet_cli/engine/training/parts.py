@@ -53,6 +53,11 @@ class Part:
         return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
 
 
+def wants_copies(device: torch.device, *, amp: bool, compiled: bool | None) -> bool:
+    """Whether a network is to compute with copies: where launches take time; torch.compile saves them by itself."""
+    return device.type == "cuda" and amp and not compiled
+
+
 class Copied(nn.Module):
     """A network that computes with bfloat16 copies of its parameters in part.
 

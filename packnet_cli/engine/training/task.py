@@ -23,6 +23,7 @@ from packnet_cli.engine.network import Kind
 from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import optimizer_state, random_state, set_optimizer_state, set_random_state
 from packnet_cli.engine.training.train import Place, Resume, Teacher, train
@@ -85,8 +86,8 @@ class TaskInTraining:
         # Of images without labels, which may be of any kind, norms would learn what the task's own are not like.
         self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
-        copied = self.amp and device.type == "cuda" and not machine.compile  # torch.compile leaves no cast to be saved
-        self.freezer = self._set_starting_values(claim.state, device, copied)
+        copied = wants_copies(device, amp=self.amp, compiled=machine.compile)
+        self.freezer = self._set_starting_values(claim.state, copied)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
         self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, header.head)}
@@ -110,13 +111,13 @@ class TaskInTraining:
             rooms=feed.rooms(machine.cache, machine.cache_gb, self.device),
         )
 
-    def _set_starting_values(self, state: State, device: torch.device, copied: bool) -> Freezer:
+    def _set_starting_values(self, state: State, copied: bool) -> Freezer:
         """Every value that the task starts from, and from now on what is not its own held."""
         kinds = network.kinds_of(self.model, self.artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
         network.write(self.model, {name: array for name, array in state.items() if name not in self.mask})
-        network.place(self.model, device)
+        network.place(self.model, self.device)
         freezer = Freezer(self.model, self.recipe.opt, copied=copied)
         with torch.no_grad():
             for layer in self.mask:  # the most by far, and so not by way of another copy
