@@ -1,7 +1,8 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
 from packnet_cli.engine.measure import Batches, evaluate
-from packnet_cli.engine.training.task import Found, TaskInTraining
+from packnet_cli.engine.training.state import Found
+from packnet_cli.engine.training.task import TaskInTraining
 
 TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
 

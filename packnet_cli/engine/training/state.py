@@ -1,15 +1,32 @@
-"""A run's state beside its network, random numbers and an optimizer's moments, as a checkpoint can hold it."""
+"""A run's state, to go back to or for a checkpoint: where its task stands, random numbers, an optimizer's moments."""
 
 import copy
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from packnet_cli.artifact import masks
+from packnet_cli.progress import Accuracy
+
 Tensors = dict[str, torch.Tensor]
+
+# The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
+Found = tuple[float, dict[str, float]]
+
+
+@dataclass
+class Stage:
+    """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
+
+    state: dict[str, torch.Tensor]
+    mask: dict[str, masks.Mask]
+    accuracy: dict[str, float] = field(default_factory=dict)
+    final: Accuracy | None = None
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

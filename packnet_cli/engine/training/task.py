@@ -3,7 +3,6 @@
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,26 +24,20 @@ from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
-from packnet_cli.engine.training.state import optimizer_state, random_state, set_optimizer_state, set_random_state
+from packnet_cli.engine.training.state import (
+    Found,
+    Stage,
+    optimizer_state,
+    random_state,
+    set_optimizer_state,
+    set_random_state,
+)
 from packnet_cli.engine.training.train import Place, Resume, Teacher, train
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step, silent
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
-
-# The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
-Found = tuple[float, dict[str, float]]
-
-
-@dataclass
-class Stage:
-    """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
-
-    state: dict[str, torch.Tensor]
-    mask: dict[str, masks.Mask]
-    accuracy: dict[str, float] = field(default_factory=dict)
-    final: Accuracy | None = None
 
 
 class TaskInTraining:
