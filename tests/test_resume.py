@@ -350,18 +350,25 @@ def test_an_optimizer_goes_on_without_the_layers_that_are_done(opt):
         assert torch.equal(value, stopped.state_dict()[name]), name
 
 
-def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, folders):
+@pytest.mark.parametrize(
+    ("first", "second", "rank", "opt"),
+    [
+        (0.002, 0.8, "layer", "momentum"),  # the first leaves the smallest layers nothing, and the others little
+        (0.5, 0.999, "global", "adamw"),  # of some layers the second has a part, and at last nothing
+    ],
+)
+def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, folders, first, second, rank, opt):
     """Its weights left the optimizer half-way through the retraining."""
-    recipe = dataclasses.replace(RECIPE, retrain_epochs=4, prune_steps=3, rank="layer")
+    recipe = dataclasses.replace(RECIPE, retrain_epochs=4, prune_steps=3, rank=rank, opt=opt)
     ends = []
     for stops in (False, True):
         path = tmp_path / f"{stops}.st"
         init(path)
-        add(path, folders[0], recipe, 0.002)  # leaves the smallest layers nothing, and the others little
+        add(path, folders[0], recipe, first)
         if stops:
             with pytest.raises(InterruptedRun):
-                add(path, folders[1], recipe, 0.8, progress=stop_at("retrain", 4, 1))
-        add(path, folders[1], recipe, 0.8, resume=stops)
+                add(path, folders[1], recipe, second, progress=stop_at("retrain", 4, 1))
+        add(path, folders[1], recipe, second, resume=stops)
         ends.append(path.read_bytes())
     assert ends[0] == ends[1]
 

@@ -262,6 +262,26 @@ def test_copies_learn_the_same_bits(opt, layout, monkeypatch):
     assert found[0] == found[1]
 
 
+def test_a_part_that_a_checkpoint_brings_is_not_copied():
+    """From a CPU, where weights may be in part of which a GPU does not know what is done with them."""
+
+    class Standardized(nn.Conv2d):
+        def forward(self, images):
+            return self._conv_forward(images, self.weight - self.weight.mean(), self.bias)
+
+    found = []
+    for copied in (True, False):
+        model, batches = tiny()
+        model[0].__class__ = Standardized
+        freezer = Freezer(model, "momentum", copied=copied)
+        freezer.in_part = {"0.weight": True}
+        drawn = np.random.default_rng(1)
+        freezer.hold({f"{n}.weight": drawn.random(model[n].weight.shape) < 0.4 for n in (0, 4)})
+        run(model, batches, freezer, amp=True, lr=0.01)
+        found.append([value.numpy().tobytes() for value in model.state_dict().values()])
+    assert found[0] == found[1]
+
+
 def test_a_part_that_is_released_whole_is_left_alone():
     """Half-way through a phase, by pruning."""
     model, batches = tiny()

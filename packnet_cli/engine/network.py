@@ -20,6 +20,7 @@ import timm
 import torch
 from timm.data import resolve_data_config, str_to_interp_mode
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packnet_cli.artifact.format import Header, State, Task
@@ -27,6 +28,7 @@ from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import NetworkError, is_out_of_memory, reason
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
+FEW_CHANNELS = 16  # less than what oneDNN takes at once
 
 
 log = logging.getLogger("packnet")
@@ -234,7 +236,26 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)
     model.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        for module in model.modules():
+            if type(module) is nn.Conv2d and module.in_channels < FEW_CHANNELS and module.padding == (0, 0):
+                if module.kernel_size == (1, 1) != module.stride:
+                    module.__class__ = _Sampling
     return model
+
+
+class _Sampling(nn.Conv2d):
+    """A strided convolution of single pixels that, where it learns, sees only those that it does not stride over.
+
+    With few channels, channels last, oneDNN's gradient of such writes where it must not (its issue 6035): RepVGG,
+    MobileOne and FastViT, which begin like that, would crash, or learn from wrong numbers.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(images)
+        down, across = self.stride
+        return F.conv2d(images[..., ::down, ::across], self.weight, self.bias, groups=self.groups)
 
 
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:

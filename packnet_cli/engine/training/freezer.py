@@ -58,7 +58,9 @@ class Freezer:
                     mask, frozen = mask.view(torch.int8).neg_(), frozen.view(torch.int32)
                 self.held[name] = parameter, mask, frozen
         if self.copied:
-            self.copied.hold({name: self.parts[name] for name in self.parameters if name in self.parts})
+            # Not those that a checkpoint from another device may have beside them.
+            layers = [name for name in self.parameters if name in self.parts and name in self.divisible]
+            self.copied.hold({name: self.parts[name] for name in layers})
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the optimizer is to have, by name: the parameters, and of some the part of them that is trainable."""
@@ -74,17 +76,16 @@ class Freezer:
         """Before a step: give the parts their gradients."""
         if self.copied:
             self.copied.take_gradients()
-        else:
-            for part in self.parts.values():
-                part.take_gradient()
+        for part in self._uncopied():
+            part.take_gradient()
 
     @torch.no_grad()
     def write_back(self) -> None:
         """After a step: have the parts where they belong, and the frozen values where they were."""
         if self.copied:
             self.copied.write()
-        else:
-            self.write_parameters()
+        for part in self._uncopied():
+            part.write()
         for parameter, trainable, frozen in self.held.values():
             if trainable.dtype == torch.bool:
                 torch.where(trainable, parameter, frozen, out=parameter)
@@ -96,6 +97,10 @@ class Freezer:
         """Have the parts in their parameters, if the network computes with copies of these."""
         for part in self.parts.values():
             part.write()
+
+    def _uncopied(self) -> list[Part]:
+        copied = self.copied.parts if self.copied else {}
+        return [part for name, part in self.parts.items() if name not in copied]
 
     def _divisible(self, model: nn.Module) -> set[str]:
         """The parameters of which the optimizer may have a part."""

@@ -62,7 +62,8 @@ class Copied(nn.Module):
     """A network that computes with bfloat16 copies of its parameters in part.
 
     Autocast would cast all of their weights in each step, and all gradients back. Here only the trainable ones are
-    cast, and those of all layers at once, as on a GPU each launch takes time. Every number is what it would be.
+    cast, and those of all layers at once, as on a GPU each launch takes time. Every number is what it would be,
+    of weights that are used once.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -49,7 +49,7 @@ def release_in_steps(
             weights.masked_fill_(released, 0)
             mask[layer] = mask[layer] * ~released.cpu().numpy()
         else:
-            values = weights.contiguous().numpy()
+            values = weights.detach().cpu().contiguous().numpy()
             mask[layer] = masks.release_smallest(mask[layer], values, index, wanted)
             weights.copy_(torch.from_numpy(masks.keep_visible(values, mask[layer], index)))
 
@@ -57,8 +57,11 @@ def release_in_steps(
 def smallest(weights: torch.Tensor, owned: torch.Tensor, count: int) -> torch.Tensor:
     """Where the `count` smallest-magnitude of the `owned` weights are, all of one shape; ties go by position.
 
-    What `masks.release_smallest` releases, found where the weights are: on a GPU that is ten times as fast.
+    What `masks.release_smallest` releases, found where the weights are: on a GPU that is six times as fast.
+    Raises ValueError if fewer are owned.
     """
+    if count > int(owned.sum()):
+        raise ValueError(f"cannot release {count} of {int(owned.sum())} weights")
     others = torch.iinfo(torch.int32).max
     keys = weights.contiguous().view(torch.int32) & others  # without the sign: magnitudes, in the same order
     keys.masked_fill_(~owned, others)

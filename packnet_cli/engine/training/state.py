@@ -65,6 +65,8 @@ def optimizer_state(
     tensors: Tensors = {}
     numbers: dict[str, Any] = {}
     for parameter, entries in optimizer.state.items():
+        if parameter not in names:
+            continue  # a part of a weight that since its last step was released whole
         for what, value in entries.items():
             (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what}/{names[parameter]}"] = value
     for what, value in optimizer.param_groups[0].items():
