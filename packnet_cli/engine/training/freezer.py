@@ -94,9 +94,10 @@ class Freezer:
 
     @torch.no_grad()
     def write_parameters(self) -> None:
-        """Have the parts in their parameters, if the network computes with copies of these."""
-        for part in self.parts.values():
-            part.write()
+        """Have the parts in their parameters, where the network computes with copies of these."""
+        if self.copied:
+            for part in self.copied.parts.values():
+                part.write()
 
     def _uncopied(self) -> list[Part]:
         copied = self.copied.parts if self.copied else {}

@@ -26,8 +26,8 @@ class Part:
         """Leave of an optimizer's state of the vector what is still in it."""
         if len(self.known) > len(self.index):
             there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
-            there[self.index] = True
-            kept = there[self.known]
+            there[self.index.long()] = True
+            kept = there[self.known.long()]
             for what, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == kept.shape:
                     state[what] = value[kept]
@@ -42,11 +42,11 @@ class Part:
         return values.take(self.index) if self._shared_by_threads() else values.index_select(0, self.index)
 
     def write(self) -> None:
-        values, vector = flat(self.parameter.detach(), self.parameter), self.vector.detach()
+        values, index, vector = flat(self.parameter.detach(), self.parameter), self.index.long(), self.vector.detach()
         if self._shared_by_threads():
-            values.index_copy_(0, self.index, vector)
+            values.index_copy_(0, index, vector)
         else:
-            values.scatter_(0, self.index, vector)
+            values.scatter_(0, index, vector)
 
     def _shared_by_threads(self) -> bool:
         """On a CPU some operations share their work among threads, but take twice as long for it as their likes."""
@@ -90,6 +90,7 @@ class Copied(nn.Module):
         self.vectors = torch.cat([part.vector.detach() for part in parts.values()])
         for part, vector in zip(parts.values(), self._by_part(self.vectors), strict=True):
             part.vector.data = vector
+            part.index = part.index.int()  # seldom needed now, and memory is dear
 
     def forward(self, images: torch.Tensor) -> Any:
         if self.flat is None:
