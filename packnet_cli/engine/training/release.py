@@ -57,21 +57,18 @@ def release_in_steps(
 def smallest(weights: torch.Tensor, owned: torch.Tensor, count: int) -> torch.Tensor:
     """Where the `count` smallest-magnitude of the `owned` weights are, all of one shape; ties go by position.
 
-    What `masks.release_smallest` releases, found where the weights are: on a GPU that is six times as fast.
+    What `masks.release_smallest` releases, found where the weights are, by a sort, which a GPU does in no time.
     Raises ValueError if fewer are owned.
     """
-    if count > int(owned.sum()):
+    if not 0 <= count <= int(owned.sum()):
         raise ValueError(f"cannot release {count} of {int(owned.sum())} weights")
+    if count == 0:
+        return torch.zeros_like(owned)
     others = torch.iinfo(torch.int32).max
     keys = weights.contiguous().view(torch.int32) & others  # without the sign: magnitudes, in the same order
     keys.masked_fill_(~owned, others)
-    # The smallest key at or below which there are enough lies between these, which the device need not be waited for.
-    low, high = keys.new_zeros(()), keys.new_full((), others)
-    for _ in range(31):
-        middle = low + (high - low) // 2
-        enough = (keys <= middle).sum() >= count
-        low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
-    found = keys < low
-    ties = (keys == low).flatten().nonzero().flatten()
+    cutoff = keys.flatten().sort().values[count - 1]
+    found = keys < cutoff
+    ties = (keys == cutoff).flatten().nonzero().flatten()
     found.view(-1)[ties[: count - int(found.sum())]] = True
     return found
