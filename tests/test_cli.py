@@ -637,7 +637,9 @@ def test_talk_that_nobody_hears(monkeypatch):
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     """A name that is taken, images that are not there, and a task that takes no weights."""
     for none in ("/none", "/none.csv"):
-        refused(packnet("add-task", packed, "--data", none, "--dry-run"), 6, none, "does not exist")
+        refused(packnet("add-task", packed, "--data", none, "--dry-run"), 6, none, "does not exist; name a folder")
+    near = folders[0].with_name(folders[0].name + "s")
+    refused(packnet("add-task", packed, "--data", near, "--dry-run"), 6, f"did you mean {folders[0]}?")
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
