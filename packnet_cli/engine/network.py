@@ -236,11 +236,9 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)
     model.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        for module in model.modules():
-            if type(module) is nn.Conv2d and module.in_channels < FEW_CHANNELS and module.padding == (0, 0):
-                if module.kernel_size == (1, 1) != module.stride:
-                    module.__class__ = _Sampling
+    for module in model.modules():
+        if device.type == "cpu" and type(module) is nn.Conv2d and _Sampling.fits(module):
+            module.__class__ = _Sampling
     return model
 
 
@@ -250,6 +248,11 @@ class _Sampling(nn.Conv2d):
     With few channels, channels last, oneDNN's gradient of such writes where it must not (its issue 6035): RepVGG,
     MobileOne and FastViT, which begin like that, would crash, or learn from wrong numbers.
     """
+
+    @staticmethod
+    def fits(module: nn.Conv2d) -> bool:
+        single = module.kernel_size == (1, 1) and module.padding == (0, 0)
+        return single and module.stride != (1, 1) and module.in_channels < FEW_CHANNELS
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
