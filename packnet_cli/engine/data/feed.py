@@ -32,7 +32,7 @@ from packnet_cli.machine import Cache
 AHEAD = 1  # batches that are read while one is computed
 
 Decode = Callable[[Picture], torch.Tensor]
-Draws = list[float]  # (DRAWS,): what the augmentation of an image in an epoch follows from
+Draws = list[float]  # (DRAWS,): what the augmentation of an image in an epoch follows from; none in evaluation
 
 
 class Room:
@@ -150,7 +150,8 @@ class Batches:
                 mine = slice(distributed.rank(), None, distributed.world())
                 numbers = batch[mine].tolist()
                 # Of the whole batch, whichever part is this process's; from 1, as a last 0 changes nothing of a seed.
-                draws = np.random.default_rng((seed, step + 1)).random((len(batch), DRAWS))[mine].tolist()
+                shape = len(batch), DRAWS if self.shuffled else 0
+                draws = np.random.default_rng((seed, step + 1)).random(shape)[mine].tolist()
                 if numbers:
                     share = math.ceil(len(numbers) / max(1, self.workers))  # of a thread: an image is too small a task
                     drawn = list(zip(numbers, draws, strict=True))
