@@ -173,16 +173,3 @@ def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):
     pack.init(path, "resnet10t", pretrained=False, data_config={"img_size": 32})
     with pytest.raises(UsageError, match="two images in a batch; try --batch-size 2"):
         pack.add_task(path, folders[0], recipe=dataclasses.replace(QUICK, batch_size=1), machine=CPU)
-
-
-def test_a_gradient_that_onednn_would_get_wrong():
-    """Of strided convolutions of single pixels with few channels, channels last, as RepVGG begins with."""
-    torch.manual_seed(0)
-    model = network.place(nn.Sequential(nn.Conv2d(3, 64, 1, 2)), torch.device("cpu"))
-    images, exact = torch.randn(2, 3, 96, 96), nn.Conv2d(3, 64, 1, 2).double()
-    exact.load_state_dict(model[0].state_dict())
-    for net, given in ((model, images.contiguous(memory_format=torch.channels_last)), (exact, images.double())):
-        net(given).square().sum().backward()
-    torch.testing.assert_close(model[0].weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-2)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images).double(), exact(images.double()), rtol=1e-5, atol=1e-5)

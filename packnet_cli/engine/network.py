@@ -20,15 +20,14 @@ import timm
 import torch
 from timm.data import resolve_data_config, str_to_interp_mode
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packnet_cli.artifact.format import Header, State, Task
 from packnet_cli.artifact.header import is_of_head
+from packnet_cli.engine import convolutions
 from packnet_cli.errors import NetworkError, is_out_of_memory, reason
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
-FEW_CHANNELS = 16  # less than what oneDNN takes at once
 
 
 log = logging.getLogger("packnet")
@@ -236,29 +235,9 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)
     model.to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if device.type == "cpu" and type(module) is nn.Conv2d and _Sampling.fits(module):
-            module.__class__ = _Sampling
+    if device.type == "cpu":
+        convolutions.replace(model)
     return model
-
-
-class _Sampling(nn.Conv2d):
-    """A strided convolution of single pixels that, where it learns, sees only those that it does not stride over.
-
-    With few channels, channels last, oneDNN's gradient of such writes where it must not (its issue 6035): RepVGG,
-    MobileOne and FastViT, which begin like that, would crash, or learn from wrong numbers.
-    """
-
-    @staticmethod
-    def fits(module: nn.Conv2d) -> bool:
-        single = module.kernel_size == (1, 1) and module.padding == (0, 0)
-        return single and module.stride != (1, 1) and module.in_channels < FEW_CHANNELS
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(images)
-        down, across = self.stride
-        return F.conv2d(images[..., ::down, ::across], self.weight, self.bias, groups=self.groups)
 
 
 def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:

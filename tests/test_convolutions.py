@@ -1,0 +1,92 @@
+"""Convolutions on a CPU, where they learn: the same function, its gradients right, and its evaluation to the bit."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from packnet_cli.engine import convolutions, network
+
+CHANNELS_LAST = torch.channels_last
+
+
+def test_a_gradient_that_onednn_would_get_wrong():
+    """Of strided convolutions of single pixels with few channels, channels last, as RepVGG begins with."""
+    torch.manual_seed(0)
+    model = network.place(nn.Sequential(nn.Conv2d(3, 64, 1, 2)), torch.device("cpu"))
+    images, exact = torch.randn(2, 3, 96, 96), nn.Conv2d(3, 64, 1, 2).double()
+    exact.load_state_dict(model[0].state_dict())
+    for net, given in ((model, images.contiguous(memory_format=CHANNELS_LAST)), (exact, images.double())):
+        net(given).square().sum().backward()
+    torch.testing.assert_close(model[0].weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).double(), exact(images.double()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def without_avx512(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [
+        (3, 1, 1, 1),
+        (3, 1, 1, 2),
+        (3, 2, 1, (4, 3)),
+        (7, 1, 0, 7),
+        ((3, 1), (1, 2), (1, 0), (1, 3)),
+        (3, 1, 1, 4),
+        (5, 1, 0, 4),
+    ],
+)
+def test_few_pixels_as_a_product_of_matrices(without_avx512, kernel, stride, padding, size):
+    """What comes out and all gradients, of maps of few pixels and of more; of none, torch's own error."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 6, kernel, stride, padding).double().to(memory_format=CHANNELS_LAST)
+    small = nn.Conv2d(5, 6, kernel, stride, padding).double().to(memory_format=CHANNELS_LAST)
+    small.load_state_dict(plain.state_dict())
+    convolutions.replace(nn.Sequential(small))
+    assert type(small) is convolutions._Small
+    images = torch.randn(3, 5, *torch.Size([size, size] if isinstance(size, int) else size)).double()
+    if kernel == 5:
+        for module in (plain, small):
+            with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+                module(images)
+        return
+    found = []
+    for module in (plain, small):
+        seen = images.clone().requires_grad_()
+        logits = module(seen)
+        logits.square().sum().backward()
+        found.append((logits, seen.grad, module.weight.grad, module.bias.grad))
+    for right, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, right, rtol=1e-12, atol=1e-12)
+    assert found[1][0].is_contiguous(memory_format=CHANNELS_LAST)
+    with torch.no_grad():
+        assert torch.equal(plain(images), small(images))
+
+
+def test_a_network_of_them_learns_alike_and_is_evaluated_alike(without_avx512):
+    """A ResNet that ends in one pixel: the gradients of a step; and in evaluation the same bits."""
+    torch.manual_seed(0)
+    plain = timm.create_model("resnet10t", num_classes=3).double().to(memory_format=CHANNELS_LAST)
+    small = timm.create_model("resnet10t", num_classes=3).double()
+    small.load_state_dict(plain.state_dict())
+    network.place(small, torch.device("cpu"))
+    assert any(type(module) is convolutions._Small for module in small.modules())
+    images = torch.randn(4, 3, 32, 32).double().contiguous(memory_format=CHANNELS_LAST)
+    for model in (plain, small):
+        F.cross_entropy(model(images), torch.tensor([0, 1, 2, 0])).backward()
+    for right, given in zip(plain.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(given.grad, right.grad, rtol=1e-8, atol=1e-10)
+    plain.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images), small.eval()(images))
+
+
+def test_with_avx512_it_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    model = network.place(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.device("cpu"))
+    assert type(model[0]) is nn.Conv2d
