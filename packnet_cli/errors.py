@@ -1,7 +1,12 @@
 """What can go wrong, each kind with the exit code it ends the program with.
 
-A message says what is wrong, where, and the next thing to try. Imports nothing, so that anyone may import it.
+A message says what is wrong, where, and the next thing to try. Imports nothing of the package, so that all of it may
+import this.
 """
+
+import os
+from contextlib import suppress
+from pathlib import Path
 
 
 class PackNetError(Exception):
@@ -119,3 +124,14 @@ def few(things: list[str], limit: int = 5) -> str:
     """The first of many things, and how many more there are."""
     more = f" and {len(things) - limit} more" if len(things) > limit else ""
     return ", ".join(things[:limit]) + more
+
+
+def meant(path: Path) -> str:
+    """What may have been meant by a path that is not there, as a question; nothing if none beside it is like it."""
+    import difflib  # which only a mistake needs
+
+    beside = []
+    with suppress(OSError, ValueError):  # there is no such place, or none that can be looked at
+        beside = [name for name in os.listdir(path.parent) if not name.startswith(".")]
+    near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, cutoff=0.75)]
+    return f"did you mean {', '.join(near)}?" if near else ""

@@ -1,14 +1,12 @@
 """What --data can name: a folder, a list, or a dataset; and what an image is in each. Imports no torch."""
 
-import difflib
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packnet_cli.errors import DataError
+from packnet_cli.errors import DataError, meant
 
 TRAIN = "train"
 HELD_OUT = ("val", "validation", "test")  # the first of them that there is
@@ -50,11 +48,7 @@ def check_exists(data: Path) -> None:
     """Raise DataError if it names a folder or list that is not there; of a dataset only reading it can tell."""
     if is_dataset(data) or os.path.exists(data):
         return
-    beside = []
-    with suppress(OSError, ValueError):  # there is no such place, or none that can be looked at
-        beside = os.listdir(data.parent)
-    near = [str(data.parent / name) for name in difflib.get_close_matches(data.name, beside)]
-    hint = f"did you mean {', '.join(near)}?" if near else "name a folder of images, a list or a dataset"
+    hint = meant(data) or "name a folder of images, a list or a dataset"
     raise DataError(f"the {'list' if is_list(data) else 'folder'} {data} does not exist; {hint}")
 
 

@@ -396,6 +396,7 @@ def test_what_is_no_artifact_is_refused(tmp_path, folders, packnet, command):
     refused(packnet(command, tmp_path / "none.st", *more), 3, "does not exist", "packnet init")
     (tmp_path / "other.st").write_bytes(b"something else")
     refused(packnet(command, tmp_path / "other.st", *more), 3, "not a packed model")
+    refused(packnet(command, tmp_path / "othr.st", *more), 3, f"does not exist; did you mean {tmp_path / 'other.st'}?")
 
 
 def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
@@ -616,7 +617,8 @@ def test_a_dry_run_of_init_looks_at_the_weights(tmp_path, folders, packnet):
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pth")
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--data", folders[0], "--dry-run")
     assert packnet(*init, "--weights", tmp_path / "w.pth").exit_code == 0
-    refused(packnet(*init, "--weights", tmp_path / "none.pth"), 7, "none.pth does not exist")
+    refused(packnet(*init, "--weights", tmp_path / "none.pth"), 7, "none.pth does not exist; check the path")
+    refused(packnet(*init, "--weights", tmp_path / "w.pt"), 7, "w.pt does not exist; did you mean", "w.pth?")
 
 
 def test_talk_that_nobody_hears(monkeypatch):

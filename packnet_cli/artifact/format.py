@@ -70,7 +70,7 @@ from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.artifact.threads import in_threads
-from packnet_cli.errors import ArtifactError, DamageError, UsageError
+from packnet_cli.errors import ArtifactError, DamageError, UsageError, meant
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -228,7 +228,8 @@ def _open(path: Path) -> Any:
     except SafetensorError as error:
         raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; `packnet init --arch ARCH {path}` makes one") from None
+        hint = meant(path) or f"`packnet init --arch ARCH {path}` makes one"
+        raise ArtifactError(f"{path} does not exist; {hint}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from None
 
