@@ -41,8 +41,11 @@ def without_avx512(monkeypatch):
         (5, 1, 0, 2),
     ],
 )
-def test_few_pixels_as_a_product_of_matrices(without_avx512, kernel, stride, padding, size):
-    """What comes out and all gradients, of maps of few pixels and of more; of none, torch's own error."""
+def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel, stride, padding, size):
+    """What comes out and all gradients, of maps of few pixels and of more (16); of none, torch's own error."""
+    products = []
+    linear = F.linear
+    monkeypatch.setattr(convolutions.F, "linear", lambda *given: products.append(given) or linear(*given))
     torch.manual_seed(0)
     plain = nn.Conv2d(5, 6, kernel, stride, padding).double().to(memory_format=CHANNELS_LAST)
     small = nn.Conv2d(5, 6, kernel, stride, padding).double().to(memory_format=CHANNELS_LAST)
@@ -63,6 +66,7 @@ def test_few_pixels_as_a_product_of_matrices(without_avx512, kernel, stride, pad
         found.append((logits, seen.grad, module.weight.grad, module.bias.grad))
     for right, given in zip(*found, strict=True):
         torch.testing.assert_close(given, right, rtol=1e-12, atol=1e-12)
+    assert len(products) == (size != 4)
     assert found[1][0].is_contiguous(memory_format=CHANNELS_LAST)
     with torch.no_grad():
         assert torch.equal(plain(images), small(images))
