@@ -32,13 +32,13 @@ def without_avx512(monkeypatch):
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size"),
     [
-        (3, 1, 1, 1),
-        (3, 1, 1, 2),
+        (3, 1, 1, (1, 1)),
+        (3, 1, 1, (2, 2)),
         (3, 2, 1, (4, 3)),
-        (7, 1, 0, 7),
+        (7, 1, 0, (7, 7)),
         ((3, 1), (1, 2), (1, 0), (1, 3)),
-        (3, 1, 1, 4),
-        (5, 1, 0, 2),
+        (3, 1, 1, (4, 4)),
+        (5, 1, 0, (2, 2)),
     ],
 )
 def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel, stride, padding, size):
@@ -52,7 +52,7 @@ def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel
     small.load_state_dict(plain.state_dict())
     convolutions.replace(nn.Sequential(small))
     assert type(small) is convolutions._Small
-    images = torch.randn(3, 5, *torch.Size([size, size] if isinstance(size, int) else size)).double()
+    images = torch.randn(3, 5, *size).double()
     if kernel == 5:
         for module in (plain, small):
             with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
@@ -66,7 +66,7 @@ def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel
         found.append((logits, seen.grad, module.weight.grad, module.bias.grad))
     for right, given in zip(*found, strict=True):
         torch.testing.assert_close(given, right, rtol=1e-12, atol=1e-12)
-    assert len(products) == (size != 4)
+    assert len(products) == (size != (4, 4))
     assert found[1][0].is_contiguous(memory_format=CHANNELS_LAST)
     with torch.no_grad():
         assert torch.equal(plain(images), small(images))

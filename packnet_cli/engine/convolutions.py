@@ -41,8 +41,8 @@ class _Sampling(nn.Conv2d):
 class _Small(nn.Conv2d):
     """A convolution that, where it learns and leaves few pixels of an image, is a product of matrices.
 
-    Without AVX-512 oneDNN takes the gradient of its filters image by image, which is most of a step of a ResNet-18 at
-    32 pixels (examples/MEASURED.md).
+    Without AVX-512 oneDNN takes the gradient of its filters image by image, by which a step of a ResNet-18 at 32 pixels
+    took 1.7 times as long (examples/MEASURED.md).
     """
 
     @staticmethod
