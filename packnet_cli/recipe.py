@@ -17,8 +17,8 @@ CHOICES = {
 
 AUTO = "auto"  # on the command line: a batch size, or fraction to prune, that is to be found
 FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
-HELD_OUT = ("seed", "val_split")  # what a task's held-out images follow from
-WHOLE = 2**32  # so many seeds there are, for numpy; and enough of all else that is counted
+SPLIT_SETTINGS = ("seed", "val_split")  # what a task's held-out images follow from
+MAX_COUNT = 2**32  # exclusive: numpy's seeds have 32 bits, and of nothing else there are so many
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
@@ -71,15 +71,19 @@ class Recipe:
 
     def to_prune(self, trained: "Recipe") -> "Recipe":
         """These settings for a task that was `trained` by others: what they alone decide, and which images it saw."""
-        return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *HELD_OUT)})
+        return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *SPLIT_SETTINGS)})
+
+    def with_split_of(self, other: "Recipe") -> "Recipe":
+        """These settings, but for those that a task's held-out images follow from."""
+        return replace(self, **{name: getattr(other, name) for name in SPLIT_SETTINGS})
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "retrain_epochs": 0, "batch_size": 1, "prune_steps": 1, "keep_at_least": 0, "seed": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
-            if getattr(self, name) >= WHOLE:
-                raise UsageError(f"{flag(name)} must be less than {WHOLE}")
+            if getattr(self, name) >= MAX_COUNT:
+                raise UsageError(f"{flag(name)} must be less than {MAX_COUNT}")
         for name in ("lr", "retrain_lr", "head_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")

@@ -9,6 +9,7 @@ import pytest
 from packnet_cli.artifact import format, masks, plan
 from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.errors import CapacityError, UsageError
+from packnet_cli.recipe import Recipe
 
 
 def empty(**sizes):
@@ -20,25 +21,25 @@ def empty(**sizes):
 
 def test_release_counts_round():
     """round(p * n), as the command line promises."""
-    counts = plan.release_counts({str(n): n for n in (0, 1, 2, 3, 1000)}, 0.75)
+    counts = plan.release_counts({str(n): n for n in (0, 1, 2, 3, 1000)}, 0.75, Recipe())
     assert list(counts.values()) == [0, 1, 2, 2, 750]
 
 
 def test_release_counts_spare_layers():
     """A floor that a small layer cannot go below, and layers left out by name."""
     owned = {"stem.weight": 10, "blocks.0.weight": 100, "blocks.1.weight": 100}
-    assert list(plan.release_counts(owned, 0.5, keep_at_least=8).values()) == [2, 50, 50]
-    assert list(plan.release_counts(owned, 0.5, keep_at_least=20).values()) == [0, 50, 50]
-    assert list(plan.release_counts(owned, 0.5, skip_layers="stem*, blocks.1.*").values()) == [0, 50, 0]
+    assert list(plan.release_counts(owned, 0.5, Recipe(keep_at_least=8)).values()) == [2, 50, 50]
+    assert list(plan.release_counts(owned, 0.5, Recipe(keep_at_least=20)).values()) == [0, 50, 50]
+    assert list(plan.release_counts(owned, 0.5, Recipe(skip_layers="stem*, blocks.1.*")).values()) == [0, 50, 0]
     with pytest.raises(UsageError, match="'stems' matches no packed layer; they have names as stem.weight"):
-        plan.release_counts(owned, 0.5, skip_layers="blocks.*,stems")
+        plan.release_counts(owned, 0.5, Recipe(skip_layers="blocks.*,stems"))
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 20])
 def test_equal_shares_are_equal(tasks):
     """By p_k = (T - k) / (T - k + 1) every task gets as much, to the rounding of each step, and nothing is left."""
     artifact = empty(a=1000, b=7000)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, tasks))
+    shares = plan.share_out(artifact, plan.equal_shares(artifact, tasks), Recipe())
     for layer, size in (("a", 1000), ("b", 7000)):
         assert all(abs(seat.owned[layer] - size / tasks) <= 1 for seat in shares.seats)
         assert shares.free[layer] == 0
@@ -48,16 +49,16 @@ def test_equal_shares_are_equal(tasks):
 def test_a_layer_that_runs_dry_is_named():
     """A layer of three weights has none for a fourth task."""
     artifact = empty(small=3, large=1000)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4))
+    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
     assert [seat.dry for seat in shares.seats].count(["small"]) == 1
     assert not any(shares.is_thin(seat) for seat in shares.seats)
-    assert shares.is_thin(plan.share_out(artifact, {"greedy": 0.99}).seats[0])
+    assert shares.is_thin(plan.share_out(artifact, {"greedy": 0.99}, Recipe()).seats[0])
 
 
 def test_shares_go_on_from_the_tasks_that_are_there(full):
     """What earlier tasks own is what the file says."""
     artifact = format.load(full)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4))
+    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
     assert [seat.name for seat in shares.seats] == ["red", "green", "blue", "task 4"]
     assert [seat.name for seat in shares.planned] == ["task 4"] and shares.planned[0].total == 0
     for index, seat in enumerate(shares.seats[:3], start=1):

@@ -116,3 +116,12 @@ def test_the_chosen_optimizer_is_on_record(tmp_path, folders):
     one_epoch = {"recipe": Recipe(epochs=1), "few_steps": dataclasses.replace(RECIPES["adamw"], epochs=1)}
     artifact = pack.add_task(tmp_path / "packed.st", folders[0], **one_epoch, machine=CPU)
     assert artifact.header.tasks[0].recipe["opt"] == "adamw"
+
+
+def test_what_is_held_out_does_not_depend_on_which_recipe_is_taken(tmp_path, folders):
+    """`eval` finds the images again by the recipe on record: none of them may have been trained on."""
+    pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False)
+    recipes = {"recipe": Recipe(epochs=1, seed=2), "few_steps": Recipe(epochs=1, seed=1, val_split=0.5)}
+    artifact = pack.add_task(tmp_path / "packed.st", folders[0], **recipes, machine=CPU)
+    recorded = artifact.header.tasks[0].recipe
+    assert (recorded["seed"], recorded["val_split"]) == (2, 0.2)

@@ -13,6 +13,7 @@ from pathlib import Path
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.errors import CapacityError, UsageError
+from packnet_cli.recipe import Recipe
 
 THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can learn little more than its head
 
@@ -29,25 +30,24 @@ def equal_share(tasks_left: int) -> float:
     return tasks_left / (tasks_left + 1)
 
 
-def release_counts(
-    owned: dict[str, int], prune: float, *, keep_at_least: int = 0, skip_layers: str = ""
-) -> dict[str, int]:
-    """How many weights of each layer the prune fraction in [0, 1) releases: round(prune * owned), less what is spared.
+def release_counts(owned: dict[str, int], prune: float, recipe: Recipe) -> dict[str, int]:
+    """How many weights of each layer the prune fraction in [0, 1] releases: round(prune * owned), less what is spared.
 
-    `keep_at_least` weights stay in each layer that has as many; layers that match one of the comma-separated patterns
-    `skip_layers` keep all.
+    The recipe spares `keep_at_least` weights of each layer that has as many, and all weights of the layers that match
+    one of its comma-separated patterns, `skip_layers`.
     """
-    spared = layers_spared(owned, skip_layers)
+    spared = layers_spared(owned, recipe.skip_layers)
     return {
-        layer: 0 if layer in spared else max(0, min(round(prune * count), count - keep_at_least))
+        layer: 0 if layer in spared else max(0, min(round(prune * count), count - recipe.keep_at_least))
         for layer, count in owned.items()
     }
 
 
-def check_release(owned: dict[str, int], prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> None:
+def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
     """Raise UsageError if the fraction releases nothing at all, or for a pattern that no layer matches."""
-    if not any(release_counts(owned, prune, keep_at_least=keep_at_least, skip_layers=skip_layers).values()) and prune:
-        why = "--skip-layers and --keep-at-least spare all" if keep_at_least or skip_layers else "it is less than one"
+    if not any(release_counts(owned, prune, recipe).values()) and prune:
+        spares = recipe.keep_at_least or recipe.skip_layers
+        why = "--skip-layers and --keep-at-least spare all" if spares else "it is less than one"
         raise UsageError(f"that would release no weight of any layer: {why}; give others")
 
 
@@ -104,12 +104,12 @@ class Plan:
         return seat.total < THIN_SHARE * self.packed_weights
 
 
-def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
+def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> Plan:
     """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
     free = free_counts(artifact)
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
-        released = release_counts(free, prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
+        released = release_counts(free, prune, recipe)
         seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
         free = released
     planned = seats[len(artifact.header.tasks) :]
@@ -120,15 +120,15 @@ def share_out(artifact: Artifact, prunes: dict[str, float], *, keep_at_least: in
     return Plan(tuple(seats), tuple(planned), removed, free, weights, file_bytes)
 
 
-def plan_task(path: Path, name: str, prune: float, *, keep_at_least: int = 0, skip_layers: str = "") -> Plan:
+def plan_task(path: Path, name: str, prune: float, recipe: Recipe) -> Plan:
     """Who would own what after another task, if `--rank` treats layers alike; raises what its share and name would."""
     check_fraction(prune)
     artifact = format.load(path)
     artifact.header.check_changeable(path)
     check_capacity(path, artifact)
     artifact.header.check_new_name(name)
-    check_release(free_counts(artifact), prune, keep_at_least=keep_at_least, skip_layers=skip_layers)
-    return share_out(artifact, {name: prune}, keep_at_least=keep_at_least, skip_layers=skip_layers)
+    check_release(free_counts(artifact), prune, recipe)
+    return share_out(artifact, {name: prune}, recipe)
 
 
 def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: bool = False) -> None:

@@ -71,4 +71,4 @@ def plan(
         raise UsageError(f"{path} holds {there} tasks already, which --tasks counts too; give at least {there}")
     if tasks > there:
         check_capacity(path, artifact, more=tasks - there)
-    report.plan(share_out(artifact, equal_shares(artifact, tasks)), as_json=json, layers=layers)
+    report.plan(share_out(artifact, equal_shares(artifact, tasks), Recipe()), as_json=json, layers=layers)

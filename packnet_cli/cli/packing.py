@@ -174,14 +174,7 @@ def add_task(
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
         check_exists(data)
-        shares = plan.plan_task(
-            path,
-            name or task_name(data),
-            fraction,
-            keep_at_least=recipe.keep_at_least,
-            skip_layers=recipe.skip_layers,
-        )
-        report.plan(shares, as_json=json)
+        report.plan(plan.plan_task(path, name or task_name(data), fraction, recipe), as_json=json)
         return
     from packnet_cli.engine import pack
 

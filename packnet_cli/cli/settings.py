@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import ADAMW, AUTO, FIRST_PHASE, HELD_OUT, RECIPES, SETTINGS, AtMost, Recipe, flag
+from packnet_cli.recipe import ADAMW, AUTO, FIRST_PHASE, RECIPES, SETTINGS, SPLIT_SETTINGS, AtMost, Recipe, flag
 
 TRAINING = "Training"
 
 RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
-PRUNING = tuple(name for name in RETRAINING if name not in HELD_OUT)
+PRUNING = tuple(name for name in RETRAINING if name not in SPLIT_SETTINGS)
 
 
 def with_settings(*names: str, show_defaults: bool = True) -> Decorator:

@@ -12,11 +12,10 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import UsageError, reason
 from packnet_cli.progress import Say
-from packnet_cli.recipe import Recipe
 
 
-def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, head_only: bool = False) -> None:
-    """Raise UsageError for what does not go together, or cannot be used here."""
+def check_settings(prune: float, max_drop: float | None = None, head_only: bool = False) -> None:
+    """Raise UsageError for what is no number of its kind, or does not go together."""
     plan.check_fraction(prune)
     if max_drop is not None and not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop must be a number of points from 0 and less than 100, not {max_drop}")
@@ -24,12 +23,6 @@ def check_settings(prune: float, recipe: Recipe, max_drop: float | None = None, 
         raise UsageError("give either a fraction to prune, or the points that it may cost at most, for a search")
     if head_only and (prune or max_drop is not None):
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
-    check_optimizer(recipe.opt)
-
-
-def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
-    """Raise UsageError if by this recipe no weight would go."""
-    plan.check_release(owned, prune, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
 
 
 def check_optimizer(opt: str) -> None:

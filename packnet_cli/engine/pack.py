@@ -15,7 +15,7 @@ from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import base, network
 from packnet_cli.engine.checks import (
-    check_release,
+    check_optimizer,
     check_settings,
     load_whole,
     say_what_is_left_out,
@@ -35,7 +35,7 @@ from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskErro
 from packnet_cli.images import task_name
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
-from packnet_cli.recipe import ADAMW, FIRST_PHASE, HELD_OUT, Recipe
+from packnet_cli.recipe import ADAMW, FIRST_PHASE, SPLIT_SETTINGS, Recipe
 
 # --- init -----------------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,8 @@ def init(
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
-        check_settings(prune, recipe)
+        check_settings(prune)
+        check_optimizer(recipe.opt)
         choose_device(machine.device)
     random_seed(recipe.seed)
     origin = start_from(
@@ -93,7 +94,7 @@ def init(
     )
     artifact = _all_free(origin)
     if prune is not None:
-        check_release(plan.free_counts(artifact), prune, recipe)
+        plan.check_release(plan.free_counts(artifact), prune, recipe)
         classes = base.class_names(origin, class_names, data)
         name = name or base.default_name(classes, data)
         artifact.header.check_new_name(name)
@@ -123,7 +124,8 @@ def plan_init(
     data_config: dict[str, Any],
 ) -> plan.Plan:
     """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
-    check_settings(prune or 0.0, recipe)
+    check_settings(prune or 0.0)
+    check_optimizer(recipe.opt)
     origin = start_from(
         arch,
         weights=weights,
@@ -136,9 +138,9 @@ def plan_init(
     if prune is not None:
         name = name or base.default_name(base.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
-        check_release(plan.free_counts(artifact), prune, recipe)
+        plan.check_release(plan.free_counts(artifact), prune, recipe)
     wanted = {} if prune is None or name is None else {name: prune}
-    return plan.share_out(artifact, wanted, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
+    return plan.share_out(artifact, wanted, recipe)
 
 
 def _all_free(origin: Origin) -> Artifact:
@@ -182,14 +184,17 @@ def add_task(
     """
     few_steps = few_steps or recipe or ADAMW
     recipe = recipe or Recipe()
+    few_steps = few_steps.with_split_of(recipe)  # what is held out does not depend on which is taken
     # Try everything that can fail now, before hours of training.
+    check_settings(prune, max_drop, head_only)
     for possible in (recipe, few_steps):
-        check_settings(prune, possible, max_drop, head_only)
+        check_optimizer(possible.opt)
     choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     plan.check_capacity(path, artifact, head_only=head_only)
-    check_release(plan.free_counts(artifact), prune if max_drop is None else 1, recipe)
+    for possible in (recipe, few_steps):
+        plan.check_release(plan.free_counts(artifact), prune if max_drop is None else 1, possible)
     name = name or task_name(data)
     artifact.header.check_new_name(name)
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
@@ -198,8 +203,8 @@ def add_task(
     say_what_is_not_measured(images, say)
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
         say("without --prune the first task keeps all weights, and leaves none to another")
-    claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
+    claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     aside = None
     if max_drop is not None:
         kept, aside = splits.set_aside(images.train, recipe.val_split, recipe.seed)
@@ -259,11 +264,12 @@ def prune_task(
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
     recipe = given.to_prune(trained)
-    if kept := [name for name in (*FIRST_PHASE, *HELD_OUT) if getattr(given, name) != getattr(recipe, name)]:
+    if kept := [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(given, name) != getattr(recipe, name)]:
         say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
-    check_settings(prune, recipe)
+    check_settings(prune)
+    check_optimizer(recipe.opt)
     choose_device(machine.device)
-    check_release(entry.owned, prune, recipe)
+    plan.check_release(entry.owned, prune, recipe)
     if data is None and entry.data:
         try:
             data = splits.remembered(entry, "say where it is with --data, or retrain on any images with --distill")

@@ -1,7 +1,6 @@
 """Which of its weights a task is to release in each layer, and in which steps."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ def release_goals(
 ) -> Goals:
     """The goals of task `index` that is pruned by `prune`; `weights` are asked for only if layers compete."""
     owned = {layer: masks.count_owned(array, index) for layer, array in mask.items()}
-    counts = partial(plan.release_counts, owned, keep_at_least=recipe.keep_at_least, skip_layers=recipe.skip_layers)
     if recipe.rank == "layer":
-        wanted = counts(prune)
+        wanted = plan.release_counts(owned, prune, recipe)
     else:
         values = weights()
         magnitudes = {layer: np.abs(values[layer][array == index]) for layer, array in mask.items()}
-        total, most = sum(plan.release_counts(owned, prune).values()), counts(1)
+        total = sum(plan.release_counts(owned, prune, Recipe()).values())
+        most = plan.release_counts(owned, 1, recipe)
         across = masks.counts_across(magnitudes, total, adaptive=recipe.rank == "adaptive")
         wanted = {layer: min(count, most[layer]) for layer, count in across.items()}
     return {layer: (count, wanted[layer]) for layer, count in owned.items()}
