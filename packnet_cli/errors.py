@@ -5,6 +5,7 @@ import this.
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,12 +127,22 @@ def few(things: list[str], limit: int = 5) -> str:
     return ", ".join(things[:limit]) + more
 
 
-def meant(path: Path) -> str:
-    """What may have been meant by a path that is not there, as a question; nothing if none beside it is like it."""
+def did_you_mean(word: str, known: Iterable[str], cutoff: float, folder: Path | None = None) -> str:
+    """A question that names the known words most like an unknown one; empty if none is as like as `cutoff`, 0 to 1.
+
+    If they are names of files, they are shown in their `folder`.
+    """
     import difflib  # which only a mistake needs
 
+    near = difflib.get_close_matches(word, list(known), cutoff=cutoff)
+    if folder is not None:
+        near = [str(folder / name) for name in near]
+    return f"did you mean {', '.join(near)}?" if near else ""
+
+
+def did_you_mean_path(path: Path) -> str:
+    """The same of a path that does not exist, by what is beside it."""
     beside = []
     with suppress(OSError, ValueError):  # there is no such place, or none that can be looked at
         beside = [name for name in os.listdir(path.parent) if not name.startswith(".")]
-    near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, cutoff=0.75)]
-    return f"did you mean {', '.join(near)}?" if near else ""
+    return did_you_mean(path.name, beside, 0.75, folder=path.parent)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packnet_cli.errors import DataError, meant
+from packnet_cli.errors import DataError, did_you_mean_path
 
 TRAIN = "train"
 HELD_OUT = ("val", "validation", "test")  # the first of them that there is
@@ -48,7 +48,7 @@ def check_exists(data: Path) -> None:
     """Raise DataError if it names a folder or list that is not there; of a dataset only reading it can tell."""
     if is_dataset(data) or os.path.exists(data):
         return
-    hint = meant(data) or "name a folder of images, a list or a dataset"
+    hint = did_you_mean_path(data) or "name a folder of images, a list or a dataset"
     raise DataError(f"the {'list' if is_list(data) else 'folder'} {data} does not exist; {hint}")
 
 

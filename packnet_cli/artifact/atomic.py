@@ -1,24 +1,20 @@
 """Writing a file so that at every moment it is the old one or the whole new one, and by one program at a time."""
 
 import datetime
-import functools
 import glob
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 
 from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
-P = ParamSpec("P")
-R = TypeVar("R")
 RANDOM = "[a-z0-9_]" * 8  # what tempfile puts into a name; more would match what belongs to a file `<name>.v2`
 
 
@@ -52,17 +48,6 @@ def check_room(path: Path, size: int) -> None:
             f"cannot write {path}: that takes about {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free; "
             "the old file stays until the new one is complete"
         )
-
-
-def exclusive(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path, P], R]:
-    """Let a verb, whose first argument is the file that it writes, run by one program at a time. See `locked`."""
-
-    @functools.wraps(verb)
-    def locked_verb(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with locked(path):
-            return verb(path, *args, **kwargs)
-
-    return locked_verb
 
 
 @contextmanager

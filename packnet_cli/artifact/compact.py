@@ -29,7 +29,8 @@ def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
     given = by_task(tensors)
     for task in header.tasks:
         own = {name: codec.narrow(array, dtype) for name, array in given[str(task.index)].items()}
-        stored |= {f"task.{task.index}.{name}": a for name, a in own.items() if not _same(a, before.get(name))}
+        same = {name for name in own.keys() & before.keys() if masks.same_bits(own[name], before[name])}
+        stored |= {f"task.{task.index}.{name}": array for name, array in own.items() if name not in same}
         before = own
     return Compact(dtype, shapes, trees, {task.index: task.digest for task in header.tasks}), stored
 
@@ -43,13 +44,6 @@ def by_task(tensors: Mapping[str, T]) -> defaultdict[str, dict[str, T]]:
         if room == "task":
             found[index][name] = value
     return found
-
-
-def _same(one: NDArray[Any], other: NDArray[Any] | None) -> bool:
-    """Whether two arrays are equal to the bit."""
-    if other is None or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return one.tobytes() == other.tobytes()
 
 
 def expand(header: Header, how: Compact, stored: State) -> State:

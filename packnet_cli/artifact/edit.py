@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from packnet_cli.artifact import atomic, format, masks, verify
 from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ForgettingError
@@ -28,7 +26,7 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
     for name, values in before.shared.items():
         shared[name] = masks.take_owned(values, trained[name], mask[name], task.index)
         expected = masks.keep_visible(shared[name], mask[name], task.index)
-        if not _same_bits(trained[name], expected):
+        if not masks.same_bits(trained[name], expected):
             raise ForgettingError(f"training changed frozen weights of {name}; nothing was written. Please report this")
         if not masks.owners_kept(mask[name], before.mask[name]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
@@ -79,34 +77,28 @@ def freed_by(header: Header, task: Task) -> int:
     return sum(sum(counts.values()) for index, counts in owned.items() if index > last)
 
 
-@atomic.exclusive
 def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
     """Take a task, by index or name, out of the file; see `without_task`. Returns the new artifact.
 
     Whatever is raised, the file stays as it was: TaskError, ArtifactError, ConflictError.
     """
-    unchanged_since = unchanged_since or atomic.stamp(path)
-    before = verify.load_verified(path)
-    after = without_task(before, before.header.task(wanted))
-    format.save(after, path, unchanged_since=unchanged_since)
+    with atomic.locked(path):
+        unchanged_since = unchanged_since or atomic.stamp(path)
+        before = verify.load_verified(path)
+        after = without_task(before, before.header.task(wanted))
+        format.save(after, path, unchanged_since=unchanged_since)
     return after
 
 
-@atomic.exclusive
 def rename(path: Path, wanted: str | int, name: str) -> Task:
     """Give a task, by index or name, another name. Raises as `remove_task` does. Returns the task."""
-    unchanged_since = atomic.stamp(path)
-    before = verify.load_verified(path)
-    old = before.header.task(wanted)
-    before.header.check_new_name(name)
-    new = dataclasses.replace(old, name=name)
-    header = dataclasses.replace(
-        before.header, tasks=tuple(new if task is old else task for task in before.header.tasks)
-    )
-    format.save(dataclasses.replace(before, header=header), path, unchanged_since=unchanged_since)
+    with atomic.locked(path):
+        unchanged_since = atomic.stamp(path)
+        before = verify.load_verified(path)
+        old = before.header.task(wanted)
+        before.header.check_new_name(name)
+        new = dataclasses.replace(old, name=name)
+        tasks = tuple(new if task is old else task for task in before.header.tasks)
+        header = dataclasses.replace(before.header, tasks=tasks)
+        format.save(dataclasses.replace(before, header=header), path, unchanged_since=unchanged_since)
     return new
-
-
-def _same_bits(one: format.Array, other: format.Array) -> bool:
-    """Whether two float32 arrays are equal to the bit, which tells -0 from 0 and a NaN from another."""
-    return bool(np.array_equal(np.asarray(one).view(np.uint32), np.asarray(other).view(np.uint32)))

@@ -70,7 +70,7 @@ from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.artifact.threads import in_threads
-from packnet_cli.errors import ArtifactError, DamageError, UsageError, meant
+from packnet_cli.errors import ArtifactError, DamageError, UsageError, did_you_mean_path
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -106,8 +106,13 @@ class Artifact:
                 sha.update(_bytes(masks.keep_visible(values[piece], mask[piece], task)))
         return f"sha256:{sha.hexdigest()}"
 
+    def free_counts(self) -> dict[str, int]:
+        """How many weights of each layer are free."""
+        return {layer: masks.count_owned(mask, masks.FREE) for layer, mask in self.mask.items()}
+
     def free_count(self) -> int:
-        return sum(masks.count_owned(mask, masks.FREE) for mask in self.mask.values())
+        """How many of all."""
+        return sum(self.free_counts().values())
 
     def tensors(self) -> State:
         """Every tensor under its key in the file."""
@@ -228,7 +233,7 @@ def _open(path: Path) -> Any:
     except SafetensorError as error:
         raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
     except FileNotFoundError:
-        hint = meant(path) or f"`packnet init --arch ARCH {path}` makes one"
+        hint = did_you_mean_path(path) or f"`packnet init --arch ARCH {path}` makes one"
         raise ArtifactError(f"{path} does not exist; {hint}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from None

@@ -67,6 +67,13 @@ def free_unseen(mask: Mask, task: int) -> Mask:
     return left
 
 
+def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays are equal to the bit, which tells -0 from 0 and a NaN from another."""
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    bits = f"u{one.itemsize}"
+    return alike and bool(np.array_equal(np.asarray(one).view(bits), np.asarray(other).view(bits)))
+
+
 def owners_kept(mask: Mask, before: Mask) -> bool:
     """Whether each weight that was not free `before` still has the owner that it had."""
     return bool(((mask == before) | (before == FREE)).all())

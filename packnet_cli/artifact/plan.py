@@ -51,11 +51,6 @@ def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
         raise UsageError(f"that would release no weight of any layer: {why}; give others")
 
 
-def free_counts(artifact: Artifact) -> dict[str, int]:
-    """How many weights of each layer are free."""
-    return {layer: masks.count_owned(mask, masks.FREE) for layer, mask in artifact.mask.items()}
-
-
 def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
     """Those that match one of the comma-separated patterns. Raises UsageError for a pattern that none matches."""
     layers, spared = list(layers), set[str]()
@@ -107,7 +102,7 @@ class Plan:
 def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> Plan:
     """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
-    free = free_counts(artifact)
+    free = artifact.free_counts()
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
         released = release_counts(free, prune, recipe)
         seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
@@ -127,7 +122,7 @@ def plan_task(path: Path, name: str, prune: float, recipe: Recipe) -> Plan:
     artifact.header.check_changeable(path)
     check_capacity(path, artifact)
     artifact.header.check_new_name(name)
-    check_release(free_counts(artifact), prune, recipe)
+    check_release(artifact.free_counts(), prune, recipe)
     return share_out(artifact, {name: prune}, recipe)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from io import TextIOWrapper
@@ -168,6 +169,7 @@ def packnet(
         raise typer.Exit(UsageError.exit_code)
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what cannot be used is an error of ours
     report.talk.quiet = quiet or is_a_further_process()
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too

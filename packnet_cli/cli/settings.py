@@ -1,14 +1,13 @@
 """The settings of a recipe as command-line options, made from the fields of Recipe: one list, one set of defaults."""
 
 import dataclasses
-import difflib
 import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from packnet_cli.cli import Decorator, Option, with_options
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import UsageError, did_you_mean
 from packnet_cli.recipe import ADAMW, AUTO, FIRST_PHASE, RECIPES, SETTINGS, SPLIT_SETTINGS, AtMost, Recipe, flag
 
 TRAINING = "Training"
@@ -98,8 +97,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}") from None
     for name, value in found.items():
         if name not in SETTINGS:
-            near = difflib.get_close_matches(name, SETTINGS, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(SETTINGS)}"
+            hint = did_you_mean(name, SETTINGS, 0.5) or f"there are {', '.join(SETTINGS)}"
             options = "other options stand on the command line only"
             raise UsageError(f"{path}: no setting is called {name!r}; {hint} ({options})")
         kind: Any = SETTINGS[name].type

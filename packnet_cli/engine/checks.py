@@ -1,6 +1,5 @@
 """What can fail is tried before hours of training."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine.data import sources, splits
-from packnet_cli.errors import UsageError, reason
+from packnet_cli.errors import UsageError, did_you_mean, reason
 from packnet_cli.progress import Say
 
 
@@ -30,8 +29,8 @@ def check_optimizer(opt: str) -> None:
     if opt.startswith("lookahead_"):
         raise UsageError(f"Lookahead is not supported; take {opt.removeprefix('lookahead_')} alone")
     if opt not in list_optimizers():
-        close = ", ".join(difflib.get_close_matches(opt, list_optimizers(), cutoff=0.4)) or "sgd, momentum, adamw"
-        raise UsageError(f"timm knows no optimizer {opt!r}; did you mean {close}?")
+        hint = did_you_mean(opt, list_optimizers(), 0.4) or "try sgd, momentum or adamw"
+        raise UsageError(f"timm knows no optimizer {opt!r}; {hint}")
     layer = nn.Linear(2, 2)
     layer(torch.zeros(1, 2)).sum().backward()
     try:

@@ -55,18 +55,12 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Pa
         machine: Any = kwargs.get("machine", THIS_MACHINE)
         kind = machine.device.partition(":")[0]
         kwargs["machine"] = dataclasses.replace(machine, device=kind)  # of several GPUs each process takes its own
-        with _joined(kind), _one_message(), _lock(path):
+        with _joined(kind), _one_message(), nullcontext() if rank() else atomic.locked(path):
             result = verb(path, *args, **kwargs)
             wait_for_all()
             return result
 
     return run
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with nullcontext() if rank() else atomic.locked(path):
-        yield
 
 
 @contextmanager

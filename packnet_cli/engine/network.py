@@ -30,9 +30,6 @@ from packnet_cli.errors import NetworkError, is_out_of_memory, reason
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # input channels of a network -> the PIL mode of its images
 
 
-log = logging.getLogger("packnet")
-
-
 class Kind(enum.Enum):
     HEAD = "head"
     PACKED = "packed"

@@ -94,7 +94,7 @@ def init(
     )
     artifact = _all_free(origin)
     if prune is not None:
-        plan.check_release(plan.free_counts(artifact), prune, recipe)
+        plan.check_release(artifact.free_counts(), prune, recipe)
         classes = base.class_names(origin, class_names, data)
         name = name or base.default_name(classes, data)
         artifact.header.check_new_name(name)
@@ -138,7 +138,7 @@ def plan_init(
     if prune is not None:
         name = name or base.default_name(base.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
-        plan.check_release(plan.free_counts(artifact), prune, recipe)
+        plan.check_release(artifact.free_counts(), prune, recipe)
     wanted = {} if prune is None or name is None else {name: prune}
     return plan.share_out(artifact, wanted, recipe)
 
@@ -194,7 +194,7 @@ def add_task(
     artifact = load_whole(path)
     plan.check_capacity(path, artifact, head_only=head_only)
     for possible in (recipe, few_steps):
-        plan.check_release(plan.free_counts(artifact), prune if max_drop is None else 1, possible)
+        plan.check_release(artifact.free_counts(), prune if max_drop is None else 1, possible)
     name = name or task_name(data)
     artifact.header.check_new_name(name)
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)

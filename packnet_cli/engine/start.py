@@ -1,7 +1,6 @@
 """Where a packed model starts from: a timm network, its weights from the hub or a file, and its preprocessing."""
 
 import ast
-import difflib
 import json
 import math
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
 from packnet_cli.engine.network import CHANNELS, create
 from packnet_cli.engine.weights import count_outputs, load_weights
-from packnet_cli.errors import NetworkError, UsageError, reason
+from packnet_cli.errors import NetworkError, UsageError, did_you_mean, reason
 from packnet_cli.progress import Say, unsaid
 
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
@@ -99,8 +98,7 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         return name, cfg, _implied(name, cfg) | kept
     name = arch.partition(".")[0]
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists those it has"
+        hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
         raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
     try:
         found = timm.get_pretrained_cfg(arch)

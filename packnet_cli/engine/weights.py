@@ -18,7 +18,7 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.errors import ArtifactError, NetworkError, few, meant, reason
+from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, few, reason
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it
@@ -74,8 +74,8 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
 def _read(path: Path) -> Tensors:
     """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
     if not os.path.isfile(path):  # pathlib's raises where a path is too long
-        problem = "is a folder" if os.path.isdir(path) else f"does not exist; {meant(path) or 'check the path'}"
-        raise NetworkError(f"the weights file {path} {problem}")
+        missing = f"does not exist; {did_you_mean_path(path) or 'check the path'}"
+        raise NetworkError(f"the weights file {path} {'is a folder' if os.path.isdir(path) else missing}")
     with suppress(ArtifactError):  # it is nothing of the kind
         format.load_header(path)
         raise NetworkError(

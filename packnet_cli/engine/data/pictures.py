@@ -1,7 +1,6 @@
 """A picture on its way into a network: opened, brought into the network's mode; and in words, why it cannot be."""
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli.errors import is_out_of_memory, reason
 from packnet_cli.images import Picture
-
-# Of a size that PIL warns of, `open_picture` raises what PIL raises of twice as much.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and the like
 
 ENDINGS = (*IMG_EXTENSIONS, ".gif", ".avif")
 
@@ -34,6 +29,7 @@ def open_picture(picture: Picture) -> Image.Image:
     else:
         found = picture.images(picture.index)
     image = found if isinstance(found, Image.Image) else Image.open(found)
+    # PIL only warns of this size, and raises of twice as much.
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
         raise Image.DecompressionBombError

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,17 @@ class Split:
     paths: list[Picture]
     labels: list[int]
 
+    def where(self, wanted: Callable[[Picture], bool]) -> "Split":
+        """Those of its images, in the same order."""
+        pairs = [(path, label) for path, label in zip(self.paths, self.labels, strict=True) if wanted(path)]
+        return Split([path for path, _ in pairs], [label for _, label in pairs])
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What to evaluate on; `missing` names the task's classes that have no folder here.
+    """What to evaluate on; `missing` names the task's classes that have no image here.
 
-    `unsplit` are all images of a place that has none held out by its name, and where the task was not trained.
+    `unsplit`: these are all images of a place where none are held out and the task was not trained.
     """
 
     split: Split
@@ -124,15 +129,13 @@ def open_unlabelled(folder: Path) -> Split:
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """A split in two, the second with the seeded, stratified fraction `fraction` of it. Raises DataError."""
     files: ClassFiles = {}
-    label_of = dict(zip(split.paths, split.labels, strict=True))
-    for path, label in label_of.items():
+    for path, label in zip(split.paths, split.labels, strict=True):
         files.setdefault(str(label), []).append(path)
-    parts = ({path for paths in part.values() for path in paths} for part in _hold_out(files, fraction, seed))
-    in_order = ([path for path in split.paths if path in part] for part in parts)
-    kept, aside = (Split(paths, [label_of[path] for path in paths]) for paths in in_order)
-    if not aside.paths:
+    _, held_out = _hold_out(files, fraction, seed)
+    chosen = {path for paths in held_out.values() for path in paths}
+    if not chosen:
         raise DataError("with one image in each class none can be set aside to search on; give a fraction to prune")
-    return kept, aside
+    return split.where(lambda path: path not in chosen), split.where(chosen.__contains__)
 
 
 def fingerprint(images: TrainingImages) -> str:
@@ -180,8 +183,7 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
     with the `hint`.
     """
     paths = [path for split in splits for path in split.paths]
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("ignore")  # of odd metadata and the like
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         part = paths[distributed.rank() :: distributed.world()]
         found = {path: problem for path, problem in zip(part, pool.map(_problem, part), strict=True) if problem}
     problems = {path: problem for each in distributed.gathered(found) for path, problem in each.items()}
@@ -190,11 +192,7 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
         raise DataError(
             f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them{hint}"
         )
-    return [
-        Split([path for path, _ in kept], [label for _, label in kept])
-        for split in splits
-        for kept in [[pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in problems]]
-    ]
+    return [split.where(lambda path: path not in problems) for split in splits]
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
