@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from packnet_cli.engine import convolutions, network
+from packnet_cli.engine.training.train import Teacher
 
 CHANNELS_LAST = torch.channels_last
 
@@ -37,6 +38,8 @@ def without_avx512(monkeypatch):
         (3, 2, 1, (4, 3)),
         (7, 1, 0, (7, 7)),
         ((3, 1), (1, 2), (1, 0), (1, 3)),
+        (7, 2, 3, (2, 1)),
+        (3, 2, 2, (1, 1)),
         (3, 1, 1, (4, 4)),
         (5, 1, 0, (2, 2)),
     ],
@@ -88,6 +91,20 @@ def test_a_network_of_them_learns_alike_and_is_evaluated_alike(without_avx512):
     plain.load_state_dict(small.state_dict())
     with torch.no_grad():
         assert torch.equal(plain.eval()(images), small.eval()(images))
+
+
+def test_a_teacher_computes_by_them(without_avx512, monkeypatch):
+    """And remembers nothing of it for gradients."""
+    torch.manual_seed(0)
+    model = network.place(timm.create_model("resnet10t", num_classes=3), torch.device("cpu"))
+    teacher = Teacher(model, 1.0, lambda model: lambda: model, amp=False)
+    teacher.prepare()
+    products = []
+    linear = F.linear
+    monkeypatch.setattr(convolutions.F, "linear", lambda *given: products.append(linear(*given)) or products[-1])
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=CHANNELS_LAST)
+    assert teacher.loss(images, torch.tensor([0, 1, 2, 0]), torch.zeros(4, 3)) > 0
+    assert products and not any(product.requires_grad for product in products)
 
 
 def test_with_avx512_it_stays_as_it_is(monkeypatch):

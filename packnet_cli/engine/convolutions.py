@@ -1,6 +1,6 @@
-"""Convolutions that oneDNN, by which torch computes on a CPU, gets wrong or slow where they learn: done otherwise.
+"""Convolutions whose training oneDNN, torch's library on a CPU, gets wrong or slow, and their replacements.
 
-What a network computes where it does not learn stays what torch computes, to the bit.
+They are used where gradients are enabled. Elsewhere, as in evaluation, all is torch's own, to the bit.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 FEW_CHANNELS = 16  # less than what oneDNN takes at once
-FEW_PIXELS = 4  # with nine, it is no faster
+FEW_PIXELS = 4  # with nine, a product of matrices is no faster
 
 
 def replace(model: nn.Module) -> None:
-    """Replace those of a network on a CPU; its tensors and their names stay."""
+    """Replace them in a network on a CPU; its tensors and their names stay."""
     kinds: list[type[_Sampling | _Small]] = [_Sampling, _Small]
     for module in model.modules():
         if type(module) is nn.Conv2d:
@@ -20,10 +20,10 @@ def replace(model: nn.Module) -> None:
 
 
 class _Sampling(nn.Conv2d):
-    """A strided convolution of single pixels that, where it learns, sees only those that it does not stride over.
+    """A strided 1 x 1 convolution that is given only the pixels that it does not stride over.
 
-    With few channels, channels last, oneDNN's gradient of such writes where it must not (its issue 6035): RepVGG,
-    MobileOne and FastViT, which begin like that, would crash, or learn from wrong numbers.
+    With few channels, channels last, oneDNN's gradient of it writes out of bounds (its issue 6035): RepVGG, MobileOne
+    and FastViT, which begin with one, would crash, or learn from wrong numbers.
     """
 
     @staticmethod
@@ -39,27 +39,42 @@ class _Sampling(nn.Conv2d):
 
 
 class _Small(nn.Conv2d):
-    """A convolution that, where it learns and leaves few pixels of an image, is a product of matrices.
+    """A convolution that is a product of matrices where its output has few pixels.
 
-    Without AVX-512 oneDNN takes the gradient of its filters image by image, by which a step of a ResNet-18 at 32 pixels
-    took 1.7 times as long (examples/MEASURED.md).
+    Without AVX-512 oneDNN takes the gradient of its filters image by image, which made a step of a ResNet-18 at 32
+    pixels twice as long (examples/MEASURED.md).
     """
 
     @staticmethod
     def fits(module: nn.Conv2d) -> bool:
-        zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        plain = zeros and module.groups == 1 and module.dilation == (1, 1)
-        return plain and module.kernel_size != (1, 1) and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return False
+        dense = module.groups == 1 and module.dilation == (1, 1) and module.kernel_size != (1, 1)
+        within = all(padding < taps for padding, taps in zip(module.padding, module.kernel_size, strict=True))
+        return dense and within and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (height, width), (down, across) = self.kernel_size, self.stride
-        above, left = map(int, self.padding)
-        rows = (images.shape[2] + 2 * above - height) // down + 1
-        columns = (images.shape[3] + 2 * left - width) // across + 1
+        (down, across), (above, left) = self.stride, map(int, self.padding)
+        rows, used_rows, vertical = _positions(images.shape[2], self.kernel_size[0], down, above)
+        columns, used_columns, horizontal = _positions(images.shape[3], self.kernel_size[1], across, left)
         few = min(rows, columns) > 0 and rows * columns <= FEW_PIXELS
         if not (few and torch.is_grad_enabled()):
             return super().forward(images)
+        filters = self.weight[:, :, used_rows, used_columns]
+        height, width = filters.shape[2:]
         # With channels last, as they are in memory.
-        seen = F.pad(images, (left, left, above, above)).unfold(2, height, down).unfold(3, width, across)
-        seen = seen.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (N, rows, columns, taps)
-        return F.linear(seen, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+        seen = F.pad(images, horizontal + vertical).unfold(2, height, down).unfold(3, width, across)
+        seen = seen.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (N, rows, columns, height * width * channels)
+        return F.linear(seen, filters.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def _positions(size: int, taps: int, stride: int, padding: int) -> tuple[int, slice, tuple[int, int]]:
+    """The positions of a filter along one axis of `size` pixels, and what of it and of the padding is used there.
+
+    Of a filter on small images most taps may see only padding, wherever it stands, and are left out: of 3 x 3 on one
+    pixel eight. Returns the number of positions, the taps left, and the padding before and after that these need.
+    """
+    count = (size + 2 * padding - taps) // stride + 1
+    last = (count - 1) * stride - padding  # where the filter starts there
+    first_tap, end_tap = max(0, -last), min(taps, padding + size)
+    return count, slice(first_tap, end_tap), (padding - first_tap, last + end_tap - size)

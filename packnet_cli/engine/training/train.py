@@ -66,8 +66,9 @@ class Teacher:
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
-        # In float32 on a CPU too, whose autocast leaves it in bfloat16.
-        with torch.no_grad():
+        # The teacher has no gradients. On a CPU they are enabled all the same, for the convolutions of training.
+        with torch.set_grad_enabled(images.device.type == "cpu"):
+            # In float32 on a CPU too, whose autocast leaves it in bfloat16.
             wanted = F.log_softmax(self.forward(images).float() / self.TEMPERATURE, 1)
         given = F.log_softmax(logits.float() / self.TEMPERATURE, 1)
         soft = F.kl_div(given, wanted, log_target=True, reduction="batchmean") * self.TEMPERATURE**2
