@@ -14,8 +14,8 @@ from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.training.checkpoint import Keeper
 from packnet_cli.engine.training.task import TaskInTraining
-from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
-from packnet_cli.progress import Progress, Say, silent, unsaid
+from packnet_cli.machine import Machine
+from packnet_cli.progress import Progress, Say
 from packnet_cli.recipe import Recipe
 
 
@@ -24,11 +24,11 @@ class Session:
     """How a verb trains the packed model at `path`: what is the same of all that do."""
 
     path: Path
-    machine: Machine = THIS_MACHINE
-    resume: bool = False
-    checkpoint_minutes: float = CHECKPOINT_MINUTES
-    progress: Progress = silent
-    say: Say = unsaid
+    machine: Machine
+    resume: bool
+    checkpoint_minutes: float
+    progress: Progress
+    say: Say
 
     @contextmanager
     def training(

@@ -96,7 +96,7 @@ class Keeper:
 
     def agree(self) -> None:
         """Have all processes of the run stop, after the same step, if one was asked to."""
-        self.stopping = distributed.total([self.asked]) > [0]
+        self.stopping = distributed.total([self.asked])[0] > 0
 
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every

@@ -4,7 +4,6 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from timm.utils import random_seed
@@ -39,6 +38,13 @@ from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
 
+# What a checkpoint is to hold: a phase, how far it has come, and its optimizer while there is one.
+Reached = tuple[str, Place, Callable[[], torch.optim.Optimizer | None]]
+
+
+def _no_optimizer() -> None:
+    """Between two phases."""
+
 
 class TaskInTraining:
     """A task in training: its network, and the task-index masks, in which it owns less after each release."""
@@ -61,13 +67,14 @@ class TaskInTraining:
         if keeper is not None:
             keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
-        self.resumed: Checkpoint | None = None
+        self.resumed: Checkpoint | None = None  # until the phase that it was written in goes on
+        self.going_on = False
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
         self.final: Accuracy | None = None
         self.found: Found | None = None
         self._teacher: Teacher | None = None
-        self._write_checkpoint: Callable[[], bool] = lambda: False
+        self._reached: Reached | None = None
         self._goals: Goals = {}
         self._once = False  # whether one schedule runs over training and retraining
         random_seed(recipe.seed)
@@ -142,8 +149,8 @@ class TaskInTraining:
         def release(step: int) -> None:
             release_in_steps(self.mask, self.freezer.parameters, self.index, self._goals, step / steps)
             self.freezer.hold(self._trainable())
-            if step == 1 and self.keeper is not None and not self.resumed:
-                self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, Place())
+            if step == 1 and not self.resumed:
+                self._reached = phase, Place(), _no_optimizer
             if step == steps:
                 self.measure("pruned", trial)
 
@@ -220,31 +227,32 @@ class TaskInTraining:
         if self.keeper is None:
             return
         # Of the optimizer no more than a reference: at the end of the phase its moments need not be kept.
-        self._write_checkpoint = partial(self._checkpoint, self.keeper, phase, place, weakref.ref(optimizer))
+        self._reached = phase, place, weakref.ref(optimizer)
         if not looked:
             return
         self.keeper.agree()
         if self.keeper.is_due():
-            self._write_checkpoint()
+            self.keep_result()
         self.keeper.stop_if_asked()
 
     def end_search(self, found: Found) -> None:
         """Note what a search for a prune fraction has found, which from now on is what a checkpoint is to hold."""
         self.found = found
-        if self.keeper is not None:
-            self._write_checkpoint = partial(self._checkpoint, self.keeper, SEARCHED, Place())
+        self._reached = SEARCHED, Place(), _no_optimizer
 
     def keep_result(self) -> bool:
-        """Have what was trained in a checkpoint, where there is no other place for it; whether that was possible."""
-        return self._write_checkpoint()
+        """Write a checkpoint of what was trained; whether there now is one.
 
-    def _checkpoint(
-        self, keeper: Keeper, phase: str, place: Place, optimizing: Callable[[], Any] = lambda: None
-    ) -> bool:
-        """Write one, unless a search is on, which starts again from the network before pruning; whether it is there."""
+        Of a search there is none but that of the network before pruning, from which it starts again.
+        """
+        if self.keeper is None:
+            return False
+        if self._reached is None:  # nothing yet that the checkpoint this run may go on from does not hold
+            return self.going_on
+        phase, place, optimizer_now = self._reached
         if phase not in (TRAIN, RETRAIN, SEARCHED):
-            return keeper.has_one()
-        optimizer = optimizing()
+            return self.keeper.has_one()
+        optimizer = optimizer_now()
         if optimizer:
             self.freezer.forget_released(optimizer)
         self.freezer.write_parameters()
@@ -265,14 +273,13 @@ class TaskInTraining:
             "found": self.found,
         }
         tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
-        return keeper.save(tensors, notes)
+        return self.keeper.save(tensors, notes)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         """Be where a stopped run was, if there was one; its next phase of training then starts there."""
         if checkpoint is None:
             return
-        self.resumed, notes = checkpoint, checkpoint.notes
-        self._write_checkpoint = lambda: True  # until there is more to keep
+        self.resumed, notes, self.going_on = checkpoint, checkpoint.notes, True
         if checkpoint.room("teacher"):
             self._teacher = Teacher(self.model, self.distill_weight, self.forward_of, self.amp)
             self._teacher.model.load_state_dict(checkpoint.room("teacher"))

@@ -131,7 +131,7 @@ def train(
         forward = ready() if ready else freezer.network
         if teacher:
             teacher.prepare()
-        meter = _Meter(device, at.sums if skip and not distributed.rank() else Place.sums)
+        meter = _Meter(device, at.sums if skip and not distributed.rank() else Place().sums)
         if resume and skip:
             resume.skip(skip)
         for step, (images, labels) in enumerate(batches, skip):
