@@ -243,7 +243,7 @@ def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
     named = Path("wds", str(tmp_path)[1:])
     assert list(datasets.read(named)["train"]) == ["cat", "dog"]
     datasets.read.cache_clear()
-    boxes = datasets.Part(lambda index: None, [[1, 2], [3, 4]])
+    boxes = datasets.Subset(lambda index: None, [[1, 2], [3, 4]])
     monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
     with pytest.raises(DataError, match="cannot open the dataset"):
         datasets.read(named)
@@ -251,6 +251,6 @@ def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
 
 def test_classes_of_one_name_stay_apart():
     """As the two cranes of ImageNet; and labels without names are their own."""
-    part = datasets.Part(lambda index: None, [2, 0, 1, 2], ["crane", "ox", "crane"])
+    part = datasets.Subset(lambda index: None, [2, 0, 1, 2], ["crane", "ox", "crane"])
     assert {k: len(v) for k, v in datasets._by_class("x", part).items()} == {"crane 0": 1, "ox": 1, "crane 2": 2}
-    assert list(datasets._by_class("x", datasets.Part(lambda index: None, [10, 9]))) == ["9", "10"]
+    assert list(datasets._by_class("x", datasets.Subset(lambda index: None, [10, 9]))) == ["9", "10"]

@@ -19,8 +19,8 @@ def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
     """What a compact file holds of the tensors of an artifact, and how. Raises OverflowError, see `codec.narrow`."""
     stored, shapes, trees = {}, {}, {}
     for key, mask in tensors.items():
-        room, _, name = key.partition(".")
-        if room != "mask":
+        prefix, _, name = key.partition(".")
+        if prefix != "mask":
             continue
         shapes[name], trees[name] = list(mask.shape), codec.shortest_tree(mask)
         stored[f"bits.{name}"] = codec.write_mask(mask, trees[name])
@@ -39,9 +39,9 @@ def by_task(tensors: Mapping[str, T]) -> defaultdict[str, dict[str, T]]:
     """What tasks have of their own, by the index as the key has it, and the name."""
     found: defaultdict[str, dict[str, T]] = defaultdict(dict)
     for key, value in tensors.items():
-        room, _, rest = key.partition(".")
+        prefix, _, rest = key.partition(".")
         index, _, name = rest.partition(".")
-        if room == "task":
+        if prefix == "task":
             found[index][name] = value
     return found
 
@@ -50,7 +50,7 @@ def expand(header: Header, how: Compact, stored: State) -> State:
     """The tensors of a compact file as those of format 1. Raises ValueError if they break a rule."""
     tensors = {key: codec.widen(array) for key, array in stored.items() if key.startswith("task.")}
     given = by_task(tensors)
-    rest = stored.keys() - tensors.keys() - {f"{room}.{name}" for name in how.shapes for room in ("values", "bits")}
+    rest = stored.keys() - tensors.keys() - {f"{prefix}.{name}" for name in how.shapes for prefix in ("values", "bits")}
     if rest:
         raise ValueError(f"unexpected tensor {min(rest)!r}")
     own: State = {}

@@ -203,13 +203,13 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
     own: tuple[State, ...] = tuple({} for _ in range(about.last_index + 1))
     indices = {"0": 0} | {str(task.index): task.index for task in about.tasks}
     for key, array in tensors.items():
-        room, _, name = key.partition(".")
+        prefix, _, name = key.partition(".")
         index, _, rest = name.partition(".")
-        require(room in ("shared", "mask") or room == "task" and index in indices, f"unexpected tensor {key!r}")
-        if room == "task":
+        require(prefix in ("shared", "mask") or prefix == "task" and index in indices, f"unexpected tensor {key!r}")
+        if prefix == "task":
             own[indices[index]][rest] = array
         else:
-            (shared if room == "shared" else mask)[name] = array
+            (shared if prefix == "shared" else mask)[name] = array
     for name in shared.keys() ^ mask.keys():
         require(False, f"shared.{name} and mask.{name} must come together")
     for name, values in shared.items():

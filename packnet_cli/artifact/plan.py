@@ -137,10 +137,10 @@ def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: 
     if head_only and not tasks:
         raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
     if not head_only and artifact.free_count() == 0:
-        room = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
+        hint = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
         if not any(tasks[-1].owned.values()):
-            room = ""
-        raise CapacityError(f"no free weights are left in {path}; {room}train a classifier alone with --head-only")
+            hint = ""
+        raise CapacityError(f"no free weights are left in {path}; {hint}train a classifier alone with --head-only")
 
 
 def equal_shares(artifact: Artifact, tasks: int) -> dict[str, float]:

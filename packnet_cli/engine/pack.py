@@ -13,7 +13,7 @@ from timm.utils import random_seed
 
 from packnet_cli.artifact import atomic, format, plan
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import base, network
+from packnet_cli.engine import first_task, network
 from packnet_cli.engine.checks import (
     check_optimizer,
     check_settings,
@@ -95,10 +95,12 @@ def init(
     artifact = _all_free(origin)
     if prune is not None:
         plan.check_release(artifact.free_counts(), prune, recipe)
-        classes = base.class_names(origin, class_names, data)
-        name = name or base.default_name(classes, data)
+        classes = first_task.class_names(origin, class_names, data)
+        name = name or first_task.default_name(classes, data)
         artifact.header.check_new_name(name)
-        images = base.open_images(classes, data, distill, recipe, say)
+        images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
+        if data is not None:
+            say_what_is_left_out(data, say)
         claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
         session = Session(path, machine, resume, checkpoint_minutes, progress, say)
         with session.training(name, claim, images, recipe, prune=prune) as task:
@@ -136,7 +138,7 @@ def plan_init(
     )
     artifact = _all_free(origin)
     if prune is not None:
-        name = name or base.default_name(base.class_names(origin, class_names, data), data)
+        name = name or first_task.default_name(first_task.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
     wanted = {} if prune is None or name is None else {name: prune}
@@ -277,8 +279,16 @@ def prune_task(
             if distill is None:
                 raise
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
-    skip_bad = entry.skipped > 0  # as it was added
-    images = base.open_images(entry.classes, data, distill, recipe, say, skip_bad_images=skip_bad)
+    images = splits.open_retraining(
+        entry.classes,
+        data,
+        distill,
+        val_split=recipe.val_split,
+        seed=recipe.seed,
+        skip_bad=entry.skipped > 0,  # as it was added
+    )
+    if data is not None:
+        say_what_is_left_out(data, say)
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
     with session.training(entry.name, claim_again(artifact), images, recipe, prune=prune) as task:
         task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}

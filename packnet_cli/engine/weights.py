@@ -129,8 +129,8 @@ def _without_prefix(found: Tensors, model: nn.Module, arch: str, body: Tensors) 
 
 def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
     """timm reads weights of other origin by a function that stands beside the network's; not every network has one."""
-    room = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
-    convert = room.get("checkpoint_filter_fn") or room.get("_filter_fn")
+    namespace = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
+    convert = namespace.get("checkpoint_filter_fn") or namespace.get("_filter_fn")
     if convert is None:
         return {}
     for arguments in ((dict(found), model), (dict(found),)):

@@ -1,9 +1,9 @@
 """What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
 
+from packnet_cli.report.actions import compacted, explain_removal, extracted, removed, renamed, verified
 from packnet_cli.report.answers import chosen, evaluated, predictions
 from packnet_cli.report.console import confirm, error, failed, say, talk, visible, warning
 from packnet_cli.report.contents import added, plan, plotted, started, summary, task
-from packnet_cli.report.deeds import compacted, explain_removal, extracted, removed, renamed, verified
 from packnet_cli.report.training import training
 
 __all__ = [

@@ -29,7 +29,7 @@ from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, locatio
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """One split of a dataset: what opens an image, the label of each, and what the labels are called, if not so."""
 
     images: Callable[[int], Any]
@@ -57,7 +57,7 @@ def read(data: Path) -> dict[str, ClassFiles]:
     return found
 
 
-def _by_class(where: str, part: Part) -> ClassFiles:
+def _by_class(where: str, part: Subset) -> ClassFiles:
     files: dict[Any, list[Any]] = {}
     for index, label in enumerate(part.labels):
         files.setdefault(label, []).append(Item(where, index, part.images))
@@ -78,7 +78,7 @@ def _used(splits: Any) -> list[str]:
 # --- torch ----------------------------------------------------------------------------------------------------------
 
 
-def _torch(name: str, *folder: str) -> Iterator[tuple[str, Part]]:
+def _torch(name: str, *folder: str) -> Iterator[tuple[str, Subset]]:
     """torchvision's NAME, from torch/NAME/FOLDER, else from torch's own cache; downloaded if it is not there."""
     if name in ("folder", "image_folder"):
         raise DataError(f"torch/{name} is a folder of images; name the folder itself")
@@ -94,7 +94,7 @@ def _torch(name: str, *folder: str) -> Iterator[tuple[str, Part]]:
         labels = np.asarray([label for _, label in dataset] if targets is None else targets)
         labels = labels[:, 0] if labels.ndim == 2 else labels  # of QMNIST, the rest says who wrote the digit
         names = [", ".join(name) if isinstance(name, tuple) else name for name in getattr(dataset, "classes", ())]
-        yield split, Part(partial(_first, dataset), labels.tolist(), names)
+        yield split, Subset(partial(_first, dataset), labels.tolist(), names)
 
 
 def _first(dataset: Any, index: int) -> Any:
@@ -104,7 +104,7 @@ def _first(dataset: Any, index: int) -> Any:
 # --- Hugging Face and TensorFlow ------------------------------------------------------------------------------------
 
 
-def _hfds(*name: str) -> Iterator[tuple[str, Part]]:
+def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
     """A dataset of the hub, or a local folder that `datasets` can load; the first column of images and of labels."""
     extras.require("hfds")
     import datasets
@@ -117,7 +117,7 @@ def _hfds(*name: str) -> Iterator[tuple[str, Part]]:
         labels, names = list(dataset[label]), getattr(dataset.features[label], "names", [])
         if set(labels) != {-1}:  # a test set keeps its labels to itself
             column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-            yield split, Part(partial(_encoded, column, image), labels, names)
+            yield split, Subset(partial(_encoded, column, image), labels, names)
 
 
 def _encoded(dataset: Any, column: str, index: int) -> Any:
@@ -125,7 +125,7 @@ def _encoded(dataset: Any, column: str, index: int) -> Any:
     return BytesIO(found["bytes"]) if found["bytes"] else found["path"]
 
 
-def _tfds(*name: str) -> Iterator[tuple[str, Part]]:
+def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
     """A dataset of TensorFlow's catalogue, in its fixed order; what is encoded is kept in memory."""
     extras.require("tfds")
     wanted = "/".join(name)
@@ -141,7 +141,7 @@ def _tfds(*name: str) -> Iterator[tuple[str, Part]]:
         stored = builder.as_dataset(split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()})
         pairs = [(record[image], int(record[label])) for record in tfds.as_numpy(stored)]
         images, labels = [one for one, _ in pairs], [number for _, number in pairs]
-        yield split, Part(partial(_from_memory, images), labels, list(builder.info.features[label].names))
+        yield split, Subset(partial(_from_memory, images), labels, list(builder.info.features[label].names))
 
 
 def _from_memory(images: list[bytes], index: int) -> BytesIO:
@@ -172,7 +172,7 @@ class Member:
             return file.read(self.size)
 
 
-def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
+def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
     """Shards in a folder and below: of each sample an image, and its label in `.cls`.
 
     What split a shard is of its path says (train, val, ...), else it is trained on. A file `classnames.txt`, a name a
@@ -192,7 +192,7 @@ def _wds(*folder: str) -> Iterator[tuple[str, Part]]:
         labels: list[Any] = [label for _, label in samples]
         numbered = all(label.isdecimal() for label in labels)
         labels = list(map(int, labels)) if numbered else labels
-        yield split, Part(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
+        yield split, Subset(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
 
 
 def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
@@ -216,7 +216,7 @@ def _member(members: list[Member], index: int) -> BytesIO:
     return BytesIO(members[index].read())
 
 
-READERS: dict[str, Callable[..., Iterator[tuple[str, Part]]]] = {
+READERS: dict[str, Callable[..., Iterator[tuple[str, Subset]]]] = {
     "torch": _torch,
     "hfds": _hfds,
     "tfds": _tfds,

@@ -94,6 +94,30 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
     return TrainingImages(classes, _split(files, classes), held_out)
 
 
+def open_retraining(
+    classes: tuple[str, ...],
+    data: Path | None,
+    unlabelled: Path | None,
+    *,
+    val_split: float,
+    seed: int,
+    skip_bad: bool = False,
+) -> TrainingImages:
+    """What a task that knows its classes is retrained and measured on; see `usable` for `skip_bad`.
+
+    With `unlabelled`, all images below it, without labels, and the held-out images of `data`, if any; else those of
+    `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
+    """
+    if unlabelled is not None:
+        held_out = None if data is None else open_held_out(data, classes, val_split=val_split, seed=seed)
+        images = TrainingImages(classes, open_unlabelled(unlabelled), held_out)
+    elif data is not None:
+        images = open_training(data, val_split=val_split, seed=seed, classes=classes)
+    else:
+        images = TrainingImages(classes, Split([], []), None)
+    return usable(images, skip_bad=skip_bad)
+
+
 def open_held_out(
     data: Path, classes: tuple[str, ...], *, val_split: float, seed: int, trained_on: bool = True
 ) -> HeldOut:

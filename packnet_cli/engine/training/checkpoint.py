@@ -32,14 +32,14 @@ DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state: tensors by room ("model.", "mask.", "optimizer.", "teacher."), and the rest as JSON has it."""
+    """A run's state: tensors, by names that begin with "model.", "mask.", "optimizer." or "teacher.", and JSON."""
 
     tensors: Tensors
     notes: dict[str, Any]
 
-    def room(self, name: str) -> Tensors:
-        """The tensors of one room, by their names in it."""
-        return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+    def tensors_of(self, prefix: str) -> Tensors:
+        """Those whose names begin with `prefix` and a dot, without it."""
+        return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def interrupted_run(artifact: Path) -> dict[str, Any]:

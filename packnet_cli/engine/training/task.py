@@ -257,10 +257,10 @@ class TaskInTraining:
             self.freezer.forget_released(optimizer)
         self.freezer.write_parameters()
         moments, numbers = optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
-        rooms = {"model": self.model.state_dict(), "optimizer": moments}
-        rooms["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
+        parts = {"model": self.model.state_dict(), "optimizer": moments}
+        parts["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
         if self._teacher:
-            rooms["teacher"] = self._teacher.model.state_dict()
+            parts["teacher"] = self._teacher.model.state_dict()
         notes = {
             "phase": phase,
             "place": dataclasses.astuple(place),
@@ -272,7 +272,7 @@ class TaskInTraining:
             "final": dataclasses.asdict(self.final) if self.final else None,
             "found": self.found,
         }
-        tensors = {f"{room}.{name}": value for room, held in rooms.items() for name, value in held.items()}
+        tensors = {f"{prefix}.{name}": value for prefix, held in parts.items() for name, value in held.items()}
         return self.keeper.save(tensors, notes)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
@@ -280,23 +280,23 @@ class TaskInTraining:
         if checkpoint is None:
             return
         self.resumed, notes, self.going_on = checkpoint, checkpoint.notes, True
-        if checkpoint.room("teacher"):
+        if checkpoint.tensors_of("teacher"):
             self._teacher = Teacher(self.model, self.distill_weight, self.forward_of, self.amp)
-            self._teacher.model.load_state_dict(checkpoint.room("teacher"))
+            self._teacher.model.load_state_dict(checkpoint.tensors_of("teacher"))
             network.forget_computed(self._teacher.model)
         self.freezer.in_part = notes["in part"]
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
-        mask = {layer: value.numpy() for layer, value in checkpoint.room("mask").items()}
+        mask = {layer: value.numpy() for layer, value in checkpoint.tensors_of("mask").items()}
         final = Accuracy(**notes["final"]) if notes["final"] else None
-        self.go_back_to(Stage(checkpoint.room("model"), mask, notes["accuracy"], final))
+        self.go_back_to(Stage(checkpoint.tensors_of("model"), mask, notes["accuracy"], final))
 
     def _resume(self) -> Resume | None:
         """What the phase that starts now is to go on from, if a stopped run was in it."""
         checkpoint, self.resumed = self.resumed, None
         if checkpoint is None:
             return None
-        tensors, notes = checkpoint.room("optimizer"), checkpoint.notes
+        tensors, notes = checkpoint.tensors_of("optimizer"), checkpoint.notes
         return Resume(
             Place(*notes["place"]),
             self.train_batches.skip,

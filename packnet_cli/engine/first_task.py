@@ -1,16 +1,13 @@
-"""The pretrained network as a task of its own: what its classifier calls its classes, and images to retrain it on."""
+"""The pretrained network as the first task: the names of its classes, and its own."""
 
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from packnet_cli.engine.checks import say_what_is_left_out
-from packnet_cli.engine.data import sources, splits
+from packnet_cli.engine.data import sources
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
 from packnet_cli.images import task_name
-from packnet_cli.progress import Say
-from packnet_cli.recipe import Recipe
 
 
 def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
@@ -60,32 +57,3 @@ def default_name(classes: tuple[str, ...], data: Path | None) -> str:
     if all(name[:1] == "n" and name[1:].isdecimal() for name in classes):
         return "imagenet"
     return task_name(data) if data else "pretrained"
-
-
-def open_images(
-    classes: tuple[str, ...],
-    data: Path | None,
-    distill: Path | None,
-    recipe: Recipe,
-    say: Say,
-    *,
-    skip_bad_images: bool = False,
-) -> splits.TrainingImages:
-    """What a task that is trained already is retrained and measured on.
-
-    With `distill`, all images below it, without labels, and the held-out images of `data`, if any; else those of
-    `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
-    """
-    if distill is not None:
-        held_out = (
-            None if data is None else splits.open_held_out(data, classes, val_split=recipe.val_split, seed=recipe.seed)
-        )
-        images = splits.TrainingImages(classes, splits.open_unlabelled(distill), held_out)
-    elif data is not None:
-        images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed, classes=classes)
-    else:
-        images = splits.TrainingImages(classes, splits.Split([], []), None)
-    images = splits.usable(images, skip_bad=skip_bad_images)
-    if data is not None:
-        say_what_is_left_out(data, say)
-    return images
