@@ -61,6 +61,12 @@ class UnreadableError(DataError):
     in_results = True
 
 
+class UnmeasuredError(DataError):
+    """The images of some tasks could not be used; of the others the accuracies are there."""
+
+    in_results = True
+
+
 class AccuracyError(DataError):
     """`verify` found the file whole, but a task to have another accuracy on the images that it remembers."""
 

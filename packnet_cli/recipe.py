@@ -84,9 +84,10 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
             if getattr(self, name) >= MAX_COUNT:
                 raise UsageError(f"{flag(name)} must be less than {MAX_COUNT}")
-        for name in ("lr", "retrain_lr", "head_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")
+        # All of them multiplied are still a float32.
+        for name, most in {"lr": 1e30, "retrain_lr": 1e30, "head_lr": 1e6, "weight_decay": 1e30}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"{flag(name)} must be a number from 0 to {most:g}, not {getattr(self, name)}")
         for name in ("val_split", "crop_scale"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{flag(name)} must lie between 0 and 1, not at {getattr(self, name)}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -169,8 +170,8 @@ def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
     folder = make_folder(tmp_path / "data")
     assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
     folder.rename(tmp_path / "elsewhere")
-    alone = "packnet eval PACKED --task 1 --data DIR"
-    for command in (["eval", "--task", 1], ["eval"], ["eval", "--task", "auto"]):
+    alone = f"packnet eval {packed} --task 1 --data DIR"
+    for command in (["eval", "--task", 1], ["eval", "--task", "auto"]):
         refused(packnet(*command, packed), 6, "no longer at", alone)
     refused(packnet("compact", packed, "-o", tmp_path / "x.st", "--check"), 6, alone)
     result = packnet("verify", "--data", packed, "--json")
@@ -179,6 +180,33 @@ def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
     assert told["whole"] and "no longer at" in told["findings"][0]["problem"]
     refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "no longer at", "with --data")
     assert packnet("eval", packed, "--task", 1, "--data", tmp_path / "elsewhere", "--workers", 0).exit_code == 0
+
+
+def test_what_is_read_and_each_epoch_are_told_where_there_is_no_terminal(packed, folders, packnet):
+    """In lines, as they go to a log: which images, and how training goes."""
+    result = packnet("add-task", packed, "--data", folders[0], *QUICK[2:], "--epochs", 2, "--name", "cubs", "--quiet")
+    assert result.exit_code == 2  # which stands before the command
+    result = packnet("add-task", packed, "--data", folders[0], *QUICK[2:], "--epochs", 2, "--name", "cubs")
+    told, *epochs = [line for line in result.stderr.splitlines() if line.startswith(("cubs", "train"))]
+    assert told == f"cubs: 3 classes, 18 images to train on, 9 held out ({folders[0] / 'val'})"
+    assert [epoch.partition("  ")[0] for epoch in epochs] == ["train epoch 1/2", "train epoch 2/2"]
+    assert all("images/s" in epoch for epoch in epochs)
+
+
+def test_eval_goes_on_past_a_task_whose_images_are_gone(full, packnet):
+    """Those of the others are shown; what is wrong with that one stands on stderr, and in the document."""
+    there = Path(format.load_header(full).tasks[1].data)
+    there.rename(there.with_name("elsewhere"))
+    try:
+        result = packnet("eval", full, "--json", "--workers", 0)
+    finally:
+        there.with_name("elsewhere").rename(there)
+    assert result.exit_code == 6
+    lost, last = result.stderr.splitlines()
+    assert "no longer at" in lost and last == "error: 1 of 3 tasks could not be measured"
+    red, green, blue = json.loads(result.stdout)["tasks"]
+    assert green["top1"] is None and "no longer at" in green["problem"]
+    assert red["top1"] is not None and blue["problem"] is None
 
 
 @pytest.mark.parametrize("command", ["eval", "extract", "predict"])
@@ -348,7 +376,16 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "none" / "a.st"), 3, "does not exist")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5;0.5"), 2, "--mean")
     refused(packnet(*init, tmp_path / "a.st", "--mean", "0.5,0.5"), 2, "--mean")
-    for flag, wrong in (("--mean", "nan"), ("--mean", "0,inf,0"), ("--std", "nan"), ("--std", "0"), ("--std", "-1")):
+    refused(packnet(*init, tmp_path / "a.st", "--mean", "127", "--std", "58"), 2, "--mean 127", "127 of 255 is 0.498")
+    for flag, wrong in (
+        ("--mean", "nan"),
+        ("--mean", "-0.1"),
+        ("--std", "1.1"),
+        ("--mean", "0,inf,0"),
+        ("--std", "nan"),
+        ("--std", "0"),
+        ("--std", "-1"),
+    ):
         refused(packnet(*init, tmp_path / "a.st", flag, wrong), 2, flag, wrong)
     refused(packnet(*init, tmp_path / "a.st", "--crop-pct", "nan"), 2, "--crop-pct")
     refused(packnet(*init, tmp_path / "a.st", "--seed", 2**32), 2, "--seed")
@@ -642,6 +679,9 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
         refused(packnet("add-task", packed, "--data", none, "--dry-run"), 6, none, "does not exist; name a folder")
     near = folders[0].with_name(folders[0].name + "s")
     refused(packnet("add-task", packed, "--data", near, "--dry-run"), 6, f"did you mean {folders[0]}?")
+    image = next((folders[0] / "train").glob("*/*"))
+    refused(packnet("add-task", packed, "--data", image, "--dry-run"), 6, "is no folder")
+    refused(packnet("add-task", packed, "--data", "torch/cifar11", "--dry-run"), 6, "cannot open the dataset")
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")

@@ -103,7 +103,14 @@ def test_an_unknown_class_is_refused(folder):
         (lambda f: (shutil.rmtree(f), f.touch()), "is no folder"),
         (lambda f: shutil.rmtree(f / "train"), "no train/ folder"),
         (lambda f: [shutil.rmtree(f / p) or (f / p).mkdir() for p in ("train", "val")], "holds no class folders"),
-        (lambda f: f.rename(f.parent / "inner").rename((f.mkdir(), f / "cubs")[1]), "1 data folders.* such as .*cubs"),
+        (
+            lambda f: f.rename(f.parent / "inner").rename((f.mkdir(), f / "cubs")[1]),
+            "train/ of their own.* such as .*cubs",
+        ),
+        (
+            lambda f: f.rename(f.parent / "inner").rename((f.mkdir(), (f / "flat").mkdir(), f / "cubs")[2]),
+            "such as .*cubs",
+        ),
         (lambda f: [shutil.rmtree(f / "train" / f"class{n}") for n in (1, 2)], "only the class 'class0'"),
         (lambda f: [p.unlink() for p in (f / "train" / "class1").iterdir()], "'class1' holds no images"),
         (lambda f: shutil.rmtree(f / "train" / "class1"), "unknown to the task: class1"),

@@ -198,9 +198,11 @@ def test_one_verb_after_the_other(tmp_path, folder):
     path = tmp_path / "packed.st"
     init = ["init", "--arch", "test_resnet", "--no-pretrained", "--img-size", 32, path]
     wrong = ["add-task", path, "--data", folder / "none", *ADD]
-    codes, said = run_all(tmp_path, [init, wrong, wrong, ["add-task", path, "--data", folder, *ADD]])
+    auto = ["eval", path, "--task", "auto", "--json", "--device", "cpu"]
+    codes, said = run_all(tmp_path, [init, wrong, wrong, ["add-task", path, "--data", folder, *ADD], auto])
     assert codes == [0, 0] and format.load_header(path).tasks[0].name == "two", said
     assert said.count("does not exist") == 2
+    assert said.count('"right_task"') == 2 and '"images": 10' in said  # by the first, which looks at all of them
 
 
 def test_what_another_process_finds_is_not_said_to_be_kept(tmp_path, folder, packed):

@@ -118,7 +118,7 @@ def test_onnx(full, tmp_path, packnet):
     output = tmp_path / "x.onnx"
     result = packnet("extract", full, "--task", "green", "-o", output)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("\n") == 2 and "onnxruntime.InferenceSession" in result.stdout
+    assert result.stdout.count("\n") == 3 and "onnxruntime.InferenceSession" in result.stdout
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     packed = packnet_cli.load(full)
     [answer] = session.run(["logits"], {"images": PICTURES.numpy()})

@@ -168,6 +168,14 @@ def test_a_parquet_file_that_cannot_be_used(tmp_path, columns, message):
         read_list(parquet(tmp_path / "x.parquet", columns))
 
 
+def test_a_parquet_file_of_images_and_paths(tmp_path, folders):
+    """In one class, as Hugging Face's {bytes, path} may have them."""
+    one, other = sorted((folders[0] / "train").glob("*/*"))[:2]
+    cells = [{"bytes": one.read_bytes(), "path": None}, {"bytes": None, "path": str(other)}]
+    [(split, files)] = read_list(parquet(tmp_path / "x.parquet", {"image": cells, "label": ["a", "a"]})).items()
+    assert split == "train" and len(files["a"]) == 2 and files["a"][1] == other
+
+
 def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
     """Or cannot be read for want of the extra: one line."""
     where = tmp_path / "x.parquet"

@@ -11,11 +11,13 @@ from conftest import CPU, QUICK
 from timm.models.tiny_vit import Attention
 from torch import nn
 
+from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Header
 from packnet_cli.engine import network, pack, start
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import Kind, kinds_of
 from packnet_cli.engine.training import train
+from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, UsageError
 
 
@@ -173,3 +175,25 @@ def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):
     pack.init(path, "resnet10t", pretrained=False, data_config={"img_size": 32})
     with pytest.raises(UsageError, match="two images in a batch; try --batch-size 2"):
         pack.add_task(path, folders[0], recipe=dataclasses.replace(QUICK, batch_size=1), machine=CPU)
+
+
+def test_a_weight_of_five_dimensions_stays_as_it_is():
+    """As LambdaResNets have one, whatever else has its channels last."""
+    model = network.place(nn.Sequential(nn.Conv3d(2, 3, 3), nn.Conv2d(2, 3, 3)), torch.device("cpu"))
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("head", [("nope",), ("fc", "nope"), ("layer1",)])
+def test_a_file_that_names_another_head(full, head):
+    """Or other classes than its head has outputs for: one error, wherever a network is made of it."""
+    artifact = format.load(full)
+    wrong = dataclasses.replace(artifact.header, head=head)
+    with pytest.raises(NetworkError, match="has no classifier|builds another"):
+        network.build(wrong, 3)
+    with pytest.raises(NetworkError, match="has no classifier|builds another"):
+        Packed(dataclasses.replace(artifact, header=wrong)).model(1)
+    tasks = (dataclasses.replace(artifact.header.tasks[0], classes=("one",)), *artifact.header.tasks[1:])
+    few = dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, tasks=tasks))
+    with pytest.raises(NetworkError, match="other classes than its head has outputs for"):
+        Packed(few).model(1)

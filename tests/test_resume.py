@@ -419,11 +419,11 @@ def test_an_image_that_is_gone_does_not_take_the_training_with_it(packed, tmp_pa
 UNCACHED = dataclasses.replace(CPU, cache="off")
 
 
-@pytest.mark.parametrize(("opt", "steps"), [("momentum", 1), ("adamw", 3)])
+@pytest.mark.parametrize(("opt", "steps", "sched"), [("momentum", 1, "tanh"), ("adamw", 3, "step")])
 @pytest.mark.parametrize(("after", "gone"), [("dense", "train"), ("dense", "val"), ("retrain", "val")])
-def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, after, gone):
+def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, sched, after, gone):
     """Between the phases, at a measurement, or between two epochs: put back, the run ends as if they had stayed."""
-    recipe = dataclasses.replace(RECIPE, opt=opt, prune_steps=steps)
+    recipe = dataclasses.replace(RECIPE, opt=opt, prune_steps=steps, sched=sched)
     folder, away = tmp_path / "images", tmp_path / "away"
     shutil.copytree(folders[0], folder)
     init(tmp_path / "whole.st")

@@ -107,8 +107,16 @@ def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt
     images = splits.open_training(folders[0], val_split=0.2, seed=0)
     recipes = Recipe(epochs=epochs), dataclasses.replace(RECIPES["adamw"], epochs=epochs)
     assert choose_recipe(artifact, images, *recipes, said.append).opt == opt
-    said_so = "few steps (1): adamw at 0.0003, cosine (--recipe sgd: momentum at 0.001, step)"
+    taken, other = "adamw, lr 0.0003, cosine schedule", "momentum, lr 0.001, step schedule"
+    said_so = f"few steps (1), so as by --recipe adamw: {taken}; --recipe sgd: {other}"
     assert said == [said_so][: opt == "adamw"]
+
+
+@pytest.mark.parametrize("name", ["lr", "retrain_lr", "head_lr", "weight_decay"])
+def test_a_rate_that_no_weight_can_hold(name):
+    """It is refused, before float32 overflows half-way."""
+    with pytest.raises(UsageError, match="must be a number from 0 to .*, not 1e.39"):
+        Recipe(**{name: 1e39})
 
 
 def test_the_chosen_optimizer_is_on_record(tmp_path, folders):

@@ -413,7 +413,7 @@ def test_the_teachers_loss_is_in_float32():
 @pytest.mark.parametrize(("top1", "told"), [(60.0, False), (40.0, True), (20.0, True), (None, False)])
 def test_guessing_is_told_from_learning(top1, told):
     """At too high a rate a network dies, and names one class for every image."""
-    held_out = splits.HeldOut(splits.Split([], [0, 0, 1, 1, 2]))
+    held_out = splits.HeldOut(splits.Split([], [0, 0, 1, 1, 2]), "val")
     images = splits.TrainingImages(("a", "b", "c"), splits.Split([], []), held_out)
     task, said = SimpleNamespace(top1=top1), []
     warn_of_guesses(task, images, said.append)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from packnet_cli.artifact import format, masks
+from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.errors import CapacityError, UsageError
 from packnet_cli.recipe import Recipe
@@ -113,17 +113,6 @@ def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> P
     file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # 4 bytes a weight and 1 for its owner
     removed = sum(sum(owned.values()) for owned in artifact.header.removed.values())
     return Plan(tuple(seats), tuple(planned), removed, free, weights, file_bytes)
-
-
-def plan_task(path: Path, name: str, prune: float, recipe: Recipe) -> Plan:
-    """Who would own what after another task, if `--rank` treats layers alike; raises what its share and name would."""
-    check_fraction(prune)
-    artifact = format.load(path)
-    artifact.header.check_changeable(path)
-    check_capacity(path, artifact)
-    artifact.header.check_new_name(name)
-    check_release(artifact.free_counts(), prune, recipe)
-    return share_out(artifact, {name: prune}, recipe)
 
 
 def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: bool = False) -> None:

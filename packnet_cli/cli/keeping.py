@@ -23,7 +23,7 @@ def verify(
     from packnet_cli.artifact import format
     from packnet_cli.artifact.verify import verify
 
-    damage, changed = verify(path), []
+    damage, changed, measured = verify(path), [], 0
     header = None if damage else format.load_header(path)
     compact = header and header.compact
     if data and header:
@@ -34,10 +34,11 @@ def verify(
         from packnet_cli.engine.using.evaluate import check_accuracies
 
         changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
-        if not any(task.data and task.images for task in header.tasks):
+        measured = sum(bool(task.data and task.images) for task in header.tasks)
+        if not measured:
             report.warning("no task has images on record: nothing was measured")
     rounded_to = compact.dtype if compact and compact.dtype != "float32" else None
-    report.verified(path, damage, changed, rounded_to=rounded_to, as_json=json)
+    report.verified(path, damage, changed, measured=measured, rounded_to=rounded_to, as_json=json)
     if damage:
         raise VerificationError(f"{path} is damaged ({len(damage)} finding(s)); go back to a copy that is whole")
     if changed:

@@ -10,7 +10,6 @@ from packnet_cli.cli import PACK, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.images import check_exists, task_name
 from packnet_cli.recipe import AUTO, SETTINGS, flag
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -54,7 +53,9 @@ def init(
         Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
     distill: Distill = None,
-    name: Annotated[str | None, Option(help="Name of the task; default, imagenet.", rich_help_panel=BASE)] = None,
+    name: Annotated[
+        str | None, Option(help="Name of the task; default, imagenet, or that of DATA.", rich_help_panel=BASE)
+    ] = None,
     class_names: Annotated[
         Path | None,
         Option(metavar="FILE", help="Its classes, one a line, in order of its outputs.", rich_help_panel=BASE),
@@ -166,18 +167,15 @@ def add_task(
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
-    if dry_run:
-        from packnet_cli.artifact import plan
+    from packnet_cli.engine import pack
 
+    if dry_run:
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
-        check_exists(data)
-        report.plan(plan.plan_task(path, name or task_name(data), fraction, recipe), as_json=json)
+        report.plan(pack.plan_task(path, data, name=name, prune=fraction, recipe=recipe, say=report.say), as_json=json)
         return
-    from packnet_cli.engine import pack
-
     with run.of(path) as how:
         pack.add_task(
             path,

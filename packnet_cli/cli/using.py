@@ -24,7 +24,7 @@ from packnet_cli.cli import (
     command,
     complete_task,
 )
-from packnet_cli.errors import UnreadableError, UsageError
+from packnet_cli.errors import DataError, UnmeasuredError, UnreadableError, UsageError
 
 FOLDER = ""
 FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
@@ -66,10 +66,13 @@ def evaluate(
         return
     from packnet_cli.engine.using import evaluate
 
-    results = evaluate.evaluate_tasks(
+    evaluations = evaluate.evaluate_tasks(
         path, task, data=data, batch_size=batch_size, workers=workers, device=device, amp=amp
     )
-    report.evaluated(list(results), as_json=json)
+    results = list(evaluations)
+    report.evaluated(results, as_json=json)
+    if lost := sum(result.problem is not None for result in results):
+        raise UnmeasuredError(f"{lost} of {len(results)} tasks could not be measured")
 
 
 @command(
@@ -239,6 +242,8 @@ def compact(
 
         measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
         accuracies.append(list(measure(path)))  # before anything is written: it may fail
+        if problem := next(filter(None, (result.problem for result in accuracies[0])), None):
+            raise DataError(problem)
     sizes = make_compact(path, output, dtype=dtype)
     if check:
         accuracies.append(list(measure(output)))

@@ -55,8 +55,14 @@ def say_what_is_left_out(data: Path, say: Say) -> None:
         say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
 
 
-def say_what_is_not_measured(images: splits.TrainingImages, say: Say) -> None:
-    """The classes of which nothing is held out, as they have a single image, or none other that can be read."""
-    if missing := images.classes if images.held_out is None else images.held_out.missing:
+def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: Say) -> None:
+    """How many images a task is trained and measured on, and which classes cannot be measured."""
+    held_out = images.held_out
+    counts = f"{len(images.classes):,} classes, {len(images.train.paths):,} images to train on"
+    if held_out:
+        where = "" if held_out.where == str(data) else f" ({held_out.where})"
+        counts += f", {len(held_out.split.paths):,} held out{where}"
+    say(f"{name}: {counts}")
+    if missing := held_out.missing if held_out else images.classes:
         named = f"{len(missing)} of {len(images.classes)} classes have no image to hold out, {missing[0]!r} among them"
         say(f"{named}: trained on, not measured")

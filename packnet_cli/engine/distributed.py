@@ -25,6 +25,7 @@ from packnet_cli.artifact import atomic
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
 from packnet_cli.machine import THIS_MACHINE
 
+_together = False  # whether the processes are at a verb that all of them run
 _verbs = itertools.count()  # of this process, and alike of all others of its run
 
 P = ParamSpec("P")
@@ -32,8 +33,8 @@ R = TypeVar("R")
 
 
 def world() -> int:
-    """How many processes this run has."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """How many processes this run has; between two verbs each process is one by itself."""
+    return distributed.get_world_size() if _together else 1
 
 
 def rank() -> int:
@@ -41,14 +42,15 @@ def rank() -> int:
     return distributed.get_rank() if world() > 1 else 0
 
 
-def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path, P], R]:
+def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
     """Let a verb that trains and writes its first argument run as one process, or in all that torchrun has started.
 
     It runs while no other program writes the file, see `atomic.locked`.
     """
 
     @functools.wraps(verb)
-    def run(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(path: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        path = Path(path)
         if not (distributed.is_available() and distributed.is_torchelastic_launched()):
             with atomic.locked(path):
                 return verb(path, *args, **kwargs)
@@ -75,9 +77,12 @@ def _joined(kind: str) -> Iterator[None]:
     # What is agreed on beside the training is on the CPU, so that no GPU need be waited for.
     if not distributed.is_initialized():
         init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
+    global _together
+    _together = True
     try:
         yield
     finally:
+        _together = False
         # On CPUs the group stays, for the next verb, too: torch 2.4 now and then waits for ever to have one destroyed.
         if kind == "cuda" and distributed.is_initialized():
             distributed.destroy_process_group()

@@ -30,8 +30,8 @@ def choose_recipe(
     batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
     if few_steps == recipe or not batch_norm or steps >= FEW_STEPS:
         return recipe
-    named = f"{few_steps.opt} at {few_steps.lr:g}, {few_steps.sched}"
-    say(f"few steps ({steps:,}): {named} (--recipe sgd: {recipe.opt} at {recipe.lr:g}, {recipe.sched})")
+    taken, other = (f"{each.opt}, lr {each.lr:g}, {each.sched} schedule" for each in (few_steps, recipe))
+    say(f"few steps ({steps:,}), so as by --recipe adamw: {taken}; --recipe sgd: {other}")
     return few_steps
 
 

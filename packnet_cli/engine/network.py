@@ -74,11 +74,19 @@ def is_depthwise(module: nn.Module) -> bool:
 def build(header: Header, num_classes: int) -> nn.Module:
     """A network of the artifact's architecture with a new head, its weights random under torch's seed."""
     model = create(header.arch, header.model_kwargs | {"num_classes": num_classes})
-    for name in header.head:
+    for classifier in _classifiers(model, header):
         # Some of timm's initialisations are meant for training from nothing: a head so large drowns what is pretrained.
-        classifier: Any = model.get_submodule(name)
         classifier.reset_parameters()
     return model
+
+
+def _classifiers(model: nn.Module, header: Header) -> list[Any]:
+    """The modules that make up the head. Raises NetworkError if the network has none of that name."""
+    modules = dict(model.named_modules())
+    for name in header.head:
+        if not hasattr(modules.get(name), "reset_parameters"):
+            raise NetworkError(f"{header.arch} has no classifier {name!r}, as the packed model says")
+    return [modules[name] for name in header.head]
 
 
 def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> None:
@@ -88,6 +96,14 @@ def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> 
             f"timm {timm.__version__} builds another {header.arch} than the one packed here; "
             "try the version of timm that the file was made with"
         )
+
+
+def check_head(model: nn.Module, header: Header, task: Task, own: State) -> None:
+    """Raise NetworkError unless the task's head, in `own`, is one of this network, with an output for each class."""
+    _classifiers(model, header)
+    for prefix in header.head:
+        if len(own[f"{prefix}.weight"]) != len(task.classes):
+            raise NetworkError(f"task {task.index} ({task.name}) has other classes than its head has outputs for")
 
 
 def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:
@@ -133,8 +149,7 @@ def describe(model: nn.Module, header: Header, task: Task) -> None:
 
 def resize_head(model: nn.Module, header: Header, own: State) -> None:
     """Give each parameter of the head the shape that it has in `own`, with any values."""
-    for prefix in header.head:
-        classifier: Any = model.get_submodule(prefix)
+    for prefix, classifier in zip(header.head, _classifiers(model, header), strict=True):
         for name, parameter in list(classifier.named_parameters()):
             shape = own[f"{prefix}.{name}"].shape
             if parameter.shape != shape:
@@ -231,7 +246,9 @@ def check_constants(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
     model.to(device)
-    model.to(memory_format=torch.channels_last)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:  # module.to() would refuse a network that has one of five dimensions
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
         convolutions.replace(model)
     return model

@@ -19,7 +19,7 @@ from packnet_cli.engine.checks import (
     check_settings,
     load_whole,
     say_what_is_left_out,
-    say_what_is_not_measured,
+    say_what_is_used,
 )
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.data import splits
@@ -161,7 +161,7 @@ def _all_free(origin: Origin) -> Artifact:
 @together
 def add_task(
     path: Path,
-    data: Path,
+    data: str | Path,
     *,
     name: str | None = None,
     prune: float = 0.0,
@@ -184,6 +184,7 @@ def add_task(
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
     stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
     """
+    data = Path(data)
     few_steps = few_steps or recipe or ADAMW
     recipe = recipe or Recipe()
     few_steps = few_steps.with_split_of(recipe)  # what is held out does not depend on which is taken
@@ -202,7 +203,7 @@ def add_task(
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
     images = splits.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_left_out(data, say)
-    say_what_is_not_measured(images, say)
+    say_what_is_used(name, data, images, say)
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
         say("without --prune the first task keeps all weights, and leaves none to another")
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
@@ -213,7 +214,8 @@ def add_task(
         images = dataclasses.replace(images, train=kept)
 
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
-    with session.training(name, claim, images, recipe, prune=prune, max_drop=max_drop) as task:
+    retrain = bool(prune) or max_drop is not None
+    with session.training(name, claim, images, recipe, prune=prune, max_drop=max_drop, retrain=retrain) as task:
         task.train(retrained=bool(prune))
         search: dict[str, float] = {}
         if max_drop is not None and aside is not None:
@@ -225,6 +227,24 @@ def add_task(
         write(after, path, task, unchanged_since)
     warn_of_guesses(after.header.tasks[-1], images, say)
     return after
+
+
+def plan_task(
+    path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
+) -> plan.Plan:
+    """Who would own what after `add_task` with these arguments, if `--rank` treats layers alike; writes nothing.
+
+    Raises what its share, its name and its images would, but for images that cannot be decoded.
+    """
+    plan.check_fraction(prune)
+    artifact = format.load(path)
+    artifact.header.check_changeable(path)
+    plan.check_capacity(path, artifact)
+    name = name or task_name(data)
+    artifact.header.check_new_name(name)
+    plan.check_release(artifact.free_counts(), prune, recipe)
+    say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
+    return plan.share_out(artifact, {name: prune}, recipe)
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------

@@ -40,13 +40,13 @@ class Session:
         *,
         prune: float,
         max_drop: float | None = None,
+        retrain: bool = True,
     ) -> Iterator[TaskInTraining]:
         """The task called `name`, to be trained and written in here; where a stopped run was, if that is to go on.
 
         Ctrl-C then waits for the end of a step; at the end the checkpoint is removed. Raises UsageError where the
         memory is too small, ConflictError where the checkpoint is of another run, InterruptedRun.
         """
-        retrain = bool(prune) or max_drop is not None
         recipe = fit_batch_size(
             self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
         )

@@ -91,7 +91,9 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """timm's name of an architecture, its configuration, and the arguments that this adds."""
     if arch.startswith("hf-hub:"):
         # Building the network again must not need the hub: its configuration is kept in the artifact.
-        with _from_hub(arch):
+        with _from_hub(
+            f"the configuration of {arch}", "name timm's architecture, with --weights FILE or --no-pretrained"
+        ):
             cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
         # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
         kept = {key: value for key, value in (arguments or {}).items() if is_argument(key)}
@@ -99,6 +101,8 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     name = arch.partition(".")[0]
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
+        if "/" in arch:
+            hint = f"one on the hub is hf-hub:{arch}" if ":" not in arch else "name it alone, with --weights FILE"
         raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
     try:
         found = timm.get_pretrained_cfg(arch)
@@ -144,7 +148,8 @@ def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any]
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
     say(f"fetching the pretrained weights of {arch}, unless they are here (to find no hub takes a minute) ...")
-    with _from_hub(arch):
+    otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
+    with _from_hub(f"the pretrained weights of {arch}", otherwise):
         return create(arch, arguments, pretrained=True), str(source or arch)
 
 
@@ -204,9 +209,10 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
         values = list(wanted.get(key, resolved[key]))
         if key in wanted and len(values) not in (1, channels):
             raise UsageError(f"--{key} takes one number, or one for each of {channels} channels, not {len(values)}")
-        if not all((1e-30 if key == "std" else -1e30) < value < 1e30 for value in values):  # what float32 can compute
+        if key in wanted and not all((1e-30 if key == "std" else 0) <= value <= 1 for value in values):
             given = ",".join(f"{value:g}" for value in values)
-            raise UsageError(f"no pixel can be normalised with --{key} {given}; give what is usual, such as 0.5")
+            hint = f"{values[0]:g} of 255 is {values[0] / 255:.3g}" if 1 < values[0] <= 255 else "0.5 is usual"
+            raise UsageError(f"pixels are numbers from 0 to 1, which --{key} {given} does not fit; {hint}")
         if len(values) != channels:
             values = [sum(values) / len(values)] * channels  # timm's are for other channels
         resolved[key] = values
@@ -214,15 +220,12 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _from_hub(arch: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the hub becomes one NetworkError."""
+def _from_hub(what: str, otherwise: str) -> Iterator[None]:
+    """Whatever goes wrong between here and the hub becomes one NetworkError, which says how to do without."""
     try:
         with network.without_hub_log():
             yield
     except NetworkError:
         raise
     except Exception as error:
-        raise NetworkError(
-            f"cannot fetch the pretrained weights of {arch} ({reason(error)}); "
-            "give a file with --weights FILE, or start from random ones with --no-pretrained"
-        ) from None
+        raise NetworkError(f"cannot fetch {what} ({reason(error)}); {otherwise}") from None

@@ -29,6 +29,8 @@ def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_jso
         return
     console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
     console.tell(f"  {opened.get(form, plain)}")
+    if form:  # a folder holds them
+        console.tell(f"  with images of {documents.preprocessing(header.data_config)}")
 
 
 def compacted(
@@ -67,7 +69,13 @@ def compacted(
 
 
 def verified(
-    path: Path, damage: "list[Finding]", changed: "list[Finding]", *, rounded_to: str | None = None, as_json: bool
+    path: Path,
+    damage: "list[Finding]",
+    changed: "list[Finding]",
+    *,
+    measured: int = 0,
+    rounded_to: str | None = None,
+    as_json: bool,
 ) -> None:
     """What is wrong with the file, or, if it is whole, which accuracies have `changed`.
 
@@ -83,7 +91,8 @@ def verified(
         console.tell(finding.problem)
     if not findings:
         rounded = f", once that was rounded to {rounded_to}" if rounded_to else ""
-        console.tell(f"{path} is whole, and every task in it to the bit what was added{rounded}")
+        accurate = f"; {measured} measured, of the recorded accuracy" if measured else ""
+        console.tell(f"{path} is whole, and every task in it to the bit what was added{rounded}{accurate}")
 
 
 def explain_removal(header: "Header", task: "Task", freed: int) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
     for result in results:
+        if result.problem:
+            console.error(result.problem)
         if result.missing:
             console.warning(
                 f"task {result.task.index} ({result.task.name}): {len(result.missing)} of {len(result.task.classes)} "

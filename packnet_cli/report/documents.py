@@ -63,6 +63,12 @@ def task(numbers: "Summary", task: "Task") -> Document:
     }
 
 
+def preprocessing(data_config: dict[str, Any]) -> str:
+    """What of timm's data config an image has to go through, in a line."""
+    shown = ("input_size", "mean", "std", "crop_pct", "interpolation")
+    return ", ".join(f"{key} {data_config[key]}" for key in shown if key in data_config)
+
+
 def plan(shares: "Plan") -> Document:
     weights = shares.packed_weights
     tasks = [
@@ -91,6 +97,7 @@ def accuracy(result: "Evaluation") -> Document:
         "top5": result.accuracy and result.accuracy.top5,
         "images": result.accuracy.images if result.accuracy else 0,
         "missing_classes": list(result.missing),
+        "problem": result.problem,
     }
 
 

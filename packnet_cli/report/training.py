@@ -1,7 +1,7 @@
 """Training as it goes on: a progress bar or lines of JSON on stderr, and a log of metrics."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Prog
             writers.append(stack.enter_context(log_to(log)))
         if as_json and not console.talk.quiet:
             writers.append(console.print_json_on_stderr)
-        move = None if as_json else stack.enter_context(_bar())
+        shown = _bar() if console.talk.is_terminal else nullcontext(_epoch_line)
+        move = None if as_json else stack.enter_context(shown)
 
         def show(task: str, phase: str, seen: Step | Accuracy) -> None:
             line = metrics.line(task, phase, seen)
@@ -35,6 +36,18 @@ def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Prog
                 move(phase, seen)
 
         yield show
+
+
+def _epoch_line(phase: str, step: Step) -> None:
+    """In place of a bar, where there is no terminal to move it in: a line at the end of each epoch."""
+    if step.step == step.steps:
+        console.say("  ".join(_described(phase, step)))
+
+
+def _described(phase: str, step: Step) -> tuple[str, str]:
+    accuracy = "" if step.accuracy is None else f"acc {step.accuracy:.1f} %  "
+    numbers = f"loss {step.loss:.3f}  {accuracy}{step.images_per_second:.0f} images/s"
+    return f"{phase} epoch {step.epoch}/{step.epochs}", numbers
 
 
 @contextmanager
@@ -55,10 +68,8 @@ def _bar() -> Iterator[Callable[[str, Step], None]]:
         bar.start()  # not before there is something to show
         if phase not in rows:
             rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
-        accuracy = "" if step.accuracy is None else f"acc {step.accuracy:.1f} %  "
-        numbers = f"loss {step.loss:.3f}  {accuracy}{step.images_per_second:.0f} images/s"
         done = (step.epoch - 1) * step.steps + step.step
-        title = f"{phase} epoch {step.epoch}/{step.epochs}"
+        title, numbers = _described(phase, step)
         bar.update(rows[phase], completed=done, description=title, numbers=numbers)
 
     try:

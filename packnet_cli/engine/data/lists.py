@@ -56,7 +56,7 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
 
 
 def _order(image: Picture) -> Any:
-    return image.index if isinstance(image, Item) else image
+    return (0, image.index) if isinstance(image, Item) else (1, image)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

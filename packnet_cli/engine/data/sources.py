@@ -67,6 +67,7 @@ def class_names(data: Path) -> tuple[str, ...]:
 def _splits(data: Path) -> dict[str, ClassFiles] | None:
     """The images of a list or dataset by split and class; None of a folder."""
     if is_list(data):
+        check_exists(data)
         return _read_list(data, stamp(data))
     return datasets.read(data) if is_dataset(data) else None
 
@@ -116,10 +117,9 @@ def _class_files(folder: Path) -> ClassFiles:
     """The image files of each class folder, both in order of name."""
     names = _class_names(folder)
     files: ClassFiles = {name: [*_images_in(folder / name)] for name in names}
-    if names and all((folder / name / TRAIN).is_dir() for name in names):
-        raise DataError(
-            f"{folder} holds {len(names)} data folders, each with its train/; name one, such as {folder / names[0]}"
-        )
+    trained = [folder / name for name in names if (folder / name / TRAIN).is_dir()]
+    if trained and (len(trained) == len(names) or any(map(_held_out_folder, trained))):
+        raise DataError(f"{folder} holds folders with a train/ of their own; name one of them, such as {trained[0]}")
     if len(names) > 1 and {name.lower() for name in names} <= {TRAIN, "training", VALID, *HELD_OUT}:
         raise DataError(f"{folder} holds {', '.join(names)}, which are no classes; call them {TRAIN} and {HELD_OUT[0]}")
     if not any(files.values()):

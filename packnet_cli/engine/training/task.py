@@ -138,8 +138,10 @@ class TaskInTraining:
     def rehearse(self, *, retrain: bool) -> None:
         """Take all the memory that training will: from the second step on there are the optimizer's moments, and in
         the retraining, if one comes, a teacher."""
-        for _ in self._epochs(TRAIN, 2, self.recipe.lr, self._new_teacher() if retrain else None):
-            pass
+        teacher = self._new_teacher() if retrain else None
+        if self.labelled or teacher:  # else nothing will be trained
+            for _ in self._epochs(TRAIN, 2, self.recipe.lr, teacher):
+                pass
 
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
         """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain."""
@@ -287,7 +289,8 @@ class TaskInTraining:
         self.freezer.in_part = notes["in part"]
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
-        mask = {layer: value.numpy() for layer, value in checkpoint.tensors_of("mask").items()}
+        # Copies: what was read is the file's own memory, in place of which the next checkpoint comes.
+        mask = {layer: value.numpy().copy() for layer, value in checkpoint.tensors_of("mask").items()}
         final = Accuracy(**notes["final"]) if notes["final"] else None
         self.go_back_to(Stage(checkpoint.tensors_of("model"), mask, notes["accuracy"], final))
 

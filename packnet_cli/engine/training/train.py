@@ -117,7 +117,7 @@ def train(
     images: torch.Tensor | None = None
     if resume:
         resume.set_optimizer(optimizer)
-    if scheduler is not None and (before or resume):
+    if scheduler is not None and (before or at.epoch or at.step):
         scheduler.step_update((before + at.epoch) * len(batches) + at.step)
     for epoch in range(at.epoch, epochs):
         skip = at.step if epoch == at.epoch else 0

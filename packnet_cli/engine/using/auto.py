@@ -41,7 +41,7 @@ def evaluate_auto(
     remembering = [task for task in packed.tasks if task.data and task.images]
     if not remembering:
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
-    held_outs = [evaluate.held_out_images(task, None) for task in remembering]
+    held_outs = [evaluate.held_out_images(path, task, None) for task in remembering]
     torch_device = choose_device(device)
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
     for task, held_out in zip(remembering, held_outs, strict=True):

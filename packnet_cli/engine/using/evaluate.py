@@ -1,7 +1,7 @@
 """How good the tasks of a packed model are, on the images that they remember or on others."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,15 @@ from packnet_cli.recipe import Recipe
 class Evaluation:
     """How a task does on its held-out images; `missing` and `unsplit` are those of HeldOut.
 
-    Of a task that was added without held-out images, and is evaluated among all others, the accuracy is None.
+    Among all tasks, the accuracy of one is None if it was added without held-out images, or for the `problem` with
+    them.
     """
 
     task: Task
     accuracy: Accuracy | None
     missing: tuple[str, ...] = ()
     unsplit: bool = False
+    problem: str | None = None
 
 
 def evaluate_tasks(
@@ -48,8 +50,9 @@ def evaluate_tasks(
 ) -> Iterator[Evaluation]:
     """Evaluate one task (by index or name) or "all", on the data that it remembers or on `data`.
 
-    A compact file remembers none: what the one that it was made of remembers is meant with `as_in`, the path of that.
-    Raises TaskError, DataError, ArtifactError.
+    A compact file remembers none: `as_in` is the path of the file it was made of, which does.
+    Raises TaskError, DataError, ArtifactError; of "all" on remembered data, what is wrong with one task's is in its
+    Evaluation.
     """
     artifact = format.load(path)
     if as_in is not None:
@@ -61,14 +64,21 @@ def evaluate_tasks(
     there = [task for task in tasks if wanted != "all" or data or (task.data and task.images)]
     if artifact.header.compact is not None and not (data or as_in):
         raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
-    held_outs = {task.index: held_out_images(task, data) for task in there}
+    held_outs: dict[int, splits.HeldOut | DataError] = {}
+    for task in there:
+        try:
+            held_outs[task.index] = held_out_images(path, task, data)
+        except DataError as error:
+            if data or wanted != "all":
+                raise
+            held_outs[task.index] = error
     yield from _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers, amp=amp)
 
 
 def _measured(
     artifact: Artifact,
     tasks: tuple[Task, ...],
-    held_outs: dict[int, splits.HeldOut],
+    held_outs: Mapping[int, splits.HeldOut | DataError],
     torch_device: torch.device,
     *,
     batch_size: int,
@@ -79,10 +89,10 @@ def _measured(
     packed = Packed(artifact)
     model: nn.Module | None = None
     for task in tasks:
-        if task.index not in held_outs:
-            yield Evaluation(task, None)
+        held_out = held_outs.get(task.index)
+        if held_out is None or isinstance(held_out, DataError):
+            yield Evaluation(task, None, problem=str(held_out) if held_out else None)
             continue
-        held_out = held_outs[task.index]
         if model is None:
             model = network.place(packed.model(task.index), torch_device)
         else:
@@ -106,7 +116,7 @@ def check_accuracies(
     for task in artifact.header.tasks:
         if task.data and task.images:
             try:
-                held_outs[task.index] = held_out_images(task, None)
+                held_outs[task.index] = held_out_images(path, task, None)
             except DataError as error:
                 findings.append(Finding(str(error), task.index))
     tasks = artifact.header.tasks
@@ -147,12 +157,15 @@ def batches_of(
     )
 
 
-def held_out_images(task: Task, data: Path | None) -> splits.HeldOut:
-    """The readable images to evaluate a task on: of those it remembers, or in `data`. Raises DataError."""
+def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut:
+    """The readable images to evaluate a task of the file at `path` on: those it remembers, or in `data`.
+
+    Raises DataError.
+    """
     if not (data or task.data):
         raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
-    alone = f"`packnet eval PACKED --task {task.index} --data DIR`"
-    where = data or splits.remembered(task, f"put it back, or measure this task alone with {alone}")
+    elsewhere = f"put it back, or say where it is: `packnet eval {path} --task {task.index} --data DIR`"
+    where = data or splits.remembered(task, elsewhere)
     try:
         held_out = splits.open_held_out(
             where,

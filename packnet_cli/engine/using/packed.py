@@ -44,6 +44,7 @@ class Packed:
         found, header = self.task(task), self.artifact.header
         model = network.build_blank(header, len(found.classes))
         network.check_fits(model, header, self._tensors(found))
+        network.check_head(model, header, found, self.artifact.own[found.index])
         self._write(model, found)
         return model.eval()
 
