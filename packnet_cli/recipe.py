@@ -18,7 +18,7 @@ CHOICES = {
 AUTO = "auto"  # on the command line: a batch size, or fraction to prune, that is to be found
 FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
 SPLIT_SETTINGS = ("seed", "val_split")  # what a task's held-out images follow from
-MAX_COUNT = 2**32  # exclusive: numpy's seeds have 32 bits, and of nothing else there are so many
+MAX_COUNT = 2**32  # exclusive; numpy's seeds have 32 bits
 FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
 
 

@@ -22,7 +22,7 @@ HALVINGS = 40
 @full_precision()
 def measure_temperature(model: nn.Module, batches: Batches) -> float:
     """The temperature of a task, by its network and its held-out images."""
-    # As numpy's arrays, since earlier versions of torch warn of what it sends of its own.
+    # numpy arrays: older versions of torch warn when they gather tensors as objects.
     here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches)]
     found = [pair for part in distributed.gathered(here) for pair in part]  # each process has its own images
     logits, labels = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
@@ -49,7 +49,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def entropies(logits: torch.Tensor, temperature: float | None) -> torch.Tensor:
     """The entropy (N,) of what logits (N, classes) say at a temperature, None being 1: uncalibrated.
 
-    As a share of the greatest that there can be of so many classes: 0 is certain, 1 a mere guess.
+    As a share of the maximum for so many classes: 0 is certain, 1 a mere guess.
     """
     probabilities = (logits.float() / (temperature or 1)).softmax(1)
     per_class: torch.Tensor = torch.special.entr(probabilities)

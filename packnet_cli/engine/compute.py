@@ -128,7 +128,7 @@ class _Graphs:
         return (self.captured if images.shape == self.shape else self.model)(images)
 
     def _capture(self) -> Forward:
-        gc.collect()  # earlier graphs hang in circles, and with them their memory
+        gc.collect()  # reference cycles may still hold earlier graphs, and their memory
         device = next(self.model.parameters()).device
         images = torch.zeros(self.shape, device=device).contiguous(memory_format=torch.channels_last)
         whole = _Pass(self.model, self.amp)

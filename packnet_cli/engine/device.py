@@ -34,7 +34,7 @@ def choose_device(wanted: str) -> torch.device:
 
 @contextmanager
 def workable_batches(batch_size: int) -> Iterator[None]:
-    """Make of a device that has no memory left, or too little for batch norm to see, a UsageError that says so."""
+    """Turn running out of memory, or too few images for batch norm, into a UsageError that says what to try."""
     try:
         yield
     except ValueError as error:

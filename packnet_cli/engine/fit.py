@@ -61,9 +61,9 @@ def fit_batch_size(
     if there is not None:
         return dataclasses.replace(recipe, batch_size=there)
     size = int(most)
-    with workable_batches(1):  # that batch norm has too little to see it says of the smallest only
+    with workable_batches(1):  # its error, of too few images for batch norm, can only come from the smallest size
         while not _fits(claim, images, dataclasses.replace(recipe, batch_size=size), machine, retrain):
-            gc.collect()  # what was left half-way may hang in circles
+            gc.collect()  # reference cycles may still hold the memory of the failed attempt
             torch.cuda.empty_cache()
             size = decay_batch_step(size)
             if not size:

@@ -40,7 +40,7 @@ def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accura
     for logits, labels in answers(model, batches, amp=amp):
         best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
         hits = best == labels[:, None]
-        # Left where they are: to read them is to wait for a GPU.
+        # Not read in each batch: that would wait for the GPU.
         counts = counts.to(hits.device) + torch.stack((hits[:, 0].sum(), hits.sum()))
         seen += len(labels)
     top1, top5, seen = distributed.total([*counts.tolist(), seen])

@@ -1,4 +1,4 @@
-"""The one border between arrays and tensors: timm networks from an artifact's arrays, and back.
+"""timm networks: built for an artifact, their tensors classified, and written from its arrays and back.
 
 Every tensor of a network's state dict has one class:
 

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-if os.environ.get("COLUMNS") == "0":  # of who does not know; rich would leave no room for anything
+if os.environ.get("COLUMNS") == "0":  # set where the width is not known; rich would take it literally
     del os.environ["COLUMNS"]
 
 SCHEMA = 1  # of the documents of --json; a field may come under the same number, none may go or change its meaning

@@ -1,4 +1,5 @@
-"""From images to batches: `sources` and `datasets` find them, `splits` parts them into those to train and measure on.
+"""From images to batches.
 
-`pictures` opens one, `feed` makes batches of them, with `augment`.
+`sources` finds images in folders, in `lists` and in `datasets`; `splits` divides them into those to train on and those
+to measure on; `pictures` opens one; `feed` makes batches, augmented by `augment`.
 """

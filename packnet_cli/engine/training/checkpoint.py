@@ -27,7 +27,7 @@ from packnet_cli.progress import Say, unsaid
 ANY_NOTES = "packnet_resume."
 NOTES = f"{ANY_NOTES}4"  # the number of this version
 
-DIGESTS = ("images", "weights")  # what a run is known by, that nobody can read
+DIGESTS = ("images", "weights")  # of a run; that they differ can be said, but not how
 
 
 @dataclass(frozen=True)

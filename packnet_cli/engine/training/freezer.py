@@ -1,4 +1,4 @@
-"""What no optimizer moves: the weights that a task in training does not own."""
+"""Keeps every optimizer from moving the weights that a task in training does not own."""
 
 import functools
 
@@ -67,7 +67,7 @@ class Freezer:
         return self.parameters | {name: part.vector for name, part in self.parts.items()}
 
     def forget_released(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have the optimizer forget what it knows of weights that since its last step are held, too."""
+        """Have the optimizer forget its state of weights that have been held since its last step."""
         for part in self.parts.values():
             part.forget_released(optimizer.state.get(part.vector, {}))
 
@@ -81,7 +81,7 @@ class Freezer:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """After a step: have the parts where they belong, and the frozen values where they were."""
+        """After a step: put the parts into the network, and the frozen values back."""
         if self.copied:
             self.copied.write()
         for part in self._uncopied():
@@ -94,7 +94,7 @@ class Freezer:
 
     @torch.no_grad()
     def write_parameters(self) -> None:
-        """Have the parts in their parameters, where the network computes with copies of these."""
+        """Put the parts into their parameters too, if the network computes with copies of these."""
         if self.copied:
             for part in self.copied.parts.values():
                 part.write()
@@ -107,8 +107,8 @@ class Freezer:
         """The parameters of which the optimizer may have a part."""
         gpu = next(model.parameters()).device.type == "cuda"
         if gpu and (not self.copied or torch.are_deterministic_algorithms_enabled()):
-            # To launch something for each layer takes longer than to write back all of a small one; and to be
-            # deterministic is to sort before anything is copied to an index.
+            # A launch for each layer takes longer than writing back all of a small one; and a deterministic
+            # index_copy_ sorts its index first.
             return set()
         if self.copied:
             return {f"{path}.weight" for path, module in model.named_modules() if type(module) in CASTABLE}

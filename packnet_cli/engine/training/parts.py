@@ -1,4 +1,4 @@
-"""Of parameters that are trainable in part that part alone, as vectors for the optimizer."""
+"""The trainable part of a parameter, as a vector for the optimizer."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ class Part:
         self.index = self.known = torch.empty(0, dtype=torch.int64)  # where they are in memory: (k,)
 
     def hold(self, mask: torch.Tensor) -> None:
-        """Have what is True in `mask` as the vector, as it now is in the parameter."""
+        """Take what is True in `mask` as the vector, at its present values."""
         self.index = flat(mask, self.parameter).nonzero().flatten()
         self.vector.data = self._part_of(self.parameter.detach())
 
     def forget_released(self, state: dict[str, Any]) -> None:
-        """Leave of an optimizer's state of the vector what is still in it."""
+        """Cut the optimizer's state of the vector down to what is still in it."""
         if len(self.known) > len(self.index):
             there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
             there[self.index.long()] = True
@@ -49,12 +49,12 @@ class Part:
             values.scatter_(0, index, vector)
 
     def _shared_by_threads(self) -> bool:
-        """On a CPU some operations share their work among threads, but take twice as long for it as their likes."""
+        """Whether to use the variants of an operation that share it among threads, at twice the work in all."""
         return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
 
 
 def wants_copies(device: torch.device, *, amp: bool, compiled: bool | None) -> bool:
-    """Whether a network is to compute with copies: where launches take time; torch.compile saves them by itself."""
+    """Whether a network is to compute with copies: where kernel launches take time, unless torch.compile saves them."""
     return device.type == "cuda" and amp and not compiled
 
 
@@ -62,8 +62,8 @@ class Copied(nn.Module):
     """A network that computes with bfloat16 copies of its parameters in part.
 
     Autocast would cast all of their weights in each step, and all gradients back. Here only the trainable ones are
-    cast, and those of all layers at once, as on a GPU each launch takes time. Every number is what it would be,
-    of weights that are used once.
+    cast, those of all layers at once, as on a GPU each launch takes time. The results are the same to the bit, for
+    weights that are used once in a pass.
     """
 
     def __init__(self, model: nn.Module) -> None:

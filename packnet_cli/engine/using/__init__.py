@@ -1,5 +1,5 @@
-"""A packed model in use: `packed` is a network that switches between tasks, `predict` asks it about images.
+"""A packed model in use: `packed` gives networks that switch between tasks, `predict` asks them about images.
 
-`evaluate` measures tasks, on images that they remember or on others; `auto` guesses the task of an image; `export`
-writes a task as ONNX, as a program or as a folder for the hub.
+`evaluate` measures tasks, on the images that they remember or on others; `auto` guesses the task of an image; `export`
+writes a task as a checkpoint, a folder for the hub, ONNX or a program.
 """

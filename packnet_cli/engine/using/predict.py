@@ -59,9 +59,9 @@ def predict(
 ) -> Iterator[Answer]:
     """An answer for each image file, in their order, as soon as its batch is done; each is decoded once.
 
-    `wanted` is the index or name of a task, "all", or "auto": of each picture, the task of the lowest entropy (see
-    `auto.py` for how often that is right). With
-    `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError, UsageError.
+    `wanted` is the index or name of a task, "all", or "auto": for each picture the task of the lowest entropy, which
+    `auto.py` measures. With `read_ahead` the next batch is decoded while one is computed. Raises
+    ArtifactError, TaskError, UsageError.
     """
     torch_device = choose_device(device)
     packed = Packed(format.load(path))
