@@ -108,7 +108,7 @@ def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt
     recipes = Recipe(epochs=epochs), dataclasses.replace(RECIPES["adamw"], epochs=epochs)
     assert choose_recipe(artifact, images, *recipes, said.append).opt == opt
     taken, other = "adamw, lr 0.0003, cosine schedule", "momentum, lr 0.001, step schedule"
-    said_so = f"few steps (1), so as by --recipe adamw: {taken}; --recipe sgd: {other}"
+    said_so = f"few steps (1): recipe adamw ({taken}), not sgd ({other})"
     assert said == [said_so][: opt == "adamw"]
 
 

@@ -31,7 +31,7 @@ def choose_recipe(
     if few_steps == recipe or not batch_norm or steps >= FEW_STEPS:
         return recipe
     taken, other = (f"{each.opt}, lr {each.lr:g}, {each.sched} schedule" for each in (few_steps, recipe))
-    say(f"few steps ({steps:,}), so as by --recipe adamw: {taken}; --recipe sgd: {other}")
+    say(f"few steps ({steps:,}): recipe adamw ({taken}), not sgd ({other})")
     return few_steps
 
 
