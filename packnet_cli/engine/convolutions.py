@@ -60,12 +60,12 @@ class _Small(nn.Conv2d):
         few = min(rows, columns) > 0 and rows * columns <= FEW_PIXELS
         if not (few and torch.is_grad_enabled()):
             return super().forward(images)
-        filters = self.weight[:, :, used_rows, used_columns]
-        height, width = filters.shape[2:]
-        # With channels last, as they are in memory.
+        # With channels last, as they are in memory, and as their gradients then are.
+        filters = self.weight.permute(0, 2, 3, 1)[:, used_rows, used_columns]
+        height, width = filters.shape[1:3]
         seen = F.pad(images, horizontal + vertical).unfold(2, height, down).unfold(3, width, across)
         seen = seen.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (N, rows, columns, height * width * channels)
-        return F.linear(seen, filters.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(seen, filters.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def _positions(size: int, taps: int, stride: int, padding: int) -> tuple[int, slice, tuple[int, int]]:
