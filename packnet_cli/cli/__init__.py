@@ -1,4 +1,4 @@
-"""The front door: each command parses its arguments, imports its verb inside the body, calls it and reports."""
+"""The command-line application. Each command imports its verb inside its body, so that --help stays fast."""
 
 import codecs
 import inspect
@@ -28,16 +28,16 @@ log = logging.getLogger("packnet")
 
 
 class _Group(TyperGroup):
-    """The commands, in order of what they are for; none ends in a traceback that is not a bug's."""
+    """The commands, in order of their panels; expected errors end in one line, see `failing`."""
 
     def make_context(self, info_name: Any, args: list[str], *more: Any, **kwargs: Any) -> Any:
-        json_wanted = "--json" in args  # which are taken from the list as they are parsed
+        json_wanted = "--json" in args  # parsing empties the list
         with in_one_line(lambda: "packnet", lambda: json_wanted):
             return super().make_context(info_name, args, *more, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
-        ctx.meta[JSON_WANTED] = "--json" in ctx.args  # what a command's options make of it may come too late
+        ctx.meta[JSON_WANTED] = "--json" in ctx.args  # in case an error comes before the option is parsed
 
         def command() -> str:
             return " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
@@ -72,7 +72,7 @@ Decorator = Callable[[Verb], Verb]
 
 
 def with_options(place: str, added: list[inspect.Parameter], gather: Callable[[dict[str, Any]], Any]) -> Decorator:
-    """Give a command these options, and in place of its parameter `place` what `gather` makes of their values."""
+    """Give a command these options; it gets what `gather` makes of their values as its parameter `place`."""
 
     def decorate(verb: Verb) -> Verb:
         signature = inspect.signature(verb)
@@ -91,15 +91,15 @@ def with_options(place: str, added: list[inspect.Parameter], gather: Callable[[d
 
 
 def command(panel: str, *examples: str, name: str | None = None) -> Decorator:
-    """A command of the program, in this panel of `packnet --help`; its own --help ends with the examples."""
+    """Register a command in this panel of `packnet --help`; its own --help ends with the examples."""
     return app.command(name, rich_help_panel=panel, epilog="\n\n".join(f"$ {example}" for example in examples))
 
 
 def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """For the shell: the names of the tasks in the file that the command line names, with what they are."""
+    """Shell completion: the tasks of the file on the command line, with a description."""
     from packnet_cli.artifact import format
 
-    # A command line that ends in an option without its value is not parsed to the end: the file is then left over.
+    # A command line that ends in an option without a value is not parsed to the end, and leaves the file in args.
     path = ctx.params.get("path") or next(iter(ctx.args), "")
     try:
         tasks = format.load_header(Path(path)).tasks
@@ -118,7 +118,7 @@ def _remember_json(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
-# Eager, so that it is known, from the environment too, also if another argument is wrong.
+# Eager, so that it is known even if another argument is wrong.
 _json = partial(Option, "--json", callback=_remember_json, is_eager=True)
 Json = Annotated[bool, _json(help="Print one JSON document on stdout.")]
 JsonLines = Annotated[bool, _json(help="Print one JSON document a line for each image.")]
@@ -176,12 +176,12 @@ def packnet(
 
 
 def is_a_further_process() -> bool:
-    """Whether this is one of several processes of a run that torchrun has started, and not the first, which speaks."""
+    """Whether torchrun started this process, and it is not the first, which alone speaks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
 
 
 def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What a stream's encoding has no place for: a byte of a path as it is, a character as JSON's escape of it."""
+    """How to write what a stream's encoding cannot: a byte of a path as it is, a character as a JSON escape."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeEncodeError as unknown:

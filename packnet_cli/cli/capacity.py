@@ -1,4 +1,4 @@
-"""The commands about capacity: how tasks can share the weights, and how to make room for one more."""
+"""The commands about capacity: plan how tasks share the weights, and prune to make room for one more."""
 
 from pathlib import Path
 from typing import Annotated, Any

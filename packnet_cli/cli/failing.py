@@ -1,4 +1,4 @@
-"""How a command fails: in one line on stderr, and with its exit code; here and nowhere else."""
+"""How every command fails: with one line on stderr and an exit code."""
 
 import errno
 import logging
@@ -16,9 +16,9 @@ log = logging.getLogger("packnet")
 
 @contextmanager
 def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Where every expected error of `command` ends the program so; what is left is a bug, and raised.
+    """Let every expected error of `command` end the program so; any other is a bug, and raised.
 
-    With --json it is also the document on stdout, where a command would have put its own.
+    With --json the error is also the document on stdout, unless the command has printed its own.
     """
     try:
         yield
@@ -39,7 +39,7 @@ def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> 
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int] | None:
-    """What to say of an error, and the exit code; None of a bug, and of a reader of the output that has seen enough."""
+    """The message and the exit code of an error; None for a bug, and for a closed pipe."""
     if isinstance(error, PackNetError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The commands that keep a file: prove that it is whole, and take a task out of it or give one another name."""
+"""The commands that maintain a file: verify it, remove a task, rename one."""
 
 import sys
 from typing import Annotated

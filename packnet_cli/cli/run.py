@@ -1,4 +1,4 @@
-"""A training run as the user wants it: on what machine, gone on with or not, shown how; the same of all that train."""
+"""Options that all training commands share: the machine, resuming, logging and progress."""
 
 import dataclasses
 import inspect
@@ -59,7 +59,7 @@ class Run:
 
     @contextmanager
     def of(self, path: Path, *, trains: bool = True) -> Iterator[dict[str, Any]]:
-        """The arguments with which a verb trains the packed model `path` as wanted, which is shown meanwhile."""
+        """The keyword arguments for a verb that trains the packed model `path`; progress is shown meanwhile."""
         if trains:
             self._prepare(path)
         chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Machine)}
@@ -86,7 +86,7 @@ class Run:
             report.say(f"{where} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
-# In place of its parameter `run` a command gets the Run that its user wants.
+# Gives a command these options, and their values as a Run in its parameter `run`.
 with_run = with_options(
     "run",
     [

@@ -1,4 +1,4 @@
-"""The settings of a recipe as command-line options, made from the fields of Recipe: one list, one set of defaults."""
+"""The settings of a recipe as command-line options, made from the fields of Recipe."""
 
 import dataclasses
 import inspect

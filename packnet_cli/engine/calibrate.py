@@ -1,7 +1,7 @@
-"""How certain a task is: entropies that can be compared between tasks, by a temperature for each (Guo et al. 2017).
+"""How certain a task is: entropies made comparable between tasks by temperature scaling (Guo et al. 2017).
 
-A network is as a rule more, or less, certain than it is right, and each task's in its own way. Its logits divided by
-one number, its temperature, are as certain as they are right on held-out images; the order of the classes stays.
+Networks are usually over- or underconfident, and each task differently. Dividing a task's logits by one number, its
+temperature, matches confidence to accuracy on held-out images, and keeps the order of the classes.
 Source: arXiv 1706.04599, section 4.
 """
 
@@ -21,7 +21,7 @@ HALVINGS = 40
 
 @full_precision()
 def measure_temperature(model: nn.Module, batches: Batches) -> float:
-    """The temperature of a task, by its network and its held-out images."""
+    """The temperature of a task, fitted on its held-out images."""
     # numpy arrays: older versions of torch warn when they gather tensors as objects.
     here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches)]
     found = [pair for part in distributed.gathered(here) for pair in part]  # each process has its own images
@@ -30,16 +30,16 @@ def measure_temperature(model: nn.Module, batches: Batches) -> float:
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature at which logits (N, classes) give the labels (N,) the greatest likelihood.
+    """The temperature that maximises the likelihood of the labels (N,) given logits (N, classes).
 
-    One more image is counted, of which every class is as likely: N images of which none is wrong do not show that none
-    ever will be (Platt 1999 reasons alike), and without it the temperature would be 0.
+    One extra image is counted, equally likely to be of any class: N images without an error do not show that there will
+    never be one (cf. Platt 1999), and without it the temperature would then be 0.
     """
-    others = 1 / (len(labels) + 1)  # the part of that image
+    others = 1 / (len(labels) + 1)  # the weight of that image
     right = logits.gather(1, labels[:, None]).double().mean()
     target = (1 - others) * right + others * logits.double().mean()
     low, high = (math.log(bound) for bound in RANGE)
-    for _ in range(HALVINGS):  # the mean logit that is expected falls with the temperature, from the greatest
+    for _ in range(HALVINGS):  # the expected mean logit falls as the temperature rises
         middle = (low + high) / 2
         expected = ((logits / math.exp(middle)).softmax(1) * logits).sum(1).double().mean()
         low, high = (middle, high) if expected > target else (low, middle)
@@ -47,7 +47,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def entropies(logits: torch.Tensor, temperature: float | None) -> torch.Tensor:
-    """The entropy (N,) of what logits (N, classes) say at a temperature, None being 1: uncalibrated.
+    """The entropy (N,) of the softmax of logits (N, classes) at a temperature; None means 1, uncalibrated.
 
     As a share of the maximum for so many classes: 0 is certain, 1 a mere guess.
     """

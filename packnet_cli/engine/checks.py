@@ -1,4 +1,4 @@
-"""What can fail is tried before hours of training."""
+"""Checks that come before hours of training, and what the user is told then."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from packnet_cli.progress import Say
 
 
 def check_settings(prune: float, max_drop: float | None = None, head_only: bool = False) -> None:
-    """Raise UsageError for what is no number of its kind, or does not go together."""
+    """Raise UsageError for numbers out of range, and for options that exclude each other."""
     plan.check_fraction(prune)
     if max_drop is not None and not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop must be a number of points from 0 and less than 100, not {max_drop}")
@@ -25,7 +25,7 @@ def check_settings(prune: float, max_drop: float | None = None, head_only: bool 
 
 
 def check_optimizer(opt: str) -> None:
-    """Raise UsageError unless timm knows the optimizer, and it can take a step here."""
+    """Raise UsageError unless timm knows the optimizer and it can take a step on this machine."""
     if opt.startswith("lookahead_"):
         raise UsageError(f"Lookahead is not supported; take {opt.removeprefix('lookahead_')} alone")
     if opt not in list_optimizers():
@@ -42,7 +42,7 @@ def check_optimizer(opt: str) -> None:
 
 
 def load_whole(path: Path) -> Artifact:
-    """The artifact at `path`, if every task in it is what was added, and the disk has room for one more."""
+    """The artifact at `path`, verified. Raises ArtifactError, also if the disk has no room for one more task."""
     artifact = verify.load_verified(path)
     largest = max(sum(array.nbytes for array in own.values()) for own in artifact.own)
     atomic.check_room(path, path.stat().st_size + largest)  # the new task's own tensors, roughly
@@ -50,13 +50,13 @@ def load_whole(path: Path) -> Artifact:
 
 
 def say_what_is_left_out(data: Path, say: Say) -> None:
-    """What stands among the images and is none, as far as its name tells."""
+    """Say which files in the class folders are not taken for images, by their names."""
     if found := sources.left_out(data):
         say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
 
 
 def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: Say) -> None:
-    """How many images a task is trained and measured on, and which classes cannot be measured."""
+    """Say how many images a task is trained and measured on, and which classes cannot be measured."""
     held_out = images.held_out
     counts = f"{len(images.classes):,} classes, {len(images.train.paths):,} images to train on"
     if held_out:

@@ -1,4 +1,4 @@
-"""What a task claims of an artifact, and starts from."""
+"""The weights that a task claims in an artifact, and the values that it starts from."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from packnet_cli.recipe import Recipe
 
 T = TypeVar("T")
 
-MOST_SCALE = 10.0  # of the learning rates, however few weights a task has
+MOST_SCALE = 10.0  # limit of `lr_scale`, however few weights a task owns
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Claim:
 
     artifact: Artifact
     index: int
-    mask: dict[str, masks.Mask]  # task-index masks with what the task has claimed
-    state: State  # every tensor it starts from; those of the head may be missing, which is then random
+    mask: dict[str, masks.Mask]  # task-index masks, with the task's claim
+    state: State  # every tensor it starts from; without those of the head, the head starts at random
 
 
 def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
-    """Every free weight for the next task, at its dormant value or 0; of the rest its own copy, or the first task's.
+    """Every free weight for the next task, at its dormant value or 0; the rest is the starting point's or first task's.
 
-    The first task starts from the dormant values in any case: they are the network that it was to start from.
+    The first task always starts from the dormant values: they are the network that it was to start from.
     """
     tasks, index = artifact.header.tasks, artifact.header.last_index + 1
     mask = {layer: masks.claim_free(array, index) for layer, array in artifact.mask.items()}
@@ -40,24 +40,24 @@ def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
 
 
 def claim_nothing(artifact: Artifact) -> Claim:
-    """For a head alone, on the network exactly as the newest task runs it."""
+    """No weights, for a task that is only a head on the network exactly as the newest task runs it."""
     newest = artifact.header.last_index
     return Claim(artifact, newest + 1, artifact.mask, _without_head(artifact, artifact.state(newest)))
 
 
 def claim_again(artifact: Artifact) -> Claim:
-    """What the newest task owns, for that task itself as it is, head and all."""
+    """What the newest task owns, to train that task further from where it is, head included."""
     newest = artifact.header.tasks[-1]
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
 def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
-    """What the learning rates are multiplied by: the fewer weights the task finds free, the more.
+    """The factor for the learning rates: the fewer weights the task owns, the larger.
 
-    What a step makes of the network is the sum of what it does to each weight, so that at one rate a network of
-    which a quarter can move learns about a quarter as fast as one in which all can. `names` are those of its
-    parameters, in their order: a network such as VGG, whose last two layers before the head no norm follows, is left at
-    the plain rate, as at much higher ones it dies.
+    A step's effect on the network is the sum of its effects through each weight: at the same rate, a network in which a
+    quarter of the weights can move learns about a quarter as fast as one in which all can. `names` are its parameters,
+    in order: a network such as VGG, in which no norm follows the last two layers before the head, keeps the plain rate,
+    since it dies at much higher ones.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
     before_head = _without_head(claim.artifact, dict.fromkeys(names))

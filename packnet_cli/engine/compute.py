@@ -1,7 +1,7 @@
-"""How training computes: number formats, how a pass is launched, kernels and memory, by what the device is good at.
+"""How training computes: number formats, launching of passes, kernels and memory, as suits the device.
 
-What is left to be chosen (None) follows from the device and the network, never from the clock, so that the same run
-makes the same bytes. Compilation is chosen by hand only.
+Settings left open (None) follow from the device and the network, never from timings, so that a repeated run computes
+alike. Compilation is used only on request.
 """
 
 import ctypes
@@ -23,43 +23,44 @@ from packnet_cli.errors import UsageError, reason
 from packnet_cli.machine import Machine
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-Ready = Callable[[], Forward]  # to be called at the start of an epoch, while nothing else uses the GPU
+Ready = Callable[[], Forward]  # call at the start of an epoch, while nothing else uses the GPU
 
 log = logging.getLogger("packnet")
 
-# What torch warns of where CUDA graphs are captured, beside the stream that they run on, as they have to be.
+# torch's warnings where CUDA graphs are captured, which has to happen on a side stream.
 CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
-    """Whether to compute in bfloat16, the weights staying float32: by default where the device is made for it.
+    """Whether to compute in bfloat16, with float32 weights: by default where the hardware supports it well.
 
-    On such a CPU networks with depthwise convolutions gain less by it, and are less accurate (examples/MEASURED.md).
+    Not by default on CPUs for networks with depthwise convolutions, which gain less and lose accuracy
+    (examples/MEASURED.md).
     """
     if wanted is not None:
         return wanted
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in every torch
+    made_for_it = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in every version of torch
     return device.type == "cpu" and made_for_it() and not any(map(is_depthwise, model.modules()))
 
 
 def in_precision(device: torch.device, amp: bool) -> AbstractContextManager[Any]:
-    """Where a network computes in bfloat16, or (not `amp`) as it is."""
-    # Not autocast's own switch: of a device that it does not know it raises even if it is off.
-    # Nor its cache, with which there are no CUDA graphs: in one pass each weight is used once.
+    """A context in which a network computes in bfloat16 or, without `amp`, as it is."""
+    # Not autocast(enabled=False), which still raises for devices that it does not know. No weight cache, which rules
+    # out CUDA graphs, and gains nothing: a pass uses each weight once.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if amp else nullcontext()
 
 
 def forward_of(
     model: nn.Module, *, wanted: bool | None, device: torch.device, shape: tuple[int, ...], amp: bool
 ) -> Ready:
-    """The network as a function of batches (N, C, H, W): compiled if that is `wanted`, on a GPU else as CUDA graphs.
+    """The network as a function of batches (N, C, H, W): compiled if `wanted`; if None, as CUDA graphs on a GPU.
 
-    Batches of another `shape`, such as an epoch's last, do without. The network itself stays what it is, with the names
-    of its tensors, its evaluation and its copies; but in bfloat16 on a CPU its depthwise convolutions, which are slow
-    in it there, from now on compute in float32. Raises UsageError, when it runs, if it cannot be compiled.
+    Batches of another `shape`, such as an epoch's last, run without either. The module itself is left alone (names of
+    its tensors, evaluation, copies), except that with bfloat16 on a CPU its depthwise convolutions, slow in bfloat16
+    there, compute in float32 from now on. If it cannot be compiled, its first run raises UsageError.
     """
     if amp and device.type == "cpu":
         slow = [*filter(is_depthwise, model.modules())]
@@ -75,7 +76,7 @@ def forward_of(
 
 
 def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
-    """A kind of module that computes in float32, whatever is around it."""
+    """A subclass of a module class that computes in float32, even under autocast."""
     if issubclass(kind, _Float32):
         return kind
 
@@ -87,7 +88,7 @@ def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class _Float32:
-    """By which those kinds are known."""
+    """Marks those subclasses."""
 
 
 def _compiled(model: nn.Module, device: torch.device) -> Forward:
@@ -97,7 +98,7 @@ def _compiled(model: nn.Module, device: torch.device) -> Forward:
         try:
             return compiled(images)
         except Exception as error:
-            # Not by their types: those of torch's compilers are not public, nor the same in all its versions.
+            # By module, not by type: the exceptions of torch's compilers are not public, and differ between versions.
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             raise UsageError(f"cannot compile this network here ({reason(error)}); try --no-compile") from None
@@ -106,10 +107,10 @@ def _compiled(model: nn.Module, device: torch.device) -> Forward:
 
 
 class _Graphs:
-    """A network's passes, forward and back, as CUDA graphs: the same kernels, but launched at once.
+    """A network's forward and backward passes as CUDA graphs: the same kernels, but launched at once.
 
-    The launches are what small batches wait for: a ResNet-50 at batches of 32 is half as fast again on an H100.
-    The graphs need memory of their own; where that is much, launches are not what takes time.
+    Small batches are bound by launches: a ResNet-50 at batch size 32 is half as fast again on an H100. The graphs need
+    memory of their own; where that is much, launches are not the bottleneck.
     """
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], amp: bool) -> None:
@@ -120,7 +121,7 @@ class _Graphs:
     def ready(self) -> Forward:
         trained = [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.model.parameters()]
         if trained != self.trained:
-            self.captured = self.model  # so that the memory of the old graphs is free
+            self.captured = self.model  # frees the memory of the old graphs
             self.captured, self.trained = self._capture(), trained
         return self
 
@@ -135,10 +136,10 @@ class _Graphs:
         with torch.cuda.device(device), _nothing_left(self.model, device):
             try:
                 torch.cuda.make_graphed_callables(whole, (images,), allow_unused_input=True)
-            except Exception as error:  # of any kind, as networks do anything
+            except Exception as error:  # networks may raise anything
                 log.info("no CUDA graphs of this network: %s", reason(error))
                 with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-                    torch.zeros(1, device=device)  # one that succeeds: until then there are no random numbers
+                    torch.zeros(1, device=device)  # after a failed capture, random numbers fail until one succeeds
                 return self.model
         if torch.cuda.memory_reserved(device) < torch.cuda.mem_get_info(device)[1] / 2:
             return whole
@@ -151,10 +152,10 @@ class _Graphs:
 
 @contextmanager
 def _nothing_left(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Where CUDA graphs are captured, which runs the network some times: its statistics are afterwards what they were.
+    """Restore buffers and random state after capturing CUDA graphs, which runs the network several times.
 
-    So are the random numbers. cuDNN tries its algorithms here, for the shape of most batches: of others that would cost
-    more than it gains.
+    cuDNN benchmarks its algorithms only here, for the shape of most batches: for others it would cost more than it
+    gains.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     random, benchmark = torch.cuda.get_rng_state(device), torch.backends.cudnn.benchmark
@@ -170,7 +171,7 @@ def _nothing_left(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class _Pass(nn.Module):
-    """A network and the number format that it computes in, as CUDA graphs need them."""
+    """A network with its number format, in one module, as make_graphed_callables needs it."""
 
     def __init__(self, model: nn.Module, amp: bool) -> None:
         super().__init__()
@@ -183,21 +184,21 @@ class _Pass(nn.Module):
 
 @contextmanager
 def training_on(machine: Machine) -> Iterator[None]:
-    """Torch's settings for the whole process while it trains on `machine`.
+    """Torch's process-wide settings while training on `machine`.
 
-    Afterwards they are what they were, but for how freed memory is kept, and cuBLAS's workspace.
+    They are restored afterwards, except for how freed memory is kept and for cuBLAS's workspace.
 
     With `deterministic` a GPU computes the same bits each time, as a CPU does anyway. Raises UsageError if the network
-    needs what cannot be computed so.
+    needs an operation that has no deterministic implementation.
     """
     _keep_freed_memory()
     device, deterministic = choose_device(machine.device), machine.deterministic
     before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     try:
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it by default
+            torch.set_float32_matmul_precision("high")  # TF32, the default for convolutions
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
             torch.use_deterministic_algorithms(True)
         with warnings.catch_warnings():
             for harmless in CAPTURING:
@@ -214,7 +215,7 @@ def training_on(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Where a GPU multiplies matrices as it does outside of training, so that what is measured there holds here."""
+    """Multiply matrices in full float32, as outside training, so that what is measured during training holds in use."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -226,7 +227,7 @@ def full_precision() -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Have glibc reuse what a step frees, instead of returning it to the kernel and getting it back page by page.
 
-    Elsewhere nothing happens. 32 MB is the most that it takes from there and not from the kernel.
+    Does nothing without glibc. 32 MB is the highest mmap threshold that it accepts.
     """
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

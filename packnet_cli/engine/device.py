@@ -1,4 +1,4 @@
-"""The device that a network runs on, and the memory that it has."""
+"""The device that a network runs on, and errors of its memory."""
 
 import functools
 import logging
@@ -13,15 +13,15 @@ from packnet_cli.errors import UsageError, is_out_of_memory, reason
 log = logging.getLogger("packnet")
 
 
-@functools.cache  # what was chosen is logged once
+@functools.cache  # so that the choice is logged once
 def choose_device(wanted: str) -> torch.device:
-    """The torch device named, or with "auto" a GPU if there is one. Raises UsageError."""
+    """The named torch device; "auto" is a GPU if there is one, else the CPU. Raises UsageError."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
-        if device.type == "cuda" and device.index is None:  # which GPU that is depends on the thread that asks
+        if device.type == "cuda" and device.index is None:  # the current GPU depends on the thread
             device = torch.device("cuda", torch.cuda.current_device())
         if device.type == "meta":
             raise NotImplementedError("it holds no numbers")

@@ -1,9 +1,9 @@
-"""One training run as several processes, which torchrun starts: each computes its part of every batch.
+"""One training run in several processes, started by torchrun: each computes its part of every batch.
 
 Every process holds the whole network and draws the same random numbers; gradients are averaged after each backward
-pass, batch norm's statistics after each epoch. So all end with networks that are equal to the bit. The first process
-alone locks, writes and shows; whatever ends one ends all, and the first to fail says why. In a run of one process
-nothing here does anything.
+pass, batch norm statistics after each epoch. So all processes end with bit-identical networks. Only the first locks,
+writes and prints; if one ends, all end, and the first to fail says why. With a single process nothing here has any
+effect.
 """
 
 import dataclasses
@@ -25,27 +25,27 @@ from packnet_cli.artifact import atomic
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
 from packnet_cli.machine import THIS_MACHINE
 
-_together = False  # whether the processes are at a verb that all of them run
-_verbs = itertools.count()  # of this process, and alike of all others of its run
+_together = False  # whether the processes are running a verb together
+_verbs = itertools.count()  # numbers this process's verbs, as in every other process of the run
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def world() -> int:
-    """How many processes this run has; between two verbs each process is one by itself."""
+    """The number of processes of this run; 1 outside a verb that they run together."""
     return distributed.get_world_size() if _together else 1
 
 
 def rank() -> int:
-    """The number of this process among them; 0 is the first."""
+    """This process's rank among them; 0 is the first."""
     return distributed.get_rank() if world() > 1 else 0
 
 
 def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
-    """Let a verb that trains and writes its first argument run as one process, or in all that torchrun has started.
+    """Make a verb that trains and writes its first argument run in one process, or in all that torchrun started.
 
-    It runs while no other program writes the file, see `atomic.locked`.
+    The file is locked meanwhile, see `atomic.locked`.
     """
 
     @functools.wraps(verb)
@@ -56,7 +56,7 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
                 return verb(path, *args, **kwargs)
         machine: Any = kwargs.get("machine", THIS_MACHINE)
         kind = machine.device.partition(":")[0]
-        kwargs["machine"] = dataclasses.replace(machine, device=kind)  # of several GPUs each process takes its own
+        kwargs["machine"] = dataclasses.replace(machine, device=kind)  # each process takes a GPU of its own
         with _joined(kind), _one_message(), nullcontext() if rank() else atomic.locked(path):
             result = verb(path, *args, **kwargs)
             wait_for_all()
@@ -67,14 +67,14 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
 
 @contextmanager
 def _joined(kind: str) -> Iterator[None]:
-    """Be one of torchrun's processes, each of which has a GPU of its own or none has any. Raises UsageError."""
+    """Join torchrun's process group, with a GPU for each process or all on CPUs. Raises UsageError."""
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and (local := int(os.environ["LOCAL_WORLD_SIZE"])) > torch.cuda.device_count():
         if os.environ["LOCAL_RANK"] != "0":
             raise ToldElsewhere(UsageError.exit_code)
         raise UsageError(f"{local} processes need as many GPUs, and {torch.cuda.device_count()} are here")
-    # What is agreed on beside the training is on the CPU, so that no GPU need be waited for.
+    # gloo too: what is agreed on beside the training stays on the CPU, and waits for no GPU.
     if not distributed.is_initialized():
         init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
     global _together
@@ -83,22 +83,22 @@ def _joined(kind: str) -> Iterator[None]:
         yield
     finally:
         _together = False
-        # On CPUs the group stays, for the next verb, too: torch 2.4 now and then waits for ever to have one destroyed.
+        # On CPUs the group is kept for the next verb: torch 2.4 occasionally hangs when destroying one.
         if kind == "cuda" and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
 @contextmanager
 def _one_message() -> Iterator[None]:
-    """Of all processes that fail, and one failure ends all, let only the first say why."""
+    """Let only the first process that fails say why, as one failure ends all."""
     address, port, verb = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), next(_verbs)
     store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined, unused-ignore]
     try:
         yield
     except BaseException as error:
-        with suppress(ValueError):  # torchrun ends the others at the first exit, which need not be that of who speaks
+        with suppress(ValueError):  # torchrun ends all at the first exit, perhaps before the first to fail has spoken
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with suppress(RuntimeError):  # the store may have gone with the process that ended
+        with suppress(RuntimeError):  # the store may have ended with its process
             if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}/{verb}", 1) > 1:
                 raise ToldElsewhere(getattr(error, "exit_code", 130)) from None
         raise
@@ -106,26 +106,26 @@ def _one_message() -> Iterator[None]:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """What is done together fails if another process has ended: an InterruptedRun."""
+    """Turn the failure of a collective operation, as when another process has ended, into InterruptedRun."""
     try:
         yield
     except RuntimeError as error:
-        why = reason(error).rpartition("] ")[2]  # without the place in gloo's source
+        why = reason(error).rpartition("] ")[2]  # without gloo's source location
         raise InterruptedRun(
             f"another process of this run has ended ({why}); the packed model is as it was before"
         ) from None
 
 
-# --- what the processes do together ---------------------------------------------------------------------------------
+# --- collective operations ------------------------------------------------------------------------------------------
 
 
 def wait_for_all() -> None:
-    """Return when every process is here."""
+    """Return once every process has called this."""
     total([0])
 
 
 def total(numbers: list[int]) -> list[int]:
-    """The sums of whole numbers over all processes."""
+    """The sums of integers over all processes."""
     if world() == 1:
         return numbers
     sums = torch.tensor(numbers, dtype=torch.int64)
@@ -135,7 +135,7 @@ def total(numbers: list[int]) -> list[int]:
 
 
 def gathered(found: Any) -> list[Any]:
-    """What each process has found, in order of their numbers."""
+    """What each process has `found`, in order of rank."""
     if world() == 1:
         return [found]
     everything: list[Any] = [None] * world()
@@ -154,7 +154,7 @@ def check_equal(what: str) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
-    """Make of each process's gradients, means over so many `images`, the mean over the images of all."""
+    """Turn each process's gradients, means over its `images`, into means over the images of all processes."""
     if world() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -168,7 +168,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], images: int) -> None:
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Make the running statistics of each batch norm the mean over all processes."""
+    """Average each batch norm's running statistics over all processes."""
     if world() > 1:
         with _others():
             distribute_bn(model, world(), reduce=True)

@@ -1,4 +1,4 @@
-"""The pretrained network as the first task: the names of its classes, and its own."""
+"""The pretrained network as the first task: its class names and its default name."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from packnet_cli.images import task_name
 def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
     """The classes of a pretrained classifier, in order of its outputs.
 
-    From the file `listed`, one name a line; else ImageNet's, by wnid, if timm takes the network for an ImageNet one and
-    the folders are called so; else the sorted class folders if there are as many; without images, plain numbers.
-    Raises DataError.
+    From the file `listed`, one name a line; else ImageNet's wnids, if timm recognises the network as an ImageNet one
+    and no folder has another name; else the sorted class folders, if there are as many, or without images plain
+    numbers. Raises DataError.
     """
     count = origin.num_classes
     if listed is not None:
@@ -53,7 +53,7 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
 
 
 def default_name(classes: tuple[str, ...], data: Path | None) -> str:
-    """What the task is called if nobody says: imagenet if its classes are wnids, else as the folder."""
+    """The task's name by default: "imagenet" if its classes are wnids, else the folder's, else "pretrained"."""
     if all(name[:1] == "n" and name[1:].isdecimal() for name in classes):
         return "imagenet"
     return task_name(data) if data else "pretrained"

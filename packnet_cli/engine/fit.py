@@ -1,4 +1,4 @@
-"""What is left open: the recipe of the two that suits, and a batch as large as the device has the memory for."""
+"""Settles what is left open: which of two recipes, and a batch size that fits into the device's memory."""
 
 import dataclasses
 import gc
@@ -25,7 +25,7 @@ from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe
 def choose_recipe(
     artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, few_steps: Recipe, say: Say
 ) -> Recipe:
-    """The recipe, or the one for few steps, if by the first there are few, on a network with batch norm."""
+    """`recipe`, or `few_steps` if the former means less than FEW_STEPS steps on a network with batch norm."""
     steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
     batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
     if few_steps == recipe or not batch_norm or steps >= FEW_STEPS:
@@ -46,11 +46,10 @@ def fit_batch_size(
     resume: bool,
     say: Say,
 ) -> Recipe:
-    """The recipe with a batch size that training has the memory for, if it leaves the size open (`AtMost`).
+    """The recipe with a batch size that fits into memory, if it leaves the size open (`AtMost`).
 
-    It is that of the run to `resume`, if there is one; else, as only a trial tells, the size is stepped down until a
-    rehearsal gets through. The result is in every bit that of a run which was given this size, and the optimizer of the
-    recipe. Raises UsageError if not one image fits.
+    It is that of the run to `resume`, if there is one; else the size is lowered until a rehearsal succeeds. The result
+    is to the bit that of a run given this size and this recipe. Raises UsageError if not one image fits.
     """
     most = recipe.batch_size
     if not isinstance(most, AtMost) or not images.train.paths:
@@ -73,7 +72,7 @@ def fit_batch_size(
 
 
 def _fits(claim: Claim, images: splits.TrainingImages, recipe: Recipe, machine: Machine, retrain: bool) -> bool:
-    """Whether a batch of the recipe's size goes through training."""
+    """Whether training on a batch of the recipe's size fits into memory."""
     batch = splits.Split(images.train.paths[: recipe.batch_size], images.train.labels[: recipe.batch_size])
     images = dataclasses.replace(images, train=batch, held_out=None)
     try:

@@ -1,4 +1,4 @@
-"""What a network answers, and how often it is right."""
+"""A network's logits, and its accuracy."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ class Batches(Protocol):
 
 @torch.inference_mode()
 def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The network's logits (N, classes) for each batch, and its labels (N,), both where the network is."""
+    """The network's logits (N, classes) for each batch, and its labels (N,), both on the network's device."""
     device = next(model.parameters()).device
     model.eval()
     for images, labels in batches:
@@ -35,7 +35,7 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
 @full_precision()
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
-    """Top-1 and top-5 accuracy over all batches; of fewer than five classes, top-5 counts them all."""
+    """Top-1 and top-5 accuracy over all batches; with fewer than five classes, top-5 counts all."""
     counts, seen = torch.zeros(2, dtype=torch.int64), 0
     for logits, labels in answers(model, batches, amp=amp):
         best = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)

@@ -1,12 +1,12 @@
-"""timm networks: built for an artifact, their tensors classified, and written from its arrays and back.
+"""timm networks: built for an artifact, their tensors classified, written from its arrays and read back.
 
 Every tensor of a network's state dict has one class:
 
 * HEAD: the classifier, new and dense for each task (PackNet, section 3).
-* PACKED: the weights that tasks share out among themselves: matrices and convolution filters.
+* PACKED: the weights that are divided among tasks: matrices and convolution filters.
 * PER_TASK: all else, so small that each task has its own: biases, normalisation weights and statistics, tokens,
-  position tables and depthwise filters. A depthwise filter has a few taps and no second input to fall back on, so
-  that pruning it takes its channel away; its own copy costs a task little and gains accuracy (examples/MEASURED.md).
+  position tables and depthwise filters. A depthwise filter has few taps and only one input, so pruning it removes its
+  channel; a copy for each task costs little and gains accuracy (examples/MEASURED.md).
 """
 
 import enum
@@ -39,7 +39,7 @@ class Kind(enum.Enum):
 def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     """The class of every tensor in the model's state dict; `head` holds the name prefixes of its classifier.
 
-    Raises NetworkError that names a tensor which fits none (tied weights, extra state, other than float32 weights).
+    Raises NetworkError, naming a tensor that fits none (tied weights, extra state, weights other than float32).
     """
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
@@ -75,7 +75,7 @@ def build(header: Header, num_classes: int) -> nn.Module:
     """A network of the artifact's architecture with a new head, its weights random under torch's seed."""
     model = create(header.arch, header.model_kwargs | {"num_classes": num_classes})
     for classifier in _classifiers(model, header):
-        # Some of timm's initialisations are meant for training from nothing: a head so large drowns what is pretrained.
+        # Some of timm's initialisations are meant for training from scratch: heads so large drown pretrained weights.
         classifier.reset_parameters()
     return model
 
@@ -99,7 +99,7 @@ def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> 
 
 
 def check_head(model: nn.Module, header: Header, task: Task, own: State) -> None:
-    """Raise NetworkError unless the task's head, in `own`, is one of this network, with an output for each class."""
+    """Raise NetworkError unless the task's head, in `own`, fits this network and has an output for each class."""
     _classifiers(model, header)
     for prefix in header.head:
         if len(own[f"{prefix}.weight"]) != len(task.classes):
@@ -107,7 +107,7 @@ def check_head(model: nn.Module, header: Header, task: Task, own: State) -> None
 
 
 def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:
-    """Whether the network has these tensors, by name and shape. A head's may have any, and be missing as a whole."""
+    """Whether the network has these tensors, by name and shape. The head's may have any shape, or all be missing."""
     wanted, there = (
         {name: None if is_of_head(name, header.head) else tuple(value.shape) for name, value in found.items()}
         for found in (tensors, model.state_dict())
@@ -117,15 +117,15 @@ def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:
 
 
 def build_blank(header: Header, num_classes: int) -> nn.Module:
-    """A network of the artifact's architecture whose weights are all still to be written, and nothing until then."""
-    with _WithoutRandomNumbers():  # they would take most of the time
+    """A network of the artifact's architecture with uninitialised weights, which must all be written before use."""
+    with _WithoutRandomNumbers():  # random initialisation would take most of the time
         return create(header.arch, header.model_kwargs | {"num_classes": num_classes})
 
 
 class _WithoutRandomNumbers(TorchDispatchMode):
-    """Parameters that are to be filled with random numbers stay as they are.
+    """Skips filling parameters with random numbers.
 
-    Other tensors do not: torch draws into these until every number lies within the bounds of a truncated normal.
+    Other tensors are filled: torch redraws them until every number is within the bounds of a truncated normal.
     """
 
     DRAWN = frozenset((torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default))
@@ -138,7 +138,7 @@ class _WithoutRandomNumbers(TorchDispatchMode):
 
 def describe(model: nn.Module, header: Header, task: Task) -> None:
     """Tell the network its task's class names and preprocessing, where timm's own functions look for them."""
-    # What else timm knows of its pretrained weights (where they are, test sizes, a label offset) is not true of these.
+    # The rest of timm's config (location of its weights, test sizes, a label offset) is not true of these weights.
     described: Any = model
     kept = ("architecture", "first_conv", "classifier", "fixed_input_size")
     known = {key: value for key, value in described.pretrained_cfg.items() if key in kept}
@@ -148,7 +148,7 @@ def describe(model: nn.Module, header: Header, task: Task) -> None:
 
 
 def resize_head(model: nn.Module, header: Header, own: State) -> None:
-    """Give each parameter of the head the shape that it has in `own`, with any values."""
+    """Give each parameter of the head the shape that it has in `own`; its values are undefined."""
     for prefix, classifier in zip(header.head, _classifiers(model, header), strict=True):
         for name, parameter in list(classifier.named_parameters()):
             shape = own[f"{prefix}.{name}"].shape
@@ -166,9 +166,9 @@ def write(model: nn.Module, state: State) -> None:
 
 
 def forget_computed(model: nn.Module) -> None:
-    """Have a network whose weights are new forget what it made of the old ones.
+    """Drop what a network has cached of its old weights, once new ones are set.
 
-    LeViT, TinyViT and EfficientFormer keep in eval mode what their attention biases come to, until they are trained.
+    LeViT, TinyViT and EfficientFormer cache their attention biases in eval mode, until they are put into train mode.
     """
     mode = model.training
     model.train()
@@ -176,9 +176,9 @@ def forget_computed(model: nn.Module) -> None:
 
 
 def read(model: nn.Module, names: set[str] | None = None, *, copy: bool = True) -> State:
-    """The model's tensors, by name; all of them unless `names` says which.
+    """The model's tensors by name, or only those in `names`.
 
-    Without `copy` those on the CPU are the model's own memory, for a model that will not change.
+    Without `copy`, arrays of tensors on the CPU share the model's memory, for a model that will not change.
     """
     array = np.array if copy else np.asarray
     return {
@@ -189,7 +189,7 @@ def read(model: nn.Module, names: set[str] | None = None, *, copy: bool = True) 
 
 
 def preprocessing(header: Header) -> dict[str, Any]:
-    """timm's data config of an artifact; what the file does not say is as timm has it by default.
+    """timm's data config of an artifact, with timm's defaults for what the file leaves out.
 
     Raises NetworkError if no image can be prepared like that.
     """
@@ -208,46 +208,46 @@ def preprocessing(header: Header) -> dict[str, Any]:
 
 @torch.no_grad()
 def try_out(model: nn.Module, data_config: dict[str, Any]) -> None:
-    """Have the network look at one image of its size, in eval mode; some make what they need for that only then.
+    """Run the network on one image of its size, in eval mode; some create buffers only then.
 
-    Raises NetworkError if it cannot, or does not return a logit for each class.
+    Raises NetworkError if that fails, or does not return a logit for each class.
     """
     size = tuple(data_config["input_size"])  # C, H, W
     device = next(model.parameters()).device
     model.eval()
     try:
         logits = model(torch.zeros(1, *size, device=device))
-    except Exception as error:  # of any kind: the assertions and arithmetic of a thousand networks
+    except Exception as error:  # of any kind: timm's networks may fail in any way
         if is_out_of_memory(error):
             raise
         raise NetworkError(
             f"this network cannot look at images of {' x '.join(map(str, size))} ({reason(error)}); "
             "try another --img-size or --model-kwargs"
         ) from None
-    if getattr(logits, "shape", None) != (1, getattr(model, "num_classes", None)):  # one of features has neither
+    if getattr(logits, "shape", None) != (1, getattr(model, "num_classes", None)):  # a feature extractor has neither
         raise NetworkError(
             "cannot pack this network: it does not return a logit for each class of an image; check --model-kwargs"
         )
 
 
 def constants(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the buffers that are no part of the state dict: no file keeps them, so they must never change."""
+    """Copies of the buffers outside the state dict: no file keeps them, so they must never change."""
     saved = model.state_dict().keys()
     return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
 
 
 def check_constants(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
-    """Raise NetworkError if one of those buffers has moved, and with it what the file is to hold of the network."""
+    """Raise NetworkError if one of those buffers has changed: the file could then not reproduce the network."""
     for name, buffer in constants(model).items():
         if not torch.equal(buffer, before[name]):
             raise NetworkError(f"cannot pack this network: training changes {name}, which its state dict leaves out")
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network where it is to run; convolutions are faster with channels last, on CPU and GPU."""
+    """Move a network to its device, channels last, in which convolutions are faster on CPU and GPU."""
     model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.ndim == 4:  # module.to() would refuse a network that has one of five dimensions
+        if tensor.ndim == 4:  # Module.to(memory_format=...) refuses networks with a tensor of five dimensions
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
         convolutions.replace(model)
@@ -259,7 +259,7 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
     try:
         model: nn.Module = timm.create_model(arch, pretrained=pretrained, **arguments)
         return model.float()
-    except Exception as error:  # whatever a thousand networks make of their arguments
+    except Exception as error:  # of any kind: networks may fail in any way on their arguments
         if is_out_of_memory(error) or pretrained and not isinstance(error, TypeError | AssertionError | ValueError):
             raise
         why = f"it has no {error}" if isinstance(error, KeyError) else error
@@ -268,7 +268,7 @@ def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn
 
 @contextmanager
 def without_hub_log() -> Iterator[None]:
-    """Leave the Hugging Face hub's log of its retries unsaid; the error that it ends with says enough."""
+    """Silence the Hugging Face Hub's log of its retries; the final error says enough."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a trained task becomes: an entry, and weights, in a new artifact, which replaces the file."""
+"""A trained task becomes an entry and weights in a new artifact, which replaces the file."""
 
 import dataclasses
 from collections import Counter
@@ -18,7 +18,7 @@ from packnet_cli.progress import Say
 def with_trained(
     task: TaskInTraining, data: Path | None, prune: float, search: dict[str, float] | None = None
 ) -> Artifact:
-    """The artifact with the trained task in it, if training left everything else alone."""
+    """The artifact with the trained task added. Raises ForgettingError or NetworkError if training changed the rest."""
     network.check_constants(task.model, task.constants)
     final = task.final
     entry = Task(
@@ -44,7 +44,7 @@ def with_trained(
 
 
 def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since: atomic.Stamp | None = None) -> None:
-    """Write the artifact. If that cannot be, what was trained is kept as the checkpoint."""
+    """Write the artifact; if that fails, keep what was trained as the checkpoint."""
     try:
         save(artifact, path, unchanged_since)
     except (ArtifactError, CapacityError, ConflictError) as error:
@@ -54,14 +54,14 @@ def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since:
 
 
 def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
-    """Write the artifact, which is the same in every process of the run, in the first."""
+    """Write the artifact, in the first process, after checking that all processes of the run have the same."""
     check_equal("".join(task.digest for task in artifact.header.tasks))
     if not rank():
         format.save(artifact, path, unchanged_since=unchanged_since)
 
 
 def warn_of_guesses(task: Task, images: TrainingImages, say: Say) -> None:
-    """Say so if naming one class for every image would be as good: at too high a rate a network dies like that."""
+    """Warn if naming one class for every image would do as well: a network that dies of too high a rate does that."""
     labels = images.held_out.split.labels if images.held_out else []
     guessed = 100 * max(Counter(labels).values(), default=0) / max(1, len(labels))
     if task.top1 is not None and task.top1 <= guessed < 100:

@@ -4,16 +4,16 @@ from packnet_cli.engine.measure import Batches, evaluate
 from packnet_cli.engine.training.state import Found
 from packnet_cli.engine.training.task import TaskInTraining
 
-TRIES = 4  # retrainings: fractions are then told apart to a sixteenth
+TRIES = 4  # retrainings: a resolution of 1/16
 
 
 def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -> Found:
-    """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points; by bisection.
+    """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points, found by bisection.
 
-    The accuracy that decides is that on `selection`, images that are neither trained on nor reported. The fraction is 0
-    if none was small enough.
+    Accuracy is measured on `selection`, images that are neither trained on nor reported. The fraction is 0 if all those
+    tried cost more.
     """
-    if task.found:  # by a run that could not write it
+    if task.found:  # by a run that could not write its result
         return task.found
     best = dense = task.stage()
     curve = {"0": evaluate(task.model, selection).top1}

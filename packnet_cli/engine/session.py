@@ -1,4 +1,4 @@
-"""A training run from start to end: what it is a run of, on what machine, kept as checkpoints, gone on with or not."""
+"""A training run from start to end: its description, its machine, its checkpoints, and resuming from one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from packnet_cli.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """How a verb trains the packed model at `path`: what is the same of all that do."""
+    """How a verb trains the packed model at `path`: the settings that all such verbs share."""
 
     path: Path
     machine: Machine
@@ -42,10 +42,10 @@ class Session:
         max_drop: float | None = None,
         retrain: bool = True,
     ) -> Iterator[TaskInTraining]:
-        """The task called `name`, to be trained and written in here; where a stopped run was, if that is to go on.
+        """The task called `name`, to be trained and written within; with `resume`, from where a stopped run was.
 
-        Ctrl-C then waits for the end of a step; at the end the checkpoint is removed. Raises UsageError where the
-        memory is too small, ConflictError where the checkpoint is of another run, InterruptedRun.
+        Within, Ctrl-C takes effect at the end of a step; the checkpoint is removed on success. Raises UsageError if
+        memory is too small, ConflictError if the checkpoint is of another run, and InterruptedRun.
         """
         recipe = fit_batch_size(
             self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
@@ -63,7 +63,7 @@ class Session:
 def describe_run(
     claim: Claim, name: str, images: splits.TrainingImages, recipe: Recipe, **how: float | bool | None
 ) -> dict[str, Any]:
-    """What a training run depends on, so that a checkpoint of another one is told apart, by the name of it."""
+    """What a training run depends on, by name, to recognise a checkpoint of another run by what differs."""
     state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
     return {
         "task": name,

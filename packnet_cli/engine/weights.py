@@ -1,6 +1,6 @@
-"""Weights from a file into a network, whatever names they go by there.
+"""Loads weights from a file into a network, whatever their names there.
 
-Taken are plain state dicts and training checkpoints that hold one, of timm, torchvision and others.
+Accepts plain state dicts, and training checkpoints that hold one, from timm, torchvision and others.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, few, reason
 
 Tensors = dict[str, torch.Tensor]
-COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and nothing that is computed depends on it
+COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and no output depends on it
 
 
 def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ...], stem: str | None) -> str:
-    """Set all weights from a file; every one must be there and fit. Returns what there is to say.
+    """Set all weights from a file; every one must be there and fit. Returns a remark for the user, or "".
 
-    `head` holds the name prefixes of the classifier, if that is to be left out, `stem` the name of the first
-    convolution, which is adapted to the network's input channels. Raises NetworkError.
+    `head` holds the name prefixes of the classifier, to leave it out; `stem` is the name of the first convolution,
+    which is adapted to the network's input channels. Raises NetworkError.
     """
     found = _read(path)
     own = model.state_dict()
@@ -41,10 +41,10 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
         if not lacking:
             for name in fitting:
-                if own[name].isfinite().all() and not renamed[name].isfinite().all():  # some networks have bounds
+                if own[name].isfinite().all() and not renamed[name].isfinite().all():  # bounds may be infinite
                     raise NetworkError(f"{path} is of no use: not all numbers of {name} are finite; take another file")
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
-            unused = [name for name in renamed if name not in own]  # that a classifier is left out goes without saying
+            unused = [name for name in renamed if name not in own]  # a classifier left out is not mentioned
             return _say(path, len(body), remark, unused)
         tried.append((lacking, renamed))
     lacking, renamed = min(tried, key=lambda attempt: len(attempt[0]))
@@ -64,7 +64,7 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
     found = _read(path)
     matrices = [name for name, value in found.items() if value.ndim == 2]
     ending = tuple(f"{prefix}.weight" for prefix in head)
-    named = [name for name, value in found.items() if name.endswith(ending) and value.ndim >= 2]  # 1 x 1 filters, too
+    named = [name for name, value in found.items() if name.endswith(ending) and value.ndim >= 2]  # or 1 x 1 filters
     likely = [name for name in named if name in matrices] or named or matrices
     if not likely:
         raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
@@ -72,20 +72,20 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
 
 
 def _read(path: Path) -> Tensors:
-    """The tensors of a file, by the names that they have there, without what data-parallel training puts before."""
-    if not os.path.isfile(path):  # pathlib's raises where a path is too long
+    """The tensors of a file by their names there, without the prefix of data-parallel training. Raises NetworkError."""
+    if not os.path.isfile(path):  # Path.is_file raises if the path is too long
         missing = f"does not exist; {did_you_mean_path(path) or 'check the path'}"
         raise NetworkError(f"the weights file {path} {'is a folder' if os.path.isdir(path) else missing}")
-    with suppress(ArtifactError):  # it is nothing of the kind
+    with suppress(ArtifactError):  # not a packed model
         format.load_header(path)
         raise NetworkError(
             f"{path} is a packed model; `packnet extract {path} --task NAME -o FILE.safetensors` writes the weights of "
             "one of its tasks, to start from"
         )
-    torch.serialization.add_safe_globals([argparse.Namespace])  # how timm keeps a training's settings; runs no code
+    torch.serialization.add_safe_globals([argparse.Namespace])  # timm stores its training settings as one; runs no code
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how the file was written
+            warnings.simplefilter("ignore")  # about how the file was written
             found = load_state_dict(str(path), weights_only=True)
         if not any(isinstance(value, torch.Tensor) for value in found.values()):
             found = next((value for value in found.values() if _is_state(value)), {})  # "model_state_dict", "net", ...
@@ -103,7 +103,7 @@ def _is_state(value: object) -> bool:
 
 
 def _is_unordered(path: Path, unfit: list[str]) -> bool:
-    """Whether names may be all that is wrong: a safetensors file has its tensors in another order, see `_by_order`."""
+    """Whether only the names may be wrong: a safetensors file loses the order of tensors, which `_by_order` needs."""
     return path.suffix == ".safetensors" and not unfit
 
 
@@ -121,14 +121,14 @@ def _as_named(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Ten
 
 
 def _without_prefix(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
-    """A wrapper of the network, of a training framework for example, has put its name before every other."""
+    """Without the prefix that a wrapper, such as a training framework's, has put before every name."""
     first = next(iter(body))
     prefix = next((name.removesuffix(first) for name in found if name.endswith(f".{first}")), "")
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
 def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
-    """timm reads weights of other origin by a function that stands beside the network's; not every network has one."""
+    """By timm's converter of weights from elsewhere, a function in the network's module; not every network has one."""
     namespace = vars(sys.modules[timm.models.model_entrypoint(arch).__module__])
     convert = namespace.get("checkpoint_filter_fn") or namespace.get("_filter_fn")
     if convert is None:
@@ -136,13 +136,13 @@ def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tenso
     for arguments in ((dict(found), model), (dict(found),)):
         try:
             return dict(convert(*arguments))
-        except Exception:  # made for other files than this one, or for one argument
+        except Exception:  # not made for this file, or takes one argument
             continue
     return {}
 
 
 def _by_order(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
-    """The same tensors in the same order under other names: every shape and every last part of a name must agree."""
+    """The same tensors in the same order under other names: all shapes and the last parts of all names must agree."""
     there = [name for name in found if not name.endswith(COUNTER)]
     here = [name for name in body if not name.endswith(COUNTER)]
     renamed = {}
@@ -163,7 +163,7 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
 
 
 def _say(path: Path, count: int, remark: str, unused: list[str]) -> str:
-    """One line, empty if there is nothing to it."""
+    """The remark, on one line; empty if there is nothing to say."""
     taken = f"{count} tensors taken {remark}".rstrip() if remark else ""
     left = f"not used: {few(unused, 3)}" if unused else ""
     return f"{path}: {'; '.join(filter(None, (taken, left)))}" if taken or left else ""

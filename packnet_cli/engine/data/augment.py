@@ -1,7 +1,7 @@
-"""Training augmentation of decoded images, as timm has it: a random resized crop and a horizontal flip.
+"""timm's training augmentation, of decoded images: a random resized crop and a horizontal flip.
 
-The pixels are uint8 tensors. On a CPU each crop is resized by itself, many times as fast as by PIL; on a GPU all of a
-batch together, as matrix products, since there the launches are what takes time.
+The pixels are uint8 tensors. On a CPU each crop is resized by itself, many times as fast as by PIL; on a GPU a whole
+batch at once, as matrix products, since kernel launches take most of the time there.
 """
 
 import math
@@ -15,26 +15,26 @@ from torchvision.transforms import functional as pil
 
 RATIO = 3 / 4, 4 / 3  # of width to height
 TRIES = 10
-DRAWS = 2 * TRIES + 3  # numbers that a crop follows from: area and ratio of each try, top, left, and the flip
-SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # what torch resizes tensors by, antialiased
+DRAWS = 2 * TRIES + 3  # random numbers for a crop: area and ratio of each try, top, left, and the flip
+SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # modes in which torch resizes tensors, antialiased
 
-CANVAS = 2**28  # pixels times channels that are resized at once: half a gigabyte
+CANVAS = 2**28  # pixels times channels resized at once: half a gigabyte
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-Crop = tuple[torch.Tensor, Box, bool]  # of an image (C, H, W), and whether it is to be flipped
+Crop = tuple[torch.Tensor, Box, bool]  # an image (C, H, W), the box to cut out, and whether to flip it
 
 
 def random_crop(image: torch.Tensor, crop_scale: float, draws: Sequence[float]) -> Crop:
-    """A random part of an image (C, H, W), at least `crop_scale` of it; half of them are to be flipped.
+    """A random crop of an image (C, H, W), of at least `crop_scale` of its area, flipped half of the time.
 
-    It follows from `draws` (DRAWS,), from 0 to 1.
+    Determined by `draws` (DRAWS,), random numbers from 0 to 1.
     """
     _, height, width = image.shape
     return image, random_box(height, width, crop_scale, draws), draws[-1] < 0.5
 
 
 def resized_alone(crop: Crop, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
-    """A crop at another size (C, height, width), flipped if it is to be."""
+    """A crop resized to (C, height, width), and flipped if asked to."""
     image, (top, left, height, width), flipped = crop
     image = resized(image[:, top : top + height, left : left + width], size, interpolation)
     return image.flip(-1) if flipped else image
@@ -43,18 +43,18 @@ def resized_alone(crop: Crop, size: tuple[int, int], interpolation: Interpolatio
 def resized_together(
     crops: Sequence[Crop], size: tuple[int, int], interpolation: InterpolationMode, device: torch.device
 ) -> torch.Tensor:
-    """Crops of images (C, H, W) of any sizes as a batch (N, C, height, width), uint8, to within one of 255."""
+    """Crops of images (C, H, W) of any sizes as a uint8 batch (N, C, height, width), within 1 of `resized_alone`."""
     images = [image for image, _, _ in crops]
     largest = [max(sides) for sides in zip(*(image.shape for image in images), strict=True)]
     if len(crops) > 1 and len(crops) * math.prod(largest) > CANVAS:
         half = len(crops) // 2
         halves = (resized_together(few, size, interpolation, device) for few in (crops[:half], crops[half:]))
         return torch.cat(list(halves))
-    # Whole images, be they on the device or not: the products are then the same to the bit, wherever images are kept.
-    # Half precision holds a pixel exactly, and what comes out to an eighth of a step.
+    # Whole images, on the device or not: the products are then the same to the bit, wherever images are cached.
+    # Half precision holds a pixel exactly, and the result to an eighth of a level.
     canvas = _canvas(images, device)
     count, channels, rows, columns = canvas.shape
-    # Channels within rows: to matmul they are then more rows or columns, and it need not repeat a matrix for each.
+    # Channels within rows: matmul then sees more rows or columns, and need not repeat a matrix for each channel.
     canvas = canvas.transpose(1, 2).to(torch.half, memory_format=torch.contiguous_format).flatten(1, 2)
     spans = moved(_spans(crops, size), device)
     down, across = _resizing(spans, max(size), max(rows, columns), interpolation).unbind(1)
@@ -66,12 +66,12 @@ def resized_together(
 
 
 def _canvas(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Images (C, H, W) in the upper left of places of one size (N, C, H, W); beside them is anything."""
+    """Images (C, H, W) of any sizes, each in the upper left of its place in (N, C, H, W); the rest is undefined."""
     if len({image.shape for image in images}) == 1:
         return stacked(images, device)
     home = next((image.device for image in images if image.device == device), torch.device("cpu"))
     heights, widths = zip(*(image.shape[1:] for image in images), strict=True)
-    # Sides that are multiples of 8 are what a GPU multiplies fast.
+    # A GPU is fast at matrices whose sides are multiples of 8.
     sides = [-(-max(lengths) // 8) * 8 for lengths in (heights, widths)]
     canvas = torch.empty(len(images), len(images[0]), *sides, dtype=torch.uint8, device=home, pin_memory=home != device)
     for place, image, height, width in zip(canvas, images, heights, widths, strict=True):
@@ -87,7 +87,7 @@ def stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
 
 
 def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on the device; a GPU is not waited for."""
+    """A tensor moved to the device, without waiting for a GPU."""
     if device.type != "cuda" or image.device.type != "cpu":
         return image.to(device)
     pinned = image if image.is_pinned() else image.contiguous().pin_memory()
@@ -95,7 +95,7 @@ def moved(image: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _spans(crops: Sequence[Crop], size: tuple[int, int]) -> torch.Tensor:
-    """Where each axis of a crop lies, as numbers (5, N, 2) for `_resizing`: all in one, to be copied at once."""
+    """Where each axis of each crop lies, as one tensor (5, N, 2) for `_resizing`, to be copied at once."""
     start, length = np.array([box for _, box, _ in crops]).reshape(-1, 2, 2).swapaxes(0, 1)  # each (N, 2)
     stop = start + length
     flipped = np.array([(False, flipped) for _, _, flipped in crops])  # such an axis runs from its stop to its start
@@ -106,7 +106,7 @@ def _spans(crops: Sequence[Crop], size: tuple[int, int]) -> torch.Tensor:
 def _resizing(spans: torch.Tensor, size: int, side: int, interpolation: InterpolationMode) -> torch.Tensor:
     """Matrices (N, 2, size, side) that resize a part of each axis, as PIL and torch do.
 
-    An axis that is shorter, or resized to less, than the other has the first columns, or rows, of its matrices.
+    If one axis is shorter than the other, or resized to less, it uses the first columns, or rows, of its matrices.
     """
     start, stop, origin, step, reach = spans[..., None, None].unbind()  # each (N, 2, 1, 1)
     at = torch.arange(0.5, side, device=spans.device)
@@ -134,7 +134,7 @@ def random_box(height: int, width: int, crop_scale: float, draws: Sequence[float
 
 def resized(image: torch.Tensor, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
     """An image (C, H, W), uint8, at another size (height, width), without aliasing."""
-    if interpolation not in SMOOTH:  # PIL alone has them
+    if interpolation not in SMOOTH:  # only PIL has these
         found: torch.Tensor = pil.pil_to_tensor(pil.resize(pil.to_pil_image(image), list(size), interpolation))
     else:
         found = interpolate(image[None], size, mode=interpolation.value, antialias=True)[0]

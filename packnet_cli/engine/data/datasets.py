@@ -1,9 +1,9 @@
-"""Datasets by name, in timm's words: torch/NAME, hfds/NAME, tfds/NAME, and wds/FOLDER of web-dataset shards.
+"""Datasets by timm's names: torch/NAME, hfds/NAME, tfds/NAME, and wds/FOLDER of web-dataset shards.
 
-Each gives images by index, with the names of their classes. timm reads the last two as streams; here the images of a
-split are told apart, so that the same ones are held out again, and shards, which are plain tar files, are read at the
-places of their members. No code that comes with a dataset is run, and nothing is unpickled but what torchvision itself
-unpickles (CIFAR's files, whose MD5 sums it knows).
+Each gives images by index, with their class names. timm reads the last two as streams; here each image has an index, so
+that the same ones are held out again, and shards, which are plain tar files, are read at the offsets of their members.
+No code that comes with a dataset is run, and nothing is unpickled except by torchvision itself (CIFAR's files, whose
+MD5 sums it checks).
 """
 
 import re
@@ -30,24 +30,24 @@ from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, locatio
 
 @dataclass(frozen=True)
 class Subset:
-    """One split of a dataset: what opens an image, the label of each, and what the labels are called, if not so."""
+    """One split of a dataset: what opens an image by index, each one's label, and the labels' names, if any."""
 
     images: Callable[[int], Any]
     labels: list[Any]
     names: list[str] = field(default_factory=list)
 
 
-@lru_cache(maxsize=2)  # it is asked for more than once, and opening takes long
+@lru_cache(maxsize=2)  # asked for more than once, and slow to open
 def read(data: Path) -> dict[str, ClassFiles]:
-    """The images of each split, by class in order of label. Raises DataError, UsageError if a package is missing."""
+    """The images of each split, by class in order of label. Raises DataError, or UsageError if a package is missing."""
     kind, *rest = data.parts
     try:
-        with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision talks of downloads
+        with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision prints about downloads
             parts = dict(READERS[kind](*rest))
         found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     except PackNetError:
         raise
-    except Exception as error:  # whatever the libraries, the network and the disk come up with
+    except Exception as error:  # of any kind, from the libraries, the network or the disk
         raise DataError(
             f"cannot open the dataset {data}: {reason(error).rstrip(':')}; check its name and, if it is to be "
             "downloaded, the connection"
@@ -71,7 +71,7 @@ def _by_class(where: str, part: Subset) -> ClassFiles:
 
 
 def _used(splits: Any) -> list[str]:
-    """Of the splits that there are, the one to train on and the one that is held out."""
+    """The split to train on and the one held out, as far as they are there."""
     return [TRAIN] * (TRAIN in splits) + [split for split in HELD_OUT if split in splits][:1]
 
 
@@ -79,7 +79,7 @@ def _used(splits: Any) -> list[str]:
 
 
 def _torch(name: str, *folder: str) -> Iterator[tuple[str, Subset]]:
-    """torchvision's NAME, from torch/NAME/FOLDER, else from torch's own cache; downloaded if it is not there."""
+    """torchvision's NAME, in FOLDER of torch/NAME/FOLDER, else in torch's own cache; downloaded if it is not there."""
     if name in ("folder", "image_folder"):
         raise DataError(f"torch/{name} is a folder of images; name the folder itself")
     root = local(*folder) if folder else Path(torch.hub.get_dir()).parent / "datasets"
@@ -92,7 +92,7 @@ def _torch(name: str, *folder: str) -> Iterator[tuple[str, Subset]]:
             dataset = opening(download=True)
         targets = getattr(dataset, "targets", None)
         labels = np.asarray([label for _, label in dataset] if targets is None else targets)
-        labels = labels[:, 0] if labels.ndim == 2 else labels  # of QMNIST, the rest says who wrote the digit
+        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST's other columns say who wrote the digit
         names = [", ".join(name) if isinstance(name, tuple) else name for name in getattr(dataset, "classes", ())]
         yield split, Subset(partial(_first, dataset), labels.tolist(), names)
 
@@ -105,7 +105,7 @@ def _first(dataset: Any, index: int) -> Any:
 
 
 def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
-    """A dataset of the hub, or a local folder that `datasets` can load; the first column of images and of labels."""
+    """A dataset on the Hub, or a local folder that `datasets` can load; its first columns of images and of labels."""
     extras.require("hfds")
     import datasets
 
@@ -115,7 +115,7 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
         kinds = {column: type(feature) for column, feature in dataset.features.items()}
         image, label = _column(kinds, datasets.Image), _column(kinds, datasets.ClassLabel, "label")
         labels, names = list(dataset[label]), getattr(dataset.features[label], "names", [])
-        if set(labels) != {-1}:  # a test set keeps its labels to itself
+        if set(labels) != {-1}:  # a test set may come without labels
             column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
             yield split, Subset(partial(_encoded, column, image), labels, names)
 
@@ -126,7 +126,7 @@ def _encoded(dataset: Any, column: str, index: int) -> Any:
 
 
 def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
-    """A dataset of TensorFlow's catalogue, in its fixed order; what is encoded is kept in memory."""
+    """A dataset of TensorFlow's catalogue, in its fixed order; the encoded images are kept in memory."""
     extras.require("tfds")
     wanted = "/".join(name)
     if not re.fullmatch(r"[\w/.-]+(:[\d.*]+)?", wanted):
@@ -173,10 +173,10 @@ class Member:
 
 
 def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
-    """Shards in a folder and below: of each sample an image, and its label in `.cls`.
+    """Shards in a folder and below: each sample has an image, and its label in `.cls`.
 
-    What split a shard is of its path says (train, val, ...), else it is trained on. A file `classnames.txt`, a name a
-    line, says what the labels mean if they are numbers.
+    A shard's path says which split it belongs to (train, val, ...; by default train). A file `classnames.txt`, one name
+    a line, names the labels if they are numbers.
     """
     root = local(*folder)
     if not root.is_dir():

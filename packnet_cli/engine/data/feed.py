@@ -1,8 +1,7 @@
-"""Batches for the network: every image is decoded once and kept, as far as there is room, and augmented as a tensor.
+"""Batches for the network: every image is decoded once and cached, as far as there is room, and augmented as a tensor.
 
-What is kept, and where, changes the speed and never the batches: which images an epoch shows when, and how they are
-cropped, follows from the state of torch's random numbers at its start and from nothing else. What is not kept is read
-by threads, the next batch while one is computed.
+Caching changes the speed and never the batches: an epoch's order and crops depend only on the state of torch's random
+generator at its start. Images that are not cached are read by threads, the next batch while one is computed.
 """
 
 import math
@@ -29,20 +28,20 @@ from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
 from packnet_cli.machine import Cache
 
-AHEAD = 1  # batches that are read while one is computed
+AHEAD = 1  # batches read while one is computed
 
 Decode = Callable[[Picture], torch.Tensor]
-Draws = list[float]  # (DRAWS,): what the augmentation of an image in an epoch follows from; none in evaluation
+Draws = list[float]  # (DRAWS,): determine an image's augmentation in an epoch; empty in evaluation
 
 
 class Room:
-    """Memory of a device for so many bytes of images."""
+    """A budget of `size` bytes of a device's memory, for images."""
 
     def __init__(self, device: torch.device, size: float) -> None:
         self.device, self.left, self.lock = device, size, Lock()
 
     def take(self, size: int) -> bool:
-        """Whether there was room for as many bytes; they are then taken."""
+        """Reserve `size` bytes; returns whether there was room."""
         with self.lock:
             if size > self.left:
                 return False
@@ -51,13 +50,13 @@ class Room:
 
 
 def rooms(cache: Cache, gigabytes: float, device: torch.device) -> list[Room]:
-    """Where images may be kept, the first choice first: "ram", "device", "off", or "auto", the device and then the RAM.
+    """Where images may be cached, first choice first: "ram", "device", "off", or "auto", the device and then the RAM.
 
-    Each room has so many gigabytes (1e9 bytes), a GPU's at most a quarter of what it has free. Raises UsageError.
+    Each room has so many gigabytes (1e9 bytes), a GPU's at most a quarter of its free memory. Raises UsageError.
     """
     if cache not in get_args(Cache):
         raise UsageError(f"--cache must be one of {', '.join(get_args(Cache))}, not {cache!r}")
-    if not gigabytes >= 0:  # nan is neither less nor more
+    if not gigabytes >= 0:  # refuses nan, too
         raise UsageError(f"--cache-gb must be a number from 0 up, not {gigabytes}")
     size, found = 1e9 * gigabytes, []
     if device.type == "cuda" and cache in ("auto", "device"):
@@ -68,9 +67,9 @@ def rooms(cache: Cache, gigabytes: float, device: torch.device) -> list[Room]:
 
 
 class Pictures:
-    """The images of a split by number, uint8 (C, H, W); each is decoded once and kept in the first room that has space.
+    """The images of a split by number, uint8 (C, H, W); once decoded, one is kept in the first room that has space.
 
-    Raises DataError for one that can no longer be read, and what is raised where no memory is left.
+    Raises DataError for an image that can no longer be read; out-of-memory errors are passed on.
     """
 
     def __init__(self, paths: Sequence[Picture], decode: Decode, rooms: Sequence[Room]) -> None:
@@ -82,7 +81,7 @@ class Pictures:
             return self.kept[number]
         try:
             picture = self.decode(self.paths[number])
-        except Exception as error:  # of any kind, as PIL's plugins have it
+        except Exception as error:  # of any kind: PIL's plugins may fail in any way
             if is_out_of_memory(error):
                 raise
             raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
@@ -93,14 +92,14 @@ class Pictures:
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                    room.left = 0  # others have taken its memory meanwhile
+                    room.left = 0  # something else has taken the memory meanwhile
                     continue
                 return self.kept[number]
         return picture
 
 
 class Batches:
-    """Batches of images (N, C, H, W), normalised float32 on the device, and labels (N,), int64: an epoch at a time.
+    """Batches of images (N, C, H, W), normalised float32 on the device, and labels (N,), int64; iterating is one epoch.
 
     Each process of a run gets its part of every batch.
     """
@@ -109,10 +108,10 @@ class Batches:
         self,
         labels: Sequence[int],
         batch_size: int,
-        read: Callable[[int, Draws], Any],  # an image, by its number
-        collate: Callable[[list[Any]], torch.Tensor],  # what was read, as a batch on the device
+        read: Callable[[int, Draws], Any],  # reads an image, by its number
+        collate: Callable[[list[Any]], torch.Tensor],  # makes what was read a batch on the device
         *,
-        at_hand: Container[int],  # the images that take no time to read: all others are by threads
+        at_hand: Container[int],  # the images that take no time to read; threads read all others
         shuffled: bool,
         workers: int,
     ) -> None:
@@ -122,21 +121,21 @@ class Batches:
 
     @property
     def most(self) -> int:
-        """How many images this process gets of every batch but, it may be, the last."""
+        """How many images this process gets of every batch except, perhaps, the last."""
         return len(range(distributed.rank(), min(self.batch_size, len(self.labels)), distributed.world()))
 
     def __len__(self) -> int:
         count = len(self.labels)
-        # Of a lone image, in any process, batch norm takes no statistics.
+        # Batch norm cannot take the statistics of a lone image, in any process.
         few = self.shuffled and 0 < count % self.batch_size < 2 * distributed.world() and count > self.batch_size
         return math.ceil(count / self.batch_size) - few
 
     def skip(self, steps: int) -> None:
-        """Leave out the first steps of the next epoch, at no cost; the others stay the same."""
+        """Skip the first `steps` batches of the next epoch, at no cost; the others stay the same."""
         self.first = steps
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seed = int(torch.empty((), dtype=torch.int64).random_())  # of the epoch, by torch's own numbers
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # the epoch's, from torch's generator
         count, first, self.first = len(self.labels), self.first, 0
         order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
         waiting = deque[tuple[list[int], Iterable[list[Any]]]]()
@@ -149,14 +148,14 @@ class Batches:
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 mine = slice(distributed.rank(), None, distributed.world())
                 numbers = batch[mine].tolist()
-                # Of the whole batch, whichever part is this process's; from 1, as a last 0 changes nothing of a seed.
+                # For the whole batch, whatever this process's part; step + 1, as a trailing 0 does not change a seed.
                 shape = len(batch), DRAWS if self.shuffled else 0
                 draws = np.random.default_rng((seed, step + 1)).random(shape)[mine].tolist()
                 if numbers:
-                    share = math.ceil(len(numbers) / max(1, self.workers))  # of a thread: an image is too small a task
+                    share = math.ceil(len(numbers) / max(1, self.workers))  # per thread: one image is too small a task
                     drawn = list(zip(numbers, draws, strict=True))
                     shares = [drawn[at : at + share] for at in range(0, len(drawn), share)]
-                    ready = all(number in self.at_hand for number in numbers)  # sooner taken than asked of threads
+                    ready = all(number in self.at_hand for number in numbers)  # faster without threads
                     start = pool.map if pool and not ready else map
                     waiting.append((numbers, start(read, shares)))
                 if len(waiting) > AHEAD:
@@ -180,11 +179,11 @@ def batches(
     crop_scale: float = 0.08,
     rooms: Sequence[Room] = (),
 ) -> Batches:
-    """Batches of a split: for evaluation in order, and to the bit as timm transforms each image.
+    """Batches of a split: for evaluation in order, each image to the bit as timm transforms it.
 
-    For training shuffled and augmented as in the paper (horizontal flip, and a random crop of at least the part
-    `crop_scale`, resized); the last batch is left out if it is a lone image. Raises UsageError if a process of the run
-    would get less than two images of a batch.
+    For training shuffled and augmented as in the paper (horizontal flip, and a resized random crop of at least
+    `crop_scale` of the area); the last batch is left out if a process would get fewer than two images of it. Raises
+    UsageError if that is so of every batch of a run of several processes.
     """
     least, processes = min(batch_size, len(split.paths)), distributed.world()
     if training and split.paths and processes > 1 and least < 2 * processes:
@@ -196,10 +195,10 @@ def batches(
         together = device.type == "cuda" and interpolation in SMOOTH
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
-        else:  # in RAM
+        else:  # on the CPU
             rooms = [room for room in rooms if room.device.type == "cpu"]
-        # So that large photographs do not fill the memory. The smallest crop keeps twice the pixels that the network
-        # sees: with fewer, the two reductions blur what one alone would not.
+        # Large photographs are reduced, to save memory. The smallest crop keeps twice the network's resolution: with
+        # less, two reductions would blur more than one.
         short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
         kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
 
@@ -228,8 +227,8 @@ def batches(
 def normaliser(
     mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From uint8 images (N, C, H, W) to float32, to the bit as torchvision's ToTensor and Normalize do it for one."""
-    white = torch.tensor(255.0, device=device)  # a tensor: by a plain number, a GPU divides less exactly
+    """A function from uint8 images (N, C, H, W) to float32, to the bit as torchvision's ToTensor and Normalize."""
+    white = torch.tensor(255.0, device=device)  # a tensor, as a GPU divides less exactly by a Python number
     centre, spread = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
     def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -239,7 +238,7 @@ def normaliser(
 
 
 def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
-    """An image file as uint8 (C, H, W), reduced by a whole number if its short side is several times `short_side`."""
+    """An image file as uint8 (C, H, W), reduced by an integer if its short side is several times `short_side`."""
     with pictures.open_picture(picture) as file:
         file.draft(None, (short_side, short_side))  # a JPEG is then decoded at a fraction of its size
         image = pictures.convert(file, mode)
@@ -249,6 +248,6 @@ def decoded(picture: Picture, mode: str, short_side: int) -> torch.Tensor:
 
 
 def transformed(picture: Picture, mode: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
-    """An image file as timm sees it in evaluation, uint8 (C, H, W)."""
+    """An image file as timm transforms it for evaluation, uint8 (C, H, W)."""
     with pictures.open_picture(picture) as file:
         return transform(pictures.convert(file, mode))

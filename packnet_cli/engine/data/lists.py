@@ -1,7 +1,7 @@
-"""Lists of images: CSV or Parquet files with the columns path, label and, if wanted, split.
+"""Lists of images: CSV or Parquet files with the columns path, label and, optionally, split.
 
-A Parquet file may hold the images themselves, as Hugging Face's do: a column image in place of path, of encoded bytes
-or of {bytes, path}; it is then kept in memory. Imports no torch.
+A Parquet file may hold the images themselves, as Hugging Face's do, in a column image in place of path: encoded bytes,
+or {bytes, path}. It is then kept in memory. Does not import torch.
 """
 
 import csv
@@ -19,7 +19,7 @@ from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Picture
 
 
 class Row(NamedTuple):
-    """What a list says of one image, at `place` in it."""
+    """One image's entry in a list, at `place`."""
 
     place: str
     image: Picture | None
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 def read_list(path: Path) -> dict[str, ClassFiles]:
     """The images of each split, by class in order of name; paths in the file are relative to its folder.
 
-    Without a column `split` all are of the split "train". Raises DataError that names the line.
+    Without a column `split` all belong to the split "train". Raises DataError, naming the line.
     """
     splits: dict[str, ClassFiles] = defaultdict(lambda: defaultdict(list))
     seen: set[Picture] = set()
@@ -110,7 +110,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _label_names(schema: Any) -> list[str] | None:
-    """What the numbers in the column label mean, if the file was written by Hugging Face's datasets."""
+    """The names of the numbers in the column label, if Hugging Face's `datasets` wrote the file."""
     told = (schema.metadata or {}).get(b"huggingface")
     feature = json.loads(told)["info"]["features"].get("label", {}) if told else {}
     names = feature.get("names") if isinstance(feature, dict) else None

@@ -1,4 +1,4 @@
-"""A picture on its way into a network: opened, brought into the network's mode; and in words, why it cannot be."""
+"""Opens pictures and converts them to the network's mode, or says in words why one cannot be used."""
 
 import os
 from pathlib import Path
@@ -18,18 +18,18 @@ def is_image_name(path: Path) -> bool:
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """The image, to be closed; its pixels are not decoded yet, unless they were stored as such.
+    """The image, for the caller to close; not decoded yet, unless it was stored decoded.
 
     Raises whatever PIL or its decoders do: see `problem`.
     """
     if isinstance(picture, Path):
         if os.path.exists(picture) and not os.path.isfile(picture):
-            raise OSError("no file")  # to open a pipe would be to wait
+            raise OSError("no file")  # opening a pipe would block
         found = picture
     else:
         found = picture.images(picture.index)
     image = found if isinstance(found, Image.Image) else Image.open(found)
-    # PIL only warns of this size, and raises of twice as much.
+    # PIL only warns at this size, and raises at twice as much.
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
         raise Image.DecompressionBombError
@@ -37,7 +37,7 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def problem(error: Exception) -> str:
-    """Why a picture cannot be used, by what was raised. Raises it again if memory was short: that is no fault of it."""
+    """Why a picture cannot be used, given what was raised; raised again if memory ran out, no fault of the picture."""
     if is_out_of_memory(error):
         raise error
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
@@ -48,16 +48,16 @@ def problem(error: Exception) -> str:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """An image in the network's mode; of an animated one the first frame. Raises ValueError if that cannot be told."""
+    """An image in the network's mode; of an animated one the first frame. Raises ValueError for floating point."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, of unknown range")
-    if image.mode.startswith("I"):  # 16 bits, of which PIL would show the least 8, cut off at white
+    if image.mode.startswith("I"):  # 16 bits, which PIL would clip at 255
         pixels = np.asarray(image)
         high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels
         image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
     elif image.mode == "LAB":
-        image = image.convert("RGB")  # PIL knows no other way from there
+        image = image.convert("RGB")  # PIL converts LAB by way of RGB only
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # as PIL asks for
+        image = image.convert("RGBA")  # as PIL recommends
     image.load()
-    return image if image.mode == mode else image.convert(mode)  # which would be a copy
+    return image if image.mode == mode else image.convert(mode)  # convert() would copy

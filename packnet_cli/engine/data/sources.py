@@ -14,11 +14,11 @@ from packnet_cli.engine.data.pictures import is_image_name
 from packnet_cli.errors import DataError
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 
-VALID = "valid"  # what some call a folder of held-out images
+VALID = "valid"  # another name for a folder of held-out images
 
 
 class HeldOutFiles(NamedTuple):
-    """Images that are held out, and what to call where they are."""
+    """Held-out images, and the name of the place they are in."""
 
     name: str
     files: ClassFiles
@@ -26,7 +26,7 @@ class HeldOutFiles(NamedTuple):
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """What the disk refuses becomes a DataError."""
+    """Turn errors of the file system into a DataError."""
     try:
         yield
     except OSError as error:
@@ -72,7 +72,7 @@ def _splits(data: Path) -> dict[str, ClassFiles] | None:
     return datasets.read(data) if is_dataset(data) else None
 
 
-@lru_cache(maxsize=1)  # it is asked for more than once, and may hold the images
+@lru_cache(maxsize=1)  # needed more than once, and it may hold the images
 def _read_list(path: Path, version: Stamp) -> dict[str, ClassFiles]:
     return read_list(path)
 
@@ -129,7 +129,7 @@ def _class_files(folder: Path) -> ClassFiles:
 
 @_reading()
 def left_out(data: Path) -> list[Path]:
-    """What in the class folders is not taken for images: files of other names, and links to folders."""
+    """Files in the class folders that are not named like images, and links to folders."""
     if _splits(data) is not None:
         return []
     found, held_out = [], _held_out_folder(data)

@@ -1,4 +1,4 @@
-"""Which images are trained on and which held out, and that all of them can be read."""
+"""Which images are trained on and which are held out, and the check that all can be read."""
 
 import dataclasses
 import hashlib
@@ -28,14 +28,14 @@ class Split:
     labels: list[int]
 
     def where(self, wanted: Callable[[Picture], bool]) -> "Split":
-        """Those of its images, in the same order."""
+        """The images that are wanted, in the same order."""
         pairs = [(path, label) for path, label in zip(self.paths, self.labels, strict=True) if wanted(path)]
         return Split([path for path, _ in pairs], [label for _, label in pairs])
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What to evaluate on, from the place called `where`; `missing` names the task's classes that have no image here.
+    """Images to evaluate on, from the place called `where`; `missing`: the task's classes that have none here.
 
     `unsplit`: these are all images of a place where none are held out and the task was not trained.
     """
@@ -53,7 +53,7 @@ class TrainingImages:
     classes: tuple[str, ...]
     train: Split
     held_out: HeldOut | None
-    skipped: int = 0  # so many more could not be read
+    skipped: int = 0  # how many more could not be read
 
     @property
     def splits(self) -> list[Split]:
@@ -61,7 +61,7 @@ class TrainingImages:
 
     @property
     def labelled(self) -> bool:
-        """Whether the training images have labels; without them only a teacher can say what is asked for."""
+        """Whether the training images have labels; without them only a teacher can give targets."""
         return UNLABELLED not in self.train.labels
 
 
@@ -69,9 +69,8 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
     """The classes, training images and held-out images in a folder, list or dataset (see `sources.py`).
 
     `data` holds train/<class>/ and val/<class>/ (valid/, validation/, test/), or just <class>/, or train/<class>/.
-    If it, or the list, has no held-out images, the fraction `val_split` of each class is held out: under one seed
-    always the same files. A network that knows its `classes` already has its labels by them, and need not find all of
-    them here.
+    Where none are held out, the fraction `val_split` of each class is, always the same files under one seed. If
+    `classes` are given, labels follow from them, and not all of them need be there.
     Raises DataError.
     """
     files = sources.training_files(data)
@@ -140,7 +139,7 @@ def open_held_out(
 
 
 def remembered(task: Task, hint: str) -> Path:
-    """Where the images are that a task was added with. Raises DataError, with this hint, if they no longer are."""
+    """Where the images are that a task was added with. Raises DataError with this hint if they are gone."""
     where = Path(task.data)
     if not (os.path.exists(where) or is_dataset(where)):
         raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; {hint}")
@@ -166,8 +165,7 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def fingerprint(images: TrainingImages) -> str:
-    """A digest of which images there are, by class folder, name and size, or by dataset and index, and how they are
-    labelled and split."""
+    """A digest of the images (class folder, name and size, or dataset and index), their labels and their splits."""
     sha = hashlib.sha256(repr(images.classes).encode())
     for split in images.splits:
         for path, label in zip(split.paths, split.labels, strict=True):
@@ -178,8 +176,7 @@ def fingerprint(images: TrainingImages) -> str:
 
 
 def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:
-    """The images that can be decoded, and how many cannot. Raises DataError for those, or with `skip_bad` if too few
-    are left."""
+    """The images that can be decoded. Raises DataError if some cannot, or with `skip_bad` if too few are left."""
     train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
     gone = set(images.train.labels) - set(train.labels)
     if gone and not images.labelled:

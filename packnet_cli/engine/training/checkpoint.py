@@ -1,9 +1,9 @@
-"""An interrupted training run goes on where it was: its whole state in a folder beside the artifact.
+"""An interrupted training run resumes where it was: its whole state is kept in a folder beside the artifact.
 
 `packed.st.resume/` holds one file, `checkpoint.safetensors`: the network, the task-index masks, the optimizer's tensors
-and the teacher, and as JSON in its metadata where the run stands and what it is a run of. On a CPU a run that goes on
-ends in the same bytes as one that was never stopped, if it is of one process: of several, all go on with the first
-one's batch norm statistics. Nothing in it is ever unpickled.
+and the teacher, and as JSON in its metadata how far the run has come and what identifies it. On a CPU a resumed run of
+one process ends in the same bytes as one that was never stopped; several processes all resume with the first one's
+batch norm statistics. Nothing in it is ever unpickled.
 """
 
 import json
@@ -25,25 +25,25 @@ from packnet_cli.errors import ArtifactError, ConflictError, DataError, Interrup
 from packnet_cli.progress import Say, unsaid
 
 ANY_NOTES = "packnet_resume."
-NOTES = f"{ANY_NOTES}4"  # the number of this version
+NOTES = f"{ANY_NOTES}4"  # the version of the format
 
 DIGESTS = ("images", "weights")  # of a run; that they differ can be said, but not how
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state: tensors, by names that begin with "model.", "mask.", "optimizer." or "teacher.", and JSON."""
+    """A run's state: tensors, named "model.*", "mask.*", "optimizer.*" or "teacher.*", and JSON."""
 
     tensors: Tensors
     notes: dict[str, Any]
 
     def tensors_of(self, prefix: str) -> Tensors:
-        """Those whose names begin with `prefix` and a dot, without it."""
+        """Those whose names begin with `prefix` and a dot, by the rest of their names."""
         return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def interrupted_run(artifact: Path) -> dict[str, Any]:
-    """What the checkpoint beside `artifact` is a run of; nothing if there is none, or none that can be read."""
+    """What identifies the run of the checkpoint beside `artifact`; empty if there is none, or none that can be read."""
     try:
         with safe_open(atomic.checkpoint(artifact), framework="pt") as file:
             return dict(json.loads(file.metadata()[NOTES])["run"])
@@ -52,10 +52,10 @@ def interrupted_run(artifact: Path) -> dict[str, Any]:
 
 
 class Keeper:
-    """Writes a run's checkpoints: every so many seconds, and when the user or the system asks the run to stop.
+    """Writes a run's checkpoints: at intervals of `every` seconds, and when the user or the system asks it to stop.
 
-    `run` says what it is a run of: a checkpoint of another is refused, by the name of what differs. `say` is told of
-    one that cannot be written, which is no reason to end the run.
+    `run` identifies the run: a checkpoint of another is refused, naming what differs. If one cannot be written, `say`
+    is told, and the run goes on.
     """
 
     def __init__(self, artifact: Path, run: dict[str, Any], every: float, say: Say = unsaid) -> None:
@@ -63,14 +63,14 @@ class Keeper:
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.asked = self.stopping = False
-        self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint of what there is; whether it could
+        self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint; returns whether there is one
 
     def has_one(self) -> bool:
         """Whether there is a checkpoint."""
         return self.file.exists()
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one. Raises ConflictError if it is of another run."""
+        """The checkpoint to resume from, if any. Raises ArtifactError, or ConflictError if it is of another run."""
         if not self.has_one():
             return None
         try:
@@ -95,16 +95,16 @@ class Keeper:
         return Checkpoint(tensors, notes)
 
     def agree(self) -> None:
-        """Have all processes of the run stop, after the same step, if one was asked to."""
+        """Have all processes of the run stop after the same step, if one was asked to."""
         self.stopping = distributed.total([self.asked])[0] > 0
 
     def is_due(self) -> bool:
         return self.stopping or time.monotonic() - self.written > self.every
 
     def save(self, tensors: Tensors, notes: dict[str, Any]) -> bool:
-        """Write a checkpoint in place of the last one, which stays if that cannot be; whether it could.
+        """Write a checkpoint in place of the last one, which stays if that fails; returns whether it succeeded.
 
-        Of several processes the first writes it.
+        Of several processes only the first writes.
         """
         self.written = time.monotonic()
         if distributed.rank():
@@ -114,7 +114,7 @@ class Keeper:
             self.file.parent.mkdir(exist_ok=True)
             with atomic.replacing(self.file) as temporary:
                 save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **notes})})
-        except (OSError, ArtifactError, TypeError) as error:  # of some optimizers JSON cannot hold the state
+        except (OSError, ArtifactError, TypeError) as error:  # JSON cannot hold the state of some optimizers
             self.say(f"no checkpoint could be kept: {error}", warning=True)
             return False
         return True
@@ -122,30 +122,30 @@ class Keeper:
     def stop_if_asked(self) -> None:
         """Raise InterruptedRun if the user or the system has asked for it."""
         if self.stopping:
-            distributed.wait_for_all()  # the first has written its checkpoint
+            distributed.wait_for_all()  # until the first has written its checkpoint
             kept = "go on with --resume" if self.has_one() else "nothing was written"
             raise InterruptedRun(f"interrupted; the packed model is as it was before; {kept}")
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM wait for the end of a step; a second Ctrl-C does not wait.
+        """Let Ctrl-C and SIGTERM take effect at the end of a step; a second Ctrl-C does so at once.
 
-        An image that is gone ends the run like them: what was trained is kept.
+        An image that can no longer be read ends the run like them, with a checkpoint.
         """
 
         def ask(number: int, frame: Any) -> None:
-            if self.asked and distributed.world() == 1:  # torchrun passes on what the terminal has sent
+            if self.asked and distributed.world() == 1:  # torchrun forwards what the terminal has sent already
                 raise KeyboardInterrupt
             self.asked = True
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals do not arrive
+        except ValueError:  # only the main thread receives signals
             before = {}
         try:
             yield
         except DataError as error:
-            # What another process than the first finds ends that one, too, at the last checkpoint that it wrote.
+            # An error in another process ends the first, too, and leaves the last checkpoint that it wrote.
             if not (self.has_one() if distributed.rank() else self.rescue()):
                 raise
             raise DataError(f"{error}; put it back and go on with --resume") from None
@@ -159,7 +159,7 @@ class Keeper:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:
-    """`recipe: lr 0.1, not 0.2`, `task 'cars', not 'birds'` or `the images differ`, of the first that differs."""
+    """The first difference: `recipe: lr 0.1, not 0.2`, `task 'cars', not 'birds'` or `the images differ`."""
     key = keys[0]
     old, new = there.get(key), here.get(key)
     if isinstance(old, dict) and isinstance(new, dict):

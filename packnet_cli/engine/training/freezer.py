@@ -11,21 +11,21 @@ from torch.nn import functional as F
 
 from packnet_cli.engine.training.parts import CASTABLE, Copied, Part
 
-PIECE = 2**17  # weights that a core writes back at once
-LARGEST_PART = 0.5  # of a parameter: a larger one is neither faster nor smaller than the whole
+PIECE = 2**17  # weights written back at once by each core
+LARGEST_PART = 0.5  # of a parameter: a larger part takes as much time and memory as the whole
 
 
 class Freezer:
     """Holds every packed weight that is not trainable at its value, whatever the optimizer does.
 
-    Masking gradients would not: weight decay, momentum and Adam's moments move a weight that has no gradient.
-    So of a parameter that is trainable in part the optimizer gets that part, as a vector, and has neither work nor
-    moments for the rest. If it is the larger part, or the optimizer needs the whole (`is_elementwise`), it gets the
-    parameter, and after each step the frozen values are written back, in one pass; beside a copy of these that takes a
-    byte of memory for each weight, and parts take no more.
+    Masking gradients is not enough: weight decay, momentum and Adam's moments move a weight that has no gradient.
+    So where only part of a parameter is trainable, the optimizer gets that part, as a vector, and spends neither work
+    nor moments on the rest. If it is the larger part, or the optimizer needs whole parameters (see `is_elementwise`),
+    it gets the parameter, and after each step the frozen values are written back, in one pass; besides a copy of these
+    that takes one byte of memory per weight, and parts take no more.
 
-    `network` is what is to be trained. If it may have copies (`copied`), of parameters in part these alone learn, until
-    `write_parameters` is called.
+    `network` is the module to train. With `copied`, training updates only copies of the parameters trained in part,
+    until `write_parameters` is called.
     """
 
     def __init__(self, model: nn.Module, opt: str, *, copied: bool = False) -> None:
@@ -35,12 +35,12 @@ class Freezer:
         self.divisible = self._divisible(model) if is_elementwise(opt) else set()
         self.parts: dict[str, Part] = {}
         self.held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-        # By parameter, and for good, as the optimizer's state has its shape, also in a checkpoint.
+        # By parameter; never changes, since the optimizer's state, also in a checkpoint, has the part's shape.
         self.in_part: dict[str, bool] = {}
 
     @torch.no_grad()
     def hold(self, trainable: dict[str, NDArray[np.bool_]]) -> None:
-        """From now on hold each named parameter at the values that it has, except where it is `trainable`."""
+        """From now on hold each named parameter at its present values, except where it is `trainable`."""
         for name, where in trainable.items():
             parameter, count = self.parameters[name], int(np.count_nonzero(where))
             parameter.requires_grad_(count > 0)
@@ -58,12 +58,12 @@ class Freezer:
                     mask, frozen = mask.view(torch.int8).neg_(), frozen.view(torch.int32)
                 self.held[name] = parameter, mask, frozen
         if self.copied:
-            # Not those that a checkpoint from another device may have beside them.
+            # A checkpoint from another device may have put other parameters in part; those have no copies.
             layers = [name for name in self.parameters if name in self.parts and name in self.divisible]
             self.copied.hold({name: self.parts[name] for name in layers})
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What the optimizer is to have, by name: the parameters, and of some the part of them that is trainable."""
+        """What the optimizer gets, by name: the parameters, or for some only the trainable part, as a vector."""
         return self.parameters | {name: part.vector for name, part in self.parts.items()}
 
     def forget_released(self, optimizer: torch.optim.Optimizer) -> None:
@@ -104,7 +104,7 @@ class Freezer:
         return [part for name, part in self.parts.items() if name not in copied]
 
     def _divisible(self, model: nn.Module) -> set[str]:
-        """The parameters of which the optimizer may have a part."""
+        """The parameters that may be trained in part."""
         gpu = next(model.parameters()).device.type == "cuda"
         if gpu and (not self.copied or torch.are_deterministic_algorithms_enabled()):
             # A launch for each layer takes longer than writing back all of a small one; and a deterministic
@@ -116,11 +116,11 @@ class Freezer:
 
 
 def _write_bits(parameter: torch.Tensor, trainable: torch.Tensor, frozen: torch.Tensor) -> None:
-    """`where` on a CPU, where torch's takes one weight at a time; on the bits it is four times as fast, and as exact.
+    """torch.where for a CPU, where torch's own takes one weight at a time; on bits it is four times as fast, and exact.
 
-    `trainable` is int8, 0 or -1, which is all ones, also once it is widened to 32 bits; `frozen` the bits as int32.
+    `trainable` is int8: 0, or -1, which is all ones also when widened to 32 bits; `frozen` holds the bits as int32.
     """
-    # By pieces, so that the mask is widened in the cache and not to a copy as large as the weights.
+    # In pieces, so that the mask is widened within the cache, not into a copy as large as the weights.
     rows = PIECE * torch.get_num_threads() // parameter[0].numel() + 1
     bits = parameter.view(torch.int32).split(rows)
     for weights, ones, values in zip(bits, trainable.split(rows), frozen.split(rows), strict=True):
@@ -129,13 +129,13 @@ def _write_bits(parameter: torch.Tensor, trainable: torch.Tensor, frozen: torch.
 
 @functools.cache
 def is_elementwise(opt: str) -> bool:
-    """Whether timm's optimizer moves each weight by that weight's own past alone, as SGD and Adam do.
+    """Whether timm's optimizer updates each weight from that weight's own history alone, as SGD and Adam do.
 
-    Others know a matrix from a vector (Adafactor, Muon), or look at the norm of the whole (LAMB). Found out by trying.
+    Others treat matrices unlike vectors (Adafactor, Muon), or use the parameter's norm (LAMB). Determined by trying.
     """
     weights, *gradients = torch.randn(4, 128, 128, generator=torch.Generator().manual_seed(0))
     rows = F.normalize(weights)
-    gradients = [each - (each * rows).sum(1, keepdim=True) * rows for each in gradients]  # AdamP looks for such
+    gradients = [each - (each * rows).sum(1, keepdim=True) * rows for each in gradients]  # AdamP treats these specially
 
     def moved(weights: torch.Tensor, *gradients: torch.Tensor) -> torch.Tensor:
         parameter = nn.Parameter(weights.clone())

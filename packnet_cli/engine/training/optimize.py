@@ -1,4 +1,4 @@
-"""How a phase of training moves the weights: timm's optimizers and schedules, at one rate or multiples of it."""
+"""timm's optimizers and schedules for a phase of training, at one learning rate or multiples of it."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ MOMENTUM = 0.9  # the paper's, for optimizers that have one
 class Optimization:
     """An optimizer and its schedule, by timm's names; `rates` names parameters that learn at a multiple of the rate.
 
-    The rate is `lr` times `lr_scale`.
+    The learning rate is `lr` times `lr_scale`.
     """
 
     opt: str
@@ -32,7 +32,7 @@ class Optimization:
     rates: Mapping[str, float] = field(default_factory=dict)
 
     def optimizer(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh one for what is `trained` of the model's parameters, by their names."""
+        """A fresh optimizer for what is `trained` of each of the model's parameters, by their names."""
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
             opt=self.opt,
@@ -45,9 +45,9 @@ class Optimization:
         return optimizer
 
     def scheduler(self, optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> Scheduler | None:
-        """The schedule over so many epochs of so many batches, to be told of each step; None if the rate is constant.
+        """The schedule over so many epochs of so many batches, updated at each step; None if the rate is constant.
 
-        "step" is a tenth of the rate for the second half, as in the paper.
+        "step" divides the rate by ten for the second half, as in the paper.
         """
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -60,16 +60,16 @@ class Optimization:
         return scheduler
 
     def diverged(self, what: str) -> DivergedError:
-        """The error of a training that did, by `what` shows it."""
+        """The error for a diverged training; `what` says how that showed."""
         raised = "" if self.lr_scale == 1 else f", which was raised {self.lr_scale:.3g} times, or --lr-scale none"
         return DivergedError(
             f"training diverged: {what}; nothing was written. Try a lower learning rate than {self.lr:g}{raised}"
         )
 
     def _groups(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """timm's parameter groups, with and without weight decay, and each split by the rate; the plain one is first.
+        """timm's parameter groups, with and without weight decay, each split by rate; those at the plain rate first.
 
-        In place of the model's parameters they hold, by the same names, what is `trained` of them.
+        In place of the model's parameters they hold what is `trained` of them, by name.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         tables: set[str] = getattr(model, "no_weight_decay", set)()
@@ -83,9 +83,9 @@ class Optimization:
 
 
 def fused(opt: str, device: torch.device) -> dict[str, bool]:
-    """The argument for torch's optimizers that update a weight in one pass, where timm takes `opt` from there.
+    """The argument that selects torch's fused optimizers, if timm takes `opt` from torch.
 
-    On a CPU that of SGD gains less than it costs: it copies gradients that have channels last.
+    Not for SGD on a CPU, where it costs more than it gains: it copies channels-last gradients.
     """
     have = {torch.optim.Adam, torch.optim.AdamW, *([torch.optim.SGD] if device.type == "cuda" else [])}
     there = device.type in ("cpu", "cuda") and get_optimizer_class(opt, bind_defaults=False) in have

@@ -6,24 +6,24 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-CASTABLE = nn.Conv2d, nn.Linear  # what autocast casts, and no more: other modules may do more with their weights
+CASTABLE = nn.Conv2d, nn.Linear  # these only do what autocast casts; other modules may do more with their weights
 
 
 class Part:
-    """The trainable weights of a parameter, and the vector that the optimizer has in place of it."""
+    """The trainable weights of a parameter, and the vector that the optimizer gets in its place."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         self.vector = nn.Parameter(parameter.new_empty(0))  # (k,)
-        self.index = self.known = torch.empty(0, dtype=torch.int64)  # where they are in memory: (k,)
+        self.index = self.known = torch.empty(0, dtype=torch.int64)  # memory positions (k,); `known`: of the state
 
     def hold(self, mask: torch.Tensor) -> None:
-        """Take what is True in `mask` as the vector, at its present values."""
+        """Make the weights where `mask` is True the vector, at their present values."""
         self.index = flat(mask, self.parameter).nonzero().flatten()
         self.vector.data = self._part_of(self.parameter.detach())
 
     def forget_released(self, state: dict[str, Any]) -> None:
-        """Cut the optimizer's state of the vector down to what is still in it."""
+        """Cut the optimizer's state of the vector down to the weights still in it."""
         if len(self.known) > len(self.index):
             there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
             there[self.index.long()] = True
@@ -49,19 +49,19 @@ class Part:
             values.scatter_(0, index, vector)
 
     def _shared_by_threads(self) -> bool:
-        """Whether to use the variants of an operation that share it among threads, at twice the work in all."""
+        """Whether to use the multi-threaded variants (CPU, several threads), which cost twice the work."""
         return self.vector.device.type == "cpu" and torch.get_num_threads() > 1
 
 
 def wants_copies(device: torch.device, *, amp: bool, compiled: bool | None) -> bool:
-    """Whether a network is to compute with copies: where kernel launches take time, unless torch.compile saves them."""
+    """Whether a network computes with copies: where kernel launches take time, unless torch.compile saves them."""
     return device.type == "cuda" and amp and not compiled
 
 
 class Copied(nn.Module):
-    """A network that computes with bfloat16 copies of its parameters in part.
+    """A network that computes with bfloat16 copies of its parameters that are trained in part.
 
-    Autocast would cast all of their weights in each step, and all gradients back. Here only the trainable ones are
+    Autocast would cast all of their weights in each step, and all gradients back. Here only trainable weights are
     cast, those of all layers at once, as on a GPU each launch takes time. The results are the same to the bit, for
     weights that are used once in a pass.
     """
@@ -70,11 +70,11 @@ class Copied(nn.Module):
         super().__init__()
         self.model = model
         self.parts: dict[str, Part] = {}
-        self.flat: nn.Parameter | None = None  # one copy after the other
-        self.index = self.vectors = torch.empty(0)  # where in `flat` the vectors' numbers are, and these: (k,)
+        self.flat: nn.Parameter | None = None  # the copies, concatenated
+        self.index = self.vectors = torch.empty(0)  # positions in `flat` of the vectors, and these, concatenated: (k,)
 
     def hold(self, parts: dict[str, Part]) -> None:
-        """Have copies of the parameters of these parts, by name, and their vectors one after the other."""
+        """Copy the parameters of these parts, given by name, and concatenate the vectors."""
         if parts.keys() != self.parts.keys():
             count = sum(part.parameter.numel() for part in parts.values())
             device = next(self.model.parameters()).device
@@ -90,7 +90,7 @@ class Copied(nn.Module):
         self.vectors = torch.cat([part.vector.detach() for part in parts.values()])
         for part, vector in zip(parts.values(), self._by_part(self.vectors), strict=True):
             part.vector.data = vector
-            part.index = part.index.int()  # seldom needed now, and memory is dear
+            part.index = part.index.int()  # int32 to save memory: seldom used from now on
 
     def forward(self, images: torch.Tensor) -> Any:
         if self.flat is None:
@@ -100,7 +100,7 @@ class Copied(nn.Module):
         return functional_call(self.model, weights, (images,))
 
     def take_gradients(self) -> None:
-        """Have the parts' gradients in their vectors, once they are the copies'."""
+        """Take the gradients of the parts' vectors from those of the copies."""
         if self.flat is None or self.flat.grad is None:
             return
         gradients = self._by_part(self.flat.grad.index_select(0, self.index).float())
@@ -109,7 +109,7 @@ class Copied(nn.Module):
             part.vector.grad = gradient
 
     def write(self) -> None:
-        """Have the vectors in the copies, but not in the parameters."""
+        """Write the vectors into the copies, but not into the parameters."""
         if self.flat is not None:
             self.flat.detach().index_copy_(0, self.index, self.vectors.bfloat16())
 
@@ -121,18 +121,18 @@ class Copied(nn.Module):
 
 
 def _order(parameter: torch.Tensor) -> list[int]:
-    """Its dimensions as they lie in memory, such as channels last."""
+    """The parameter's dimensions in memory order, which may be channels last."""
     strides = parameter.stride()
     return sorted(range(parameter.ndim), key=lambda n: strides[n], reverse=True)
 
 
 def flat(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Values of the parameter's shape in the order in which that lies in memory."""
+    """Values of the parameter's shape, flattened in its memory order."""
     return values.permute(_order(parameter)).reshape(-1)
 
 
 def _shaped(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """What is so flat in the parameter's shape, laid out like it."""
+    """The inverse of `flat`: in the parameter's shape and memory layout."""
     order = _order(parameter)
     back = [order.index(n) for n in range(parameter.ndim)]
     return values.view([parameter.shape[n] for n in order]).permute(back)

@@ -1,4 +1,4 @@
-"""Which of its weights a task is to release in each layer, and in which steps."""
+"""Which weights a task releases in each layer, and in which steps."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,13 +10,13 @@ from packnet_cli.artifact import masks, plan
 from packnet_cli.artifact.format import State
 from packnet_cli.recipe import Recipe
 
-Goals = dict[str, tuple[int, int]]  # by layer: how many weights the task owns there, and how many it is to release
+Goals = dict[str, tuple[int, int]]  # by layer: how many weights the task owns, and how many to release
 
 
 def release_goals(
     mask: dict[str, masks.Mask], index: int, prune: float, recipe: Recipe, weights: Callable[[], State]
 ) -> Goals:
-    """The goals of task `index` that is pruned by `prune`; `weights` are asked for only if layers compete."""
+    """The goals for pruning task `index` by `prune`; `weights` is called only if layers compete."""
     owned = {layer: masks.count_owned(array, index) for layer, array in mask.items()}
     if recipe.rank == "layer":
         wanted = plan.release_counts(owned, prune, recipe)
@@ -34,9 +34,9 @@ def release_goals(
 def release_in_steps(
     mask: dict[str, masks.Mask], parameters: Mapping[str, nn.Parameter], index: int, goals: Goals, done: float
 ) -> None:
-    """Release what is to be gone when the part `done` of the steps, up to 1, is; in `mask` and `parameters`.
+    """Release, in `mask` and `parameters`, what is due once the fraction `done` of the steps (up to 1) is.
 
-    Most go at first and ever fewer later: cubically, after Zhu and Gupta (2017, arXiv 1710.01878).
+    Most go first and ever fewer later: the cubic schedule of Zhu and Gupta (2017, arXiv 1710.01878).
     """
     for layer, (claimed, count) in goals.items():
         so_far = claimed - masks.count_owned(mask[layer], index)
@@ -54,9 +54,9 @@ def release_in_steps(
 
 
 def smallest(weights: torch.Tensor, owned: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the `count` smallest-magnitude of the `owned` weights are, all of one shape; ties go by position.
+    """A mask of the `count` smallest-magnitude weights among the `owned`, of their shape; ties go by position.
 
-    What `masks.release_smallest` releases, found where the weights are, by a sort, which a GPU does in no time.
+    The same weights as `masks.release_smallest` releases, found on their device by a sort, which is fast on a GPU.
     Raises ValueError if fewer are owned.
     """
     if not 0 <= count <= int(owned.sum()):

@@ -1,4 +1,4 @@
-"""A run's state, to go back to or for a checkpoint: where its task stands, random numbers, an optimizer's moments."""
+"""A run's state, to go back to or to save: where its task stands, random generators, the optimizer's moments."""
 
 import copy
 import random
@@ -15,7 +15,7 @@ from packnet_cli.progress import Accuracy
 
 Tensors = dict[str, torch.Tensor]
 
-# The end of a search: the prune fraction, and top-1 in percent by the fractions tried, "0" being the unpruned network.
+# A search's result: the prune fraction, and top-1 in percent by fraction tried, "0" being the unpruned network.
 Found = tuple[float, dict[str, float]]
 
 
@@ -30,7 +30,7 @@ class Stage:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator that a run on `device` draws from, as JSON can hold it."""
+    """The state of every random generator that a run on `device` draws from, in JSON types."""
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -54,19 +54,19 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 GROUP = "group"  # in place of a parameter's name
-SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group, which a new optimizer gets anyway
+SCHEDULED = "params", "lr", "initial_lr", "lr_scale", "weight_decay"  # of a group; a new optimizer has these anyway
 
 
 def optimizer_state(
     trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's tensors by `<what>/<parameter>`, and its numbers likewise; some count their steps by group."""
+    """An optimizer's tensors and numbers, by `<what>/<parameter>`; or `<what>/group`, as some count steps by group."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trained.items()}
     tensors: Tensors = {}
     numbers: dict[str, Any] = {}
     for parameter, entries in optimizer.state.items():
         if parameter not in names:
-            continue  # a part of a weight that since its last step was released whole
+            continue  # all of its weights were released since the last step
         for what, value in entries.items():
             (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what}/{names[parameter]}"] = value
     for what, value in optimizer.param_groups[0].items():
@@ -80,7 +80,7 @@ def optimizer_state(
 def set_optimizer_state(
     trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: dict[str, Any]
 ) -> None:
-    """Put it back into a new optimizer, which need not have all: a layer that was released whole learns no more."""
+    """Restore that in a new optimizer, which may lack parameters: a layer that was released whole is not trained."""
     numbered = {
         parameter: number
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
@@ -91,10 +91,10 @@ def set_optimizer_state(
         what, _, name = key.partition("/")
         if name == GROUP:
             for group in optimizer.param_groups:
-                group[what] = copy.deepcopy(value)  # which is counted up in place
+                group[what] = copy.deepcopy(value)  # the optimizer counts in place
         elif name in parameters:
             parameter = parameters[name]
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                value = torch.empty_like(parameter).copy_(value)  # laid out alike, as fused optimizers expect
+                value = torch.empty_like(parameter).copy_(value)  # in the same layout, as fused optimizers expect
             state.setdefault(numbered[parameter], {})[what] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -38,16 +38,16 @@ from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
 
-# What a checkpoint is to hold: a phase, how far it has come, and its optimizer while there is one.
+# What a checkpoint holds: a phase, how far it has come, and its optimizer, if there is one.
 Reached = tuple[str, Place, Callable[[], torch.optim.Optimizer | None]]
 
 
 def _no_optimizer() -> None:
-    """Between two phases."""
+    """Between two phases there is no optimizer."""
 
 
 class TaskInTraining:
-    """A task in training: its network, and the task-index masks, in which it owns less after each release."""
+    """A task in training: its network, and the task-index masks, in which it owns fewer weights after each release."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class TaskInTraining:
         self.name, self.artifact, self.images = name, claim.artifact, images
         self.recipe, self.keeper = recipe, keeper
         self.retrain_epochs = recipe.retrain_epochs if images.train.paths else 0
-        self.labelled = images.labelled  # asked once: it looks at every label
+        self.labelled = images.labelled  # computed once: it looks at every label
         self.distill_weight = recipe.distill_weight if self.labelled else 1.0
         if keeper is not None:
             keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
-        self.resumed: Checkpoint | None = None  # until the phase that it was written in goes on
+        self.resumed: Checkpoint | None = None  # until the phase in which it was written resumes
         self.going_on = False
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -83,7 +83,7 @@ class TaskInTraining:
         network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
-        # Of images without labels, which may be of any kind, norms would learn what the task's own are not like.
+        # Unlabelled images may be of any kind: norms trained on them would not fit the task's own images.
         self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or not claim.artifact.header.tasks)
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         copied = wants_copies(device, amp=self.amp, compiled=machine.compile)
@@ -101,7 +101,7 @@ class TaskInTraining:
         self.ready = self.forward_of(self.freezer.network)
 
     def _feed(self, machine: Machine) -> Callable[..., feed.Batches]:
-        """How batches for this network are made here, of any split."""
+        """A function that makes batches of any split, for this network on this machine."""
         return partial(
             feed.batches,
             data_config=network.preprocessing(self.artifact.header),
@@ -112,7 +112,7 @@ class TaskInTraining:
         )
 
     def _set_starting_values(self, state: State, copied: bool) -> Freezer:
-        """Every value that the task starts from, and from now on what is not its own held."""
+        """Set every value that the task starts from, and hold what it does not own from now on."""
         kinds = network.kinds_of(self.model, self.artifact.header.head)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(kinds[name] is not Kind.PER_TASK or self.train_norm)
@@ -120,7 +120,7 @@ class TaskInTraining:
         network.place(self.model, self.device)
         freezer = Freezer(self.model, self.recipe.opt, copied=copied)
         with torch.no_grad():
-            for layer in self.mask:  # the most by far, and so not by way of another copy
+            for layer in self.mask:  # by far the largest, so without another copy
                 freezer.parameters[layer].copy_(torch.from_numpy(state[layer]))
         freezer.hold(self._trainable())
         return freezer
@@ -129,23 +129,23 @@ class TaskInTraining:
         return {layer: array == self.index for layer, array in self.mask.items()}
 
     def train(self, *, retrained: bool = False) -> None:
-        """Train on all that is free; whether it will also be `retrained` the schedule may have to know."""
+        """Train all claimed weights; `retrained`: whether retraining follows, which one schedule may have to span."""
         self._once = retrained and self.recipe.anneal == "once"
         for _ in self._epochs(TRAIN, self.recipe.epochs, self.recipe.lr):
             pass
         self.measure("dense")
 
     def rehearse(self, *, retrain: bool) -> None:
-        """Take all the memory that training will: from the second step on there are the optimizer's moments, and in
-        the retraining, if one comes, a teacher."""
+        """Use all the memory that training will: the optimizer's moments exist from the second step on, and
+        retraining, if any, has a teacher."""
         teacher = self._new_teacher() if retrain else None
         if self.labelled or teacher:  # else nothing will be trained
             for _ in self._epochs(TRAIN, 2, self.recipe.lr, teacher):
                 pass
 
     def prune_and_retrain(self, prune: float, phase: str = RETRAIN) -> None:
-        """Release the fraction `prune` of the task's own weights, in steps along the first epochs, and retrain."""
-        trial = phase.removeprefix(RETRAIN)  # of a search, " at 0.5"
+        """Release the fraction `prune` of the task's own weights, in steps over the first epochs, and retrain."""
+        trial = phase.removeprefix(RETRAIN)  # in a search, such as " at 0.5"
         steps = max(1, min(self.recipe.prune_steps, self.retrain_epochs))
 
         def release(step: int) -> None:
@@ -161,8 +161,8 @@ class TaskInTraining:
             weights = partial(network.read, self.model, set(self.mask))
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
         if not self.resumed or Place(*self.resumed.notes["place"]).epoch == 0:
-            release(1)  # of a run that goes on only what it had not measured
-        # By a name, so that the optimizer is still there if an error ends the loop, for the checkpoint.
+            release(1)  # in a resumed run only measures, and that only if it had not
+        # Named, to keep the optimizer alive for the checkpoint if an error ends the loop.
         epochs = self._epochs(phase, self.retrain_epochs, self.recipe.retrain_lr, self._teacher)
         for epoch in epochs:
             if 0 < epoch < steps:
@@ -171,7 +171,7 @@ class TaskInTraining:
             self.measure("retrained", trial)
 
     def _new_teacher(self) -> Teacher | None:
-        """The network as it is now, if the retraining is to ask for its answers."""
+        """The network as it is now, if retraining distils from it."""
         taught = self.retrain_epochs and self.distill_weight
         return Teacher(self.model, self.distill_weight, self.forward_of, self.amp) if taught else None
 
@@ -203,18 +203,18 @@ class TaskInTraining:
         self.progress(phase, step if self.labelled else dataclasses.replace(step, accuracy=None))
 
     def measure(self, phase: str, trial: str = "") -> None:
-        """Note the accuracy on the held-out images, if there are any, and if a stopped run has not noted it."""
+        """Record the accuracy on the held-out images, if there are any, unless a stopped run has recorded it."""
         if self.val_batches is not None and not (self.resumed and phase in self.accuracy):
             self.final = evaluate(self.model, self.val_batches)  # in float32, as the file holds it
             self.accuracy[phase] = self.final.top1
             self.progress(phase + trial, self.final)
 
     def temperature(self) -> float | None:
-        """The task's temperature as it is now; None without held-out images."""
+        """The task's present temperature; None without held-out images."""
         return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
 
     def stage(self) -> Stage:
-        """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may have no room for more."""
+        """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may lack the room."""
         state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         return Stage(state, dict(self.mask), dict(self.accuracy), self.final)
 
@@ -225,10 +225,10 @@ class TaskInTraining:
         self.freezer.hold(self._trainable())
 
     def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
-        """After a step: write a checkpoint if it is time to, and stop if that was asked for."""
+        """After a step: write a checkpoint if one is due, and stop if asked to."""
         if self.keeper is None:
             return
-        # Of the optimizer no more than a reference: at the end of the phase its moments need not be kept.
+        # A weak reference: the optimizer's moments need not outlive the phase.
         self._reached = phase, place, weakref.ref(optimizer)
         if not looked:
             return
@@ -238,18 +238,18 @@ class TaskInTraining:
         self.keeper.stop_if_asked()
 
     def end_search(self, found: Found) -> None:
-        """Note what a search for a prune fraction has found, which from now on is what a checkpoint is to hold."""
+        """Record the result of a search for a prune fraction, which checkpoints hold from now on."""
         self.found = found
         self._reached = SEARCHED, Place(), _no_optimizer
 
     def keep_result(self) -> bool:
-        """Write a checkpoint of what was trained; whether there now is one.
+        """Write a checkpoint of what was trained; returns whether there now is one.
 
-        Of a search there is none but that of the network before pruning, from which it starts again.
+        During a search the last one is that of the network before pruning, from which the search starts again.
         """
         if self.keeper is None:
             return False
-        if self._reached is None:  # nothing yet that the checkpoint this run may go on from does not hold
+        if self._reached is None:  # nothing yet beyond the checkpoint that this run may have resumed from
             return self.going_on
         phase, place, optimizer_now = self._reached
         if phase not in (TRAIN, RETRAIN, SEARCHED):
@@ -278,7 +278,7 @@ class TaskInTraining:
         return self.keeper.save(tensors, notes)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
-        """Be where a stopped run was, if there was one; its next phase of training then starts there."""
+        """Restore a stopped run from its checkpoint, if there is one; the phase that it was in then resumes there."""
         if checkpoint is None:
             return
         self.resumed, notes, self.going_on = checkpoint, checkpoint.notes, True
@@ -289,13 +289,13 @@ class TaskInTraining:
         self.freezer.in_part = notes["in part"]
         self.found = notes["found"]
         self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
-        # Copies: what was read is the file's own memory, in place of which the next checkpoint comes.
+        # Copies: the tensors map the checkpoint's file, which the next one replaces.
         mask = {layer: value.numpy().copy() for layer, value in checkpoint.tensors_of("mask").items()}
         final = Accuracy(**notes["final"]) if notes["final"] else None
         self.go_back_to(Stage(checkpoint.tensors_of("model"), mask, notes["accuracy"], final))
 
     def _resume(self) -> Resume | None:
-        """What the phase that starts now is to go on from, if a stopped run was in it."""
+        """Where the phase that starts now resumes, if a stopped run was in it."""
         checkpoint, self.resumed = self.resumed, None
         if checkpoint is None:
             return None

@@ -1,4 +1,4 @@
-"""The one training loop. Knows a model, batches and what is frozen; nothing of files or printing."""
+"""The one training loop. Knows a model, batches and what is frozen; nothing about files or printing."""
 
 import copy
 import math
@@ -19,14 +19,14 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.parts import CASTABLE
 from packnet_cli.progress import Step
 
-PAUSE = 0.5  # seconds between two looks at what a GPU has computed: each waits for it
+PAUSE = 0.5  # seconds between two readings of a GPU's results, each of which waits for it
 
 
 @dataclass(frozen=True)
 class Place:
     """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0.
 
-    `sums` are those of the epoch so far, as this process's meter has read them: losses, hits and images.
+    `sums` are the epoch's losses, hits and images so far, as this process's meter has read them.
     """
 
     epoch: int = 0
@@ -36,20 +36,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where to go on with a phase, and how to put back what a stopped run had there."""
+    """Where to resume a phase, and how to restore the state that a stopped run had there."""
 
     place: Place
-    skip: Callable[[int], None]  # so many batches of the next epoch
+    skip: Callable[[int], None]  # skips so many batches of the next epoch
     set_optimizer: Callable[[torch.optim.Optimizer], None]
     set_random: Callable[[], None]
 
 
 def _nothing(place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
-    """The callback of a run that is not kept."""
+    """The callback of a run without checkpoints."""
 
 
 class Teacher:
-    """The network as it was before pruning: in retraining, its answers are part of what is asked for, or all of it."""
+    """The network as it was before pruning: in retraining, its outputs are part of the target, or all of it."""
 
     TEMPERATURE = 2.0
 
@@ -57,18 +57,18 @@ class Teacher:
         self.model, self.weight = copy.deepcopy(model).eval().requires_grad_(False), weight
         for module in self.model.modules():
             if amp and type(module) in CASTABLE:
-                module.to(torch.bfloat16)  # once, and not in each step
+                module.to(torch.bfloat16)  # once, instead of in each step
         self.ready = forward_of(self.model)
 
     def prepare(self) -> None:
-        """To be called at the start of an epoch."""
+        """Call at the start of each epoch."""
         self.forward = self.ready()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
-        # The teacher has no gradients. On a CPU they are enabled all the same, for the convolutions of training.
+        # The teacher has no gradients. On a CPU they are enabled all the same, to select training's convolutions.
         with torch.set_grad_enabled(images.device.type == "cpu"):
-            # In float32 on a CPU too, whose autocast leaves it in bfloat16.
+            # Explicitly float32: autocast on a CPU leaves log_softmax in bfloat16.
             wanted = F.log_softmax(self.forward(images).float() / self.TEMPERATURE, 1)
         given = F.log_softmax(logits.float() / self.TEMPERATURE, 1)
         soft = F.kl_div(given, wanted, log_target=True, reduction="batchmean") * self.TEMPERATURE**2
@@ -97,18 +97,18 @@ def train(
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
     yielded again, and the batches that it has seen are skipped.
 
-    The schedule runs over these epochs and those `around` them: so many before, which are done, and so many after.
-    Between epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm runs on its
-    stored statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a
-    function, if it is not to run as it is.
-    `progress` is called after each step, on a GPU every PAUSE seconds and after the last of an epoch; `after_step` then
-    with True, after the other steps with False.
+    The schedule spans these epochs and those `around` them: so many before, already done, and so many after. Between
+    epochs the caller may hold more weights with `freezer`. With `train_norm` off, batch norm uses its stored
+    statistics. `amp` computes in bfloat16 while the weights stay float32. `ready` gives the network as a function, if
+    it is not to run as it is.
+    `progress` is called after each step, on a single GPU only every PAUSE seconds and at the end of an epoch;
+    `after_step` after every step, with whether `progress` was.
     Raises DivergedError.
     """
     if not epochs:
         return
     device = next(model.parameters()).device
-    gpu = device.type == "cuda"  # elsewhere nothing keeps the memory of a copy that is not waited for
+    gpu = device.type == "cuda"  # elsewhere nothing keeps the source of a non-blocking copy alive
     optimizer = optimization.optimizer(model, freezer.trained())
     before, after = around
     scheduler = optimization.scheduler(optimizer, before + epochs + after, len(batches))
@@ -165,7 +165,7 @@ def train(
         freezer.write_parameters()
         if train_norm:
             distributed.average_statistics(model)
-    # The last step's weights have been through no loss yet.
+    # No loss has been computed with the last step's weights yet.
     if lost := finite - _finite(model):
         raise optimization.diverged(f"{min(lost)} is no longer finite after the last epoch")
     if images is not None and not _answers_are_finite(model, images):
@@ -173,12 +173,12 @@ def train(
 
 
 def _finite(model: nn.Module) -> set[str]:
-    """The tensors of which every number is finite; some networks have bounds that are not."""
+    """The tensors whose numbers are all finite; some networks have infinite bounds."""
     return {name for name, value in model.state_dict().items() if _is_finite(value)}
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """By the extremes, which are NaN if any number is: to ask each takes twenty times as long on a CPU."""
+    """By the extremes, which are NaN if any number is: testing each one takes twenty times as long on a CPU."""
     if not values.is_floating_point() or not values.numel():
         return True
     return bool(torch.stack(values.aminmax()).isfinite().all())
@@ -186,15 +186,15 @@ def _is_finite(values: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _answers_are_finite(model: nn.Module, images: torch.Tensor) -> bool:
-    """Whether the logits of these images (N, C, H, W) are, as they will be measured."""
+    """Whether the logits of these images (N, C, H, W) are finite in eval mode, in which they will be measured."""
     return bool(model.eval()(images).isfinite().all())
 
 
 class _Meter:
-    """Means over an epoch so far, of numbers that are left on the device until there is a reason to wait for them."""
+    """Means over an epoch so far, of numbers left on the device until there is a reason to wait for them."""
 
     def __init__(self, device: torch.device, sums: tuple[float, int, int], pause: float | None = None) -> None:
-        # Processes that agree on when to stop have to look at the same steps.
+        # Processes have to read at the same steps, to agree on when to stop.
         at_once = device.type == "cpu" or distributed.world() > 1
         self.pause = pause or (0.0 if at_once else PAUSE)
         self.sums, self.before = sums, sums[-1]
@@ -208,7 +208,7 @@ class _Meter:
         return time.perf_counter() - self.last >= self.pause
 
     def read(self) -> tuple[int, float] | None:
-        """Take in what is new. Of the first loss that is not finite: how many steps ago it was, and the loss."""
+        """Read what is new. Returns how many steps ago the first loss was that is not finite, if any, and that loss."""
         losses, hits, counts = zip(*self.unread, strict=True)
         values = torch.stack(losses).tolist()
         loss_sum, correct, seen = self.sums
@@ -218,7 +218,7 @@ class _Meter:
         return next(((len(values) - 1 - i, value) for i, value in enumerate(values) if not math.isfinite(value)), None)
 
     def means(self, *, of_all: bool) -> tuple[float, float, float]:
-        """Loss, accuracy in percent, images a second: of this process's images, or once all are here `of_all`."""
+        """Loss, accuracy in percent, images a second: of this process, or `of_all`, which then must all call this."""
         here = *self.sums, self.sums[-1] - self.before
         loss_sum, correct, seen, new = map(sum, zip(*(distributed.gathered(here) if of_all else [here]), strict=True))
         speed = (1 if of_all else distributed.world()) * new / (self.last - self.began)
@@ -226,7 +226,7 @@ class _Meter:
 
 
 def _stop_statistics(model: nn.Module) -> None:
-    """Put every layer that keeps running statistics into eval mode, as `model.train()` undoes it each time."""
+    """Put every layer that keeps running statistics into eval mode, which `model.train()` undoes each time."""
     for module in model.modules():
         if any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False)):
             module.eval()

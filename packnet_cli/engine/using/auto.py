@@ -1,4 +1,4 @@
-"""Which task an image belongs to, guessed: the one that is most certain. Experimental, hence the measurement."""
+"""Measure how well `auto` guesses an image's task, as the one that is most certain. Experimental."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from packnet_cli.machine import THIS_MACHINE
 
 @dataclass(frozen=True)
 class Choice:
-    """Of how many of a task's held-out images that task is picked, and of how many the right class as well."""
+    """The share of a task's held-out images for which that task is picked, and for which its class is right too."""
 
     task: Task
     right_task: float  # percent
@@ -33,9 +33,9 @@ class Choice:
 def evaluate_auto(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto", amp: bool = False
 ) -> Iterator[Choice]:
-    """How often the right task is picked, for each task that remembers images: every task is asked of each of them.
+    """How often the right task is picked, for each task with recorded images: every task is asked about each of them.
 
-    Raises DataError if no task remembers any, or those of one are gone; ArtifactError.
+    Raises DataError if no task has recorded images, or those of one are gone; ArtifactError.
     """
     packed = Packed(format.load(path))
     remembering = [task for task in packed.tasks if task.data and task.images]
@@ -51,7 +51,7 @@ def evaluate_auto(
             batch_size=batch_size,
             workers=workers,
             device=torch_device,
-            # Every task is asked of the same images.
+            # Cached, as every task is asked about the same images.
             rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, torch_device),
         )
         with workable_batches(batch_size):
@@ -67,7 +67,7 @@ def evaluate_auto(
 def _ask(
     packed: Packed, model: nn.Module, task: Task, batches: Batches, amp: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The entropy (N,) of what a task says of each image, and whether its class has the label's number (N,)."""
+    """The entropy (N,) of a task's prediction for each image, and whether the predicted class is the label (N,)."""
     packed.switch(model, task.index)
     found = [
         (entropies(logits, task.temperature), logits.argmax(1) == labels)

@@ -1,7 +1,7 @@
-"""One task leaves the packed model, in the form that another program opens.
+"""Export one task from the packed model, in a format that another program opens.
 
-Each form holds the task's weights; all but the bare checkpoint also what is needed to use them: class names in order
-of label, preprocessing, how to build the network. What another runtime would compute is checked before it is kept.
+Each format holds the task's weights; all but the bare checkpoint also hold what is needed to use them: class names in
+order of label, preprocessing, how to build the network. A file for another runtime is kept only if its logits match.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models._hub import save_for_hf  # of late timm.models has it, too
+from timm.models._hub import save_for_hf  # newer versions also have it in timm.models
 from torch import nn
 
 from packnet_cli.artifact import atomic, ship
@@ -23,20 +23,20 @@ from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, reason
 
-TOLERANCE = 1e-3  # of logits in another runtime, as a part of the greatest logit (at least 1)
+TOLERANCE = 1e-3  # for logits of another runtime, relative to the greatest logit (at least 1)
 
 
 def write_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
     """Write one task's state dict as a .pt file, to be read with torch.load(weights_only=True)."""
     state = {name: torch.from_numpy(np.array(array)) for name, array in artifact.state(task.index).items()}
-    buffer = io.BytesIO()  # what torch makes of a full disk is not to be told from a bug
+    buffer = io.BytesIO()  # torch's error on a full disk looks like a bug
     torch.save(state, buffer)
     with atomic.replacing(output) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write what the hub holds of a timm model: config.json, model.safetensors and README.md, a model card.
+    """Write a timm model as the Hugging Face hub stores it: config.json, model.safetensors and a model card, README.md.
 
     Raises ArtifactError if `output` exists and is not an empty folder.
     """
@@ -54,15 +54,15 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
 
 
 def write_program(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write a .pt2 file for torch.export.load, any batch size; `packnet.json` within tells of classes and pixels.
+    """Write a .pt2 file for torch.export.load, for any batch size; its `packnet.json` has classes and preprocessing.
 
-    Raises NetworkError if torch cannot export the network.
+    Raises NetworkError if torch cannot export the network or the program's logits differ.
     """
     model = Packed(artifact).model(task.index)
     images = _examples(artifact, 2)
     with _exporting(artifact):
         program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        buffer = io.BytesIO()  # given a path, torch insists on its suffix, which a temporary file has not
+        buffer = io.BytesIO()  # given a path, torch insists on the suffix .pt2
         torch.export.save(program, buffer, extra_files={"packnet.json": json.dumps(ship.about(artifact, task))})
     with atomic.replacing(output) as temporary:
         temporary.write_bytes(buffer.getvalue())
@@ -72,9 +72,9 @@ def write_program(artifact: Artifact, task: Task, output: Path) -> None:
 
 
 def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write an ONNX model, from `images` (N, C, H, W) to `logits` (N, classes); its metadata has classes and pixels.
+    """Write an ONNX model, `images` (N, C, H, W) to `logits` (N, classes); its metadata has classes and preprocessing.
 
-    Needs the extra "onnx". Raises NetworkError if torch cannot export the network or onnxruntime differs on the logits.
+    Needs the extra "onnx". Raises NetworkError if torch cannot export the network or onnxruntime's logits differ.
     """
     import onnx
     import onnxruntime
@@ -94,13 +94,13 @@ def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
         proto = program.model_proto
         onnx.helper.set_model_props(proto, {"packnet": json.dumps(ship.about(artifact, task))})
     with atomic.replacing(output) as temporary:
-        with _exporting(artifact):  # there is a limit of 2 GB, and operators that onnxruntime has not
+        with _exporting(artifact):  # files over 2 GB and operators unknown to onnxruntime fail
             onnx.save(proto, temporary)
             session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         _check(artifact, model, lambda batch: session.run(None, {"images": batch.numpy()})[0])
 
 
-WRITERS = {  # by the suffix of what is written, which a folder has not
+WRITERS = {  # by the suffix of the output; a folder has none
     "": write_folder,
     ".pt": write_checkpoint,
     ".pth": write_checkpoint,
@@ -108,18 +108,18 @@ WRITERS = {  # by the suffix of what is written, which a folder has not
     ".onnx": write_onnx,
 }
 
-# --- what they share ------------------------------------------------------------------------------------------------
+# --- shared ---------------------------------------------------------------------------------------------------------
 
 
 def _examples(artifact: Artifact, count: int) -> torch.Tensor:
-    """Pictures of noise, always the same, as the network takes them: (count, C, H, W)."""
+    """Images of noise, always the same, in the network's input shape: (count, C, H, W)."""
     size = artifact.header.data_config["input_size"]
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
 
 
 @contextmanager
 def _exporting(artifact: Artifact) -> Iterator[None]:
-    """Whatever an exporter stumbles over becomes one NetworkError; its warnings are for its own developers."""
+    """Turn any error of an exporter into a NetworkError; hide its warnings, which are for its own developers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,7 +132,7 @@ def _exporting(artifact: Artifact) -> Iterator[None]:
 
 @torch.inference_mode()
 def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor], Any]) -> None:
-    """Raise NetworkError unless `compute` answers as the packed network does, whatever the batch size."""
+    """Raise NetworkError unless `compute` gives the packed network's logits, at two batch sizes."""
     for count in (1, 3):
         images = _examples(artifact, count)
         expected = model(images).numpy()
@@ -142,12 +142,12 @@ def _check(artifact: Artifact, model: nn.Module, compute: Callable[[torch.Tensor
 
 
 def _mend(config: Path, artifact: Artifact) -> None:
-    """Take out of timm's config.json what keeps others from opening the folder."""
+    """Remove from timm's config.json what keeps other programs from opening the folder."""
     fields = json.loads(config.read_text(encoding="utf-8"))
-    # To load weights of four channels into as many, earlier versions of timm would draw the first convolution anew.
+    # With four channels, earlier versions of timm would initialise the first convolution anew instead of loading it.
     if artifact.header.data_config["input_size"][0] == 4:
         fields["pretrained_cfg"].pop("first_conv", None)
-    fields.get("model_args", {}).pop("num_classes", None)  # it stands beside; transformers takes it from one place
+    fields.get("model_args", {}).pop("num_classes", None)  # also at the top level; transformers rejects duplicates
     config.write_text(json.dumps(fields, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -189,5 +189,5 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 
 def _as_markdown(text: str) -> str:
-    """A name in one line, of which nothing is taken for a mark."""
+    """A name in one line, with Markdown characters escaped."""
     return re.sub(r"([\\`*_\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))

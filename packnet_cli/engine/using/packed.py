@@ -1,4 +1,4 @@
-"""A packed model in memory, from which plain timm networks are taken and switched from task to task."""
+"""A packed model in memory, which gives plain timm networks and switches them from task to task."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 class Packed:
-    """The tasks of a packed model, each ready to run. `task` is everywhere the index or the name of one."""
+    """The tasks of a packed model, each ready to run. Everywhere, `task` is a task's index or name."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -27,11 +27,11 @@ class Packed:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What is known of each task: its index, name, class names in order of label, accuracy, ..."""
+        """The metadata of each task: its index, name, class names in order of label, accuracy, ..."""
         return self.artifact.header.tasks
 
     def task(self, task: str | int) -> Task:
-        """What is known of one task. Raises TaskError that lists those there are."""
+        """The metadata of one task. Raises TaskError that lists the existing ones."""
         return self.artifact.header.task(task)
 
     def model(self, task: str | int) -> nn.Module:
@@ -39,7 +39,7 @@ class Packed:
 
         It takes images (N, C, H, W) as `transform` makes them and returns logits (N, classes). Its `pretrained_cfg`
         holds the class names ("label_names") and the preprocessing, as timm's functions expect. Raises TaskError;
-        NetworkError if timm builds another network than the one that was packed.
+        NetworkError if timm builds a different network than was packed.
         """
         found, header = self.task(task), self.artifact.header
         model = network.build_blank(header, len(found.classes))
@@ -49,10 +49,10 @@ class Packed:
         return model.eval()
 
     def switch(self, model: nn.Module, task: str | int) -> None:
-        """Make a network that `model()` returned run another task, to the bit as a new one would.
+        """Switch a network that `model()` returned to another task: it then computes what a new one would, to the bit.
 
-        It stays the same object on the same device, and its weights are written once, in place. Only a head with
-        another number of classes gets new parameters. Raises TaskError; NetworkError if the network is another one.
+        It stays the same object on the same device, and its weights are written once, in place. Only a head with a
+        different number of classes gets new parameters. Raises TaskError; NetworkError if it is a different network.
         """
         found = self.task(task)
         if not network.fits(model, self.artifact.header, self._tensors(found)):
@@ -78,9 +78,9 @@ class Packed:
 
 
 def transform(data_config: dict[str, Any]) -> Transform:
-    """The preprocessing at test time: a PIL image of any mode becomes a tensor (C, H, W), normalised float32."""
+    """The test-time preprocessing: a PIL image of any mode becomes a normalised float32 tensor (C, H, W)."""
     mode = network.CHANNELS[data_config["input_size"][0]]
-    # Such that processes that read images can be sent it.
+    # Picklable, so it can be sent to processes that read images.
     return partial(_prepared, mode=mode, prepare=create_transform(**data_config, is_training=False))
 
 

@@ -1,4 +1,4 @@
-"""What the packed tasks say of pictures: probabilities of their classes, as the pictures come."""
+"""Predictions of the packed tasks: class probabilities for a stream of pictures."""
 
 import os
 from collections import deque
@@ -26,11 +26,11 @@ Batch = tuple[list[Path], list[Read]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one task says of a picture: the probability of each of its classes, in order of label."""
+    """One task's prediction for a picture: the probability of each of its classes, in order of label."""
 
     task: Task
     probabilities: list[float]
-    entropy: float  # at the task's temperature, from 0 (certain) to 1 (a mere guess): what `auto` goes by
+    entropy: float  # at the task's temperature, from 0 (certain) to 1 (a mere guess); `auto` compares it
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, the likeliest first."""
@@ -40,7 +40,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one picture: a prediction of each task asked or, if it cannot be read, the `problem`."""
+    """The answer for one picture: a prediction of each task asked or, if it cannot be read, the `problem`."""
 
     path: Path
     predictions: list[Prediction]
@@ -57,11 +57,11 @@ def predict(
     amp: bool = False,
     read_ahead: bool = True,
 ) -> Iterator[Answer]:
-    """An answer for each image file, in their order, as soon as its batch is done; each is decoded once.
+    """An answer for each image file, in order, as soon as its batch is done; each file is decoded once.
 
-    `wanted` is the index or name of a task, "all", or "auto": for each picture the task of the lowest entropy, which
-    `auto.py` measures. With `read_ahead` the next batch is decoded while one is computed. Raises
-    ArtifactError, TaskError, UsageError.
+    `wanted` is the index or name of a task, "all", or "auto": for each picture the task with the lowest entropy (see
+    `auto.py`). With `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError,
+    UsageError.
     """
     torch_device = choose_device(device)
     packed = Packed(format.load(path))
@@ -77,7 +77,7 @@ def predict(
 def _answers(
     packed: Packed, tasks: tuple[Task, ...], batches: Iterable[Batch], device: torch.device, amp: bool
 ) -> Iterator[Answer]:
-    # One network is switched from task to task. Its memory format is left alone: another one rounds differently.
+    # One network is switched from task to task. Its memory format is left alone: another one would round differently.
     model = packed.model(tasks[0].index).to(device)
     for paths, reads in batches:
         pictures = [read for read in reads if isinstance(read, torch.Tensor)]
@@ -97,12 +97,12 @@ def _answers(
 
 
 def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and of each folder named the images in it and below, in order of name.
+    """The files named and, for each folder named, the images in and below it, in order of name.
 
-    A folder without any, or that cannot be read, comes out itself, so that it is reported like such an image.
+    A folder that has no images or cannot be read is itself yielded, to be reported like an unreadable image.
     """
     for path in arguments:
-        if os.path.isdir(path):  # False, and no error, where the path is none that can be used
+        if os.path.isdir(path):  # False, not an error, for an unusable path
             errors: list[OSError] = []
             found = [*filter(pictures.is_image_name, sources.walk(path, errors.append))]
             yield from sorted([*found, *(Path(error.filename) for error in errors)]) or [path]
@@ -143,9 +143,9 @@ def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
 def _read(path: Path, transform: Transform) -> Read:
     try:
         if os.path.isdir(path):
-            os.scandir(path).close()  # it may be one that cannot be read
+            os.scandir(path).close()  # raises if it cannot be read
             return "the folder holds no images"
         with pictures.open_picture(path) as image:
             return transform(image)
-    except Exception as error:  # decoders of broken files raise nearly anything
+    except Exception as error:  # decoders raise nearly anything on broken files
         return pictures.problem(error)
