@@ -8,7 +8,7 @@ def main() -> None:
         from packnet_cli.cli import main as program
 
         program()
-    except KeyboardInterrupt:  # while there was nothing yet to catch it
+    except KeyboardInterrupt:  # during the imports, before the program catches it
         sys.stderr.write("error: interrupted; nothing was written\n")
         sys.exit(130)
 

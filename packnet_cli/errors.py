@@ -1,7 +1,7 @@
-"""What can go wrong, each kind with the exit code it ends the program with.
+"""The expected errors, each with the exit code of the program.
 
-A message says what is wrong, where, and the next thing to try. Imports nothing of the package, so that all of it may
-import this.
+A message says what is wrong, where, and what to try next. This module imports nothing from the package, so all of it
+may import this.
 """
 
 import os
@@ -14,11 +14,11 @@ class PackNetError(Exception):
     """Base of every expected error; 1 is the code of a bug."""
 
     exit_code = 1
-    in_results = False  # whether what is on stdout says it already, so that --json adds no document of its own
+    in_results = False  # whether stdout reports it already, and --json needs no further document
 
 
 class ForgettingError(PackNetError):
-    """Training changed what it had to leave alone: a bug, caught before anything is written."""
+    """Weights or tasks changed that must stay as they are: a bug, caught before anything is written."""
 
 
 class UsageError(PackNetError):
@@ -34,7 +34,7 @@ class ArtifactError(PackNetError):
 
 
 class DamageError(ArtifactError):
-    """The file is there, but what it holds is not, or no longer, an artifact."""
+    """The file exists, but its content is not, or is no longer, an artifact."""
 
 
 class TaskError(PackNetError):
@@ -56,43 +56,43 @@ class DataError(PackNetError):
 
 
 class UnreadableError(DataError):
-    """Some of the images to predict could not be read; of the others the results are there."""
+    """Some of the images to predict could not be read; the results of the others were printed."""
 
     in_results = True
 
 
 class UnmeasuredError(DataError):
-    """The images of some tasks could not be used; of the others the accuracies are there."""
+    """The images of some tasks could not be used; the accuracies of the others were printed."""
 
     in_results = True
 
 
 class AccuracyError(DataError):
-    """`verify` found the file whole, but a task to have another accuracy on the images that it remembers."""
+    """`verify` found the file whole, but a task's accuracy on its recorded images has changed."""
 
     in_results = True
 
 
 class NetworkError(PackNetError):
-    """The architecture is unknown, or the weights do not fit it or cannot be had."""
+    """The architecture is unknown, or the weights do not fit it or are unavailable."""
 
     exit_code = 7
 
 
 class ConflictError(PackNetError):
-    """Another program is writing the file, or changed it meanwhile."""
+    """Another program is writing the file, or has changed it meanwhile."""
 
     exit_code = 8
 
 
 class InterruptedRun(PackNetError):
-    """The user or the system stopped a training run, at the end of a step."""
+    """The user or the system stopped a training run, or another of its processes ended."""
 
     exit_code = 130
 
 
 class ToldElsewhere(PackNetError):
-    """Another process of the same run has said what went wrong; there is nothing to add."""
+    """Another process of the same run has reported the error; there is nothing to add."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class DivergedError(PackNetError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what is raised where no memory is left; mostly there is only the text to tell by.
+    """Whether the error means that no memory is left, which mostly only its text tells.
 
-    CUDA's, torch's on a CPU (two), cuDNN's, oneDNN's, and that of safetensors, whose error is no Exception.
+    The texts are CUDA's, torch's on a CPU (two), cuDNN's, oneDNN's and safetensors', whose error is not an Exception.
     """
     words = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"]
     words += ["could not create a primitive", "PyObject pointer is null"]
@@ -128,17 +128,17 @@ def reason(error: Exception) -> str:
 
 
 def few(things: list[str], limit: int = 5) -> str:
-    """The first of many things, and how many more there are."""
+    """The first things of a list, and how many more there are."""
     more = f" and {len(things) - limit} more" if len(things) > limit else ""
     return ", ".join(things[:limit]) + more
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float, folder: Path | None = None) -> str:
-    """A question that names the known words most like an unknown one; empty if none is as like as `cutoff`, 0 to 1.
+    """A question that suggests the known words most similar to an unknown one.
 
-    If they are names of files, they are shown in their `folder`.
+    Empty if no similarity, 0 to 1, reaches `cutoff`. File names are shown in their `folder`, if it is given.
     """
-    import difflib  # which only a mistake needs
+    import difflib  # here, as only a mistake needs it
 
     near = difflib.get_close_matches(word, list(known), cutoff=cutoff)
     if folder is not None:
@@ -147,8 +147,8 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float, folder: Path | 
 
 
 def did_you_mean_path(path: Path) -> str:
-    """The same of a path that does not exist, by what is beside it."""
+    """The same for a path that does not exist, from the names beside it."""
     beside = []
-    with suppress(OSError, ValueError):  # there is no such place, or none that can be looked at
+    with suppress(OSError, ValueError):  # the folder is missing or unreadable
         beside = [name for name in os.listdir(path.parent) if not name.startswith(".")]
     return did_you_mean(path.name, beside, 0.75, folder=path.parent)

@@ -1,4 +1,4 @@
-"""Optional packages: which extra brings them, asked before anything heavy is imported."""
+"""Optional packages and the extras that install them; checked before anything heavy is imported."""
 
 from importlib.util import find_spec
 
@@ -15,13 +15,13 @@ EXTRAS = {
 
 
 def missing(extra: str) -> str | None:
-    """What of an extra is not installed, and how to install it, in a few words; None if all of it is there."""
+    """The missing package of an extra, and how to install it, as text; None if none is missing."""
     package = next((package for package in EXTRAS[extra] if find_spec(package) is None), None)
     return package and f"{package}, which is not installed: pip install 'packnet-cli[{extra}]'"
 
 
 def require(extra: str) -> None:
-    """Raise UsageError that says how to install an extra, unless all of its packages are there."""
+    """Raise UsageError that says how to install an extra, unless all its packages are installed."""
     needed = missing(extra)
     if needed:
         raise UsageError(f"this needs {needed}")

@@ -1,4 +1,4 @@
-"""What --data can name: a folder, a list, or a dataset; and what an image is in each. Imports no torch."""
+"""What --data can name (a folder, a list or a dataset), and how an image in each is referred to. Imports no torch."""
 
 import os
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from typing import Any
 from packnet_cli.errors import DataError, did_you_mean_path
 
 TRAIN = "train"
-HELD_OUT = ("val", "validation", "test")  # the first of them that there is
+HELD_OUT = ("val", "validation", "test")  # the first that exists
 LISTS = (".csv", ".parquet")
-DATASETS = ("torch", "hfds", "tfds", "wds")  # timm's words for where a dataset comes from
+DATASETS = ("torch", "hfds", "tfds", "wds")  # timm's prefixes for the source of a dataset
 
 
 @dataclass(frozen=True)
 class Item:
-    """The image at `index` in a dataset or list called `where`; equal to another by these two."""
+    """The image at `index` in a dataset or list called `where`; these two alone decide equality."""
 
     where: str
     index: int
-    images: Callable[[int], Any] = field(compare=False, repr=False)  # gives what PIL opens, or an image that it opened
+    images: Callable[[int], Any] = field(compare=False, repr=False)  # returns what PIL can open, or an opened image
 
     @property
     def name(self) -> str:
@@ -30,22 +30,22 @@ class Item:
         return f"{self.where}, image {self.index}"
 
 
-Picture = Path | Item  # an image file, or one that is in no file of its own
+Picture = Path | Item  # an image file, or an image without a file of its own
 ClassFiles = dict[str, list[Picture]]  # class name -> its images
 
 
 def is_list(data: Path) -> bool:
-    """Whether a --data path is that of a list, and not of a folder."""
-    return data.suffix.lower() in LISTS and not os.path.isdir(data)  # pathlib's raises where a path is too long
+    """Whether a --data path names a list, not a folder."""
+    return data.suffix.lower() in LISTS and not os.path.isdir(data)  # Path.is_dir raises if a path is too long
 
 
 def is_dataset(data: Path) -> bool:
-    """Whether it names a dataset, such as hfds/NAME, and no folder is called so."""
+    """Whether it names a dataset, such as hfds/NAME, and nothing of that name exists on disk."""
     return len(data.parts) > 1 and data.parts[0] in DATASETS and not os.path.exists(data)
 
 
 def check_exists(data: Path) -> None:
-    """Raise DataError if it names a folder or list that is not there; of a dataset only reading it can tell."""
+    """Raise DataError if it names a folder or list that does not exist; a dataset is not checked before it is read."""
     if is_dataset(data) or os.path.exists(data):
         return
     hint = did_you_mean_path(data) or "name a folder of images, a list or a dataset"
@@ -53,14 +53,14 @@ def check_exists(data: Path) -> None:
 
 
 def task_name(data: Path) -> str:
-    """What a task that is trained on it is called if nobody says: as the folder, the dataset, or the file's stem."""
+    """The default name of a task trained on it: that of the folder or dataset, or the file's stem."""
     if is_dataset(data):
         return data.parts[1] if data.parts[0] == "torch" else data.name.partition(":")[0]
     return data.resolve().stem if is_list(data) else data.resolve().name
 
 
 def location(data: Path) -> str:
-    """What to remember it by: the absolute path; of a dataset the name, with that of its folder, if it has one."""
+    """What the artifact records of it: the absolute path; for a dataset its name, with that of its folder, if any."""
     if not is_dataset(data):
         return str(data.resolve())
     place = 2 if data.parts[0] == "torch" else 1
@@ -69,6 +69,6 @@ def location(data: Path) -> str:
 
 
 def local(*parts: str) -> Path:
-    """The path that stands in a dataset's name. After a `/` one that is absolute looks as if it were not."""
+    """The path in a dataset's name. After a `/`, an absolute path looks like a relative one."""
     relative = Path(*parts)
     return relative if os.path.exists(relative) or not os.path.exists(Path("/", relative)) else Path("/", relative)

@@ -1,4 +1,4 @@
-"""What to train on, and how it computes there. Imports no torch, so that --help can show the defaults."""
+"""What to train on, and how to compute there. Imports no torch, so that --help can show the defaults quickly."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +8,15 @@ Cache = Literal["auto", "ram", "device", "off"]  # where decoded images are kept
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and how it is used. Nothing of it but the number format, `amp`, is meant to change the result."""
+    """A device and how it is used. Only the number format, `amp`, is meant to change the result."""
 
     device: str = "auto"
-    workers: int | None = None  # threads that read images; None: as many as there are cores, up to 8
-    amp: bool | None = None  # train in bfloat16; None: as it suits device and network
-    compile: bool | None = None  # None: on a GPU CUDA graphs, elsewhere nothing
+    workers: int | None = None  # threads that read images; None: one per core, up to 8
+    amp: bool | None = None  # train in bfloat16; None: if it suits the device and network
+    compile: bool | None = None  # None: CUDA graphs on a GPU, nothing elsewhere
     deterministic: bool = False
     cache: Cache = "auto"
-    cache_gb: float = 4.0  # gigabytes (1e9 bytes) for them: the 6,000 photographs of CUBS take 3.4
+    cache_gb: float = 4.0  # gigabytes (1e9 bytes) for the cache: the 6,000 photographs of CUBS take 3.4
 
 
 THIS_MACHINE = Machine()

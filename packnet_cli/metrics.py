@@ -1,4 +1,4 @@
-"""The metrics of training as lines of JSON: what each says, and how a log of them is read again. Imports no torch."""
+"""The metrics of training as lines of JSON: their fields, and how a log is read back. Imports no torch."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 def line(task: str, phase: str, seen: Step | Accuracy) -> Line | None:
-    """What there is to note of an epoch that is over, or of an accuracy; of the steps before nothing."""
+    """The line for the last step of an epoch, or for an accuracy; None for other steps."""
     numbers = asdict(seen)
     if isinstance(seen, Accuracy):
         return {"event": "accuracy", "task": task, "phase": phase, **numbers}
@@ -23,10 +23,10 @@ def line(task: str, phase: str, seen: Step | Accuracy) -> Line | None:
 
 
 def read(folder: Path) -> dict[str, list[Line]]:
-    """The lines of each task in a log, in their order; what is none of them, or was torn by a crash, is passed over.
+    """The lines of each task in a log, in order; other lines, and those torn by a crash, are skipped.
 
-    A run that was resumed or repeated notes an epoch or accuracy again: that takes the place of the old line and of all
-    that came after it. Raises UsageError if there is no log.
+    A resumed or repeated run logs an epoch or accuracy again: that replaces the old line and all of the task's lines
+    after it. Raises UsageError if there is no log.
     """
     try:
         text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
@@ -45,8 +45,8 @@ def read(folder: Path) -> dict[str, list[Line]]:
     return {task: list(lines.values()) for task, lines in tasks.items()}
 
 
-NUMBERS = {"epoch": ("epoch", "loss", "lr"), "accuracy": ("top1",)}  # what is made use of here
-MOST = 1e300  # beyond any number that was measured, but not beyond what can be drawn
+NUMBERS = {"epoch": ("epoch", "loss", "lr"), "accuracy": ("top1",)}  # the fields that are plotted
+MOST = 1e300  # more than any measured number, but still drawable
 
 
 def _parse(text: str) -> Line | None:
@@ -54,7 +54,7 @@ def _parse(text: str) -> Line | None:
         found = json.loads(text)
         whole = all(isinstance(found[key], str) for key in ("event", "task", "phase"))
         numbers = [found[key] for key in NUMBERS[found["event"]]]
-        if found["event"] == "epoch" and found["accuracy"] is not None:  # of images without labels
+        if found["event"] == "epoch" and found["accuracy"] is not None:  # None for images without labels
             numbers.append(found["accuracy"])
         return found if whole and all(abs(number) < MOST for number in numbers) else None
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a verb tells while it is at work: how training goes, and lines for the user. Imports no torch."""
+"""What a command reports while it runs: training progress, and lines for the user. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Protocol
 class Step:
     """Where training stands: numbers count from 1, loss and accuracy (percent) are means over the epoch so far.
 
-    Of images without labels there is no accuracy.
+    The accuracy is None for images without labels.
     """
 
     epoch: int
@@ -19,7 +19,7 @@ class Step:
     loss: float
     accuracy: float | None
     images_per_second: float
-    lr: float  # that of the step; some parameters learn at a multiple of it
+    lr: float  # of this step; some parameters use a multiple of it
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
 
 
 class Say(Protocol):
-    """Is told, in a line, what is going on; `warning`: what the user is to know in any case."""
+    """A callback for a line on what is going on; a `warning` is shown even if other lines are not."""
 
     def __call__(self, line: str, /, *, warning: bool = False) -> None: ...
 
 
 def unsaid(line: str, /, *, warning: bool = False) -> None:
-    """The callback that shows nothing."""
+    """The `Say` callback that shows nothing."""

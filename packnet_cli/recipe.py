@@ -1,4 +1,4 @@
-"""The settings of one task's training. Imports no torch, so that --help can show the defaults."""
+"""The settings of one task's training. Imports no torch, so that --help can show the defaults quickly."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -15,25 +15,25 @@ CHOICES = {
 }
 
 
-AUTO = "auto"  # on the command line: a batch size, or fraction to prune, that is to be found
-FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # what is done with before weights are released
-SPLIT_SETTINGS = ("seed", "val_split")  # what a task's held-out images follow from
+AUTO = "auto"  # on the command line: the batch size or prune fraction is searched for
+FIRST_PHASE = ("epochs", "lr", "anneal", "restart")  # settings used only before weights are released
+SPLIT_SETTINGS = ("seed", "val_split")  # settings that determine a task's held-out images
 MAX_COUNT = 2**32  # exclusive; numpy's seeds have 32 bits
-FEW_STEPS = 2000  # of training; the paper's sets take from 1,280 (Flowers) to 5,100 (Cars)
+FEW_STEPS = 2000  # of training; the paper's datasets take from 1,280 (Flowers) to 5,100 (Cars)
 
 
 class AtMost(int):
-    """A batch size, or the next smaller one that the device has the memory for: what `--batch-size auto` asks for."""
+    """A batch size to be reduced until it fits the device's memory: what `--batch-size auto` asks for."""
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field of Recipe, with the text that --help shows beside its flag."""
+    """A field of Recipe, with the --help text of its flag."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting that a task's accuracy depends on; the artifact records it. Epochs and rates are the paper's.
+    """Every setting that a task's accuracy depends on; the artifact records them. Epochs and rates are the paper's.
 
     Raises UsageError for a value that cannot be used.
     """
@@ -66,15 +66,15 @@ class Recipe:
 
     @classmethod
     def recorded(cls, settings: dict[str, Any]) -> "Recipe":
-        """The recipe in an artifact, to train by again, without settings that this version does not have."""
+        """The recipe recorded in an artifact, to train with again, less settings that this version lacks."""
         return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
     def to_prune(self, trained: "Recipe") -> "Recipe":
-        """These settings for a task that was `trained` by others: what they alone decide, and which images it saw."""
+        """These settings, to prune a task that was `trained` with others: its first phase and split are kept."""
         return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *SPLIT_SETTINGS)})
 
     def with_split_of(self, other: "Recipe") -> "Recipe":
-        """These settings, but for those that a task's held-out images follow from."""
+        """These settings, except those that determine a task's held-out images, which are `other`'s."""
         return replace(self, **{name: getattr(other, name) for name in SPLIT_SETTINGS})
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {getattr(self, name)}")
             if getattr(self, name) >= MAX_COUNT:
                 raise UsageError(f"{flag(name)} must be less than {MAX_COUNT}")
-        # All of them multiplied are still a float32.
+        # A rate times all its multiples still fits in a float32.
         for name, most in {"lr": 1e30, "retrain_lr": 1e30, "head_lr": 1e6, "weight_decay": 1e30}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"{flag(name)} must be a number from 0 to {most:g}, not {getattr(self, name)}")
@@ -98,10 +98,10 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
-# At the paper's rates SGD does not come far in so few steps as a set of a thousand images gives.
+# At the paper's rates SGD does not get far in the few steps that a dataset of a thousand images gives.
 ADAMW = Recipe(opt="adamw", lr=3e-4, retrain_lr=3e-4, sched="cosine", anneal="once", crop_scale=0.35)
 
-# What --recipe chooses between; every other flag then changes one setting of it.
+# The choices of --recipe; every other flag then changes one setting.
 RECIPES = {
     "sgd": Recipe(),
     "adamw": ADAMW,

@@ -1,1 +1,1 @@
-"""The packed model at rest: numpy arrays, never torch."""
+"""The packed model on disk, in numpy arrays: nothing here uses torch."""

@@ -1,4 +1,4 @@
-"""Writing a file so that at every moment it is the old one or the whole new one, and by one program at a time."""
+"""Atomic writes: a file is at any moment the old or the complete new one, and only one program writes it at a time."""
 
 import datetime
 import glob
@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
-RANDOM = "[a-z0-9_]" * 8  # what tempfile puts into a name; more would match what belongs to a file `<name>.v2`
+RANDOM = "[a-z0-9_]" * 8  # what tempfile adds to a name; `*` would also match the leftovers of `<name>.v2`
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells one version of a file from the next; to be taken before reading it. Empty if there is none."""
+    """Identifies a version of a file; take it before reading. Empty if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -52,17 +52,16 @@ def check_room(path: Path, size: int) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the right to write `path`; raises ConflictError at once, which says who holds it, or ArtifactError.
+    """Hold the lock for writing `path`. Raises ArtifactError, or at once ConflictError, which names the holder.
 
-    The right ends with the process, however that ends. Its two files are removed with it unless the process is killed;
-    if they are left they do not block.
+    The lock ends with the process, however that ends. A killed process leaves its two files behind, which do not block.
     """
-    from filelock import FileLock, Timeout  # readers need not wait for it
+    from filelock import FileLock, Timeout  # here, as readers do not need it
 
     check_writable(path)
     target = _target(path)
     marker = target.with_name(f".{target.name}.lock")
-    holder = target.with_name(f".{target.name}.holder")  # not in the lock file, which old versions of filelock empty
+    holder = target.with_name(f".{target.name}.holder")  # not the lock file, which old versions of filelock truncate
     lock = FileLock(str(marker), timeout=0)
     try:
         lock.acquire()
@@ -74,7 +73,7 @@ def locked(path: Path) -> Iterator[None]:
         raise ArtifactError(f"cannot lock {path}: {error.strerror or error} ({marker})") from None
     try:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        with suppress(OSError):  # a full disk: the lock holds all the same
+        with suppress(OSError):  # on a full disk: the lock still holds
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         _remove_leftovers(target)
         yield
@@ -94,10 +93,10 @@ def _read(holder: Path) -> str:
 
 @contextmanager
 def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[Path]:
-    """A temporary path near `path`, which takes its place, flushed to disk, on success and vanishes on failure.
+    """A temporary path that, flushed to disk, replaces `path` on success and is removed on failure.
 
-    It stands in a folder of its own beside `path`, as safetensors has temporary files too, and a kill would leave them.
-    Raises ArtifactError if it cannot be written, ConflictError if `path` is no longer what `unchanged_since` describes.
+    It lies in its own folder beside `path`, since safetensors makes temporary files too, which a kill would leave.
+    Raises ArtifactError if it cannot be written, ConflictError if `path` has changed since the stamp `unchanged_since`.
     """
     check_writable(path)
     target = _target(path)
@@ -106,14 +105,14 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         temporary = Path(folder, target.name)
         yield temporary
-        _flush(temporary)  # before its permissions, which may be to read only
+        _flush(temporary)  # before its permissions, which may be read-only
         os.chmod(temporary, _mode(target))
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
-        with suppress(OSError):  # the new file is in place, even if its folder is of a kind that cannot be flushed
+        with suppress(OSError):  # some folders cannot be flushed, but the new file is in place
             _flush(target.parent)
-    except (OSError, SafetensorError) as error:  # as which safetensors reports a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
@@ -123,7 +122,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place, flushed to disk, on success and vanishes on failure.
+    """A temporary folder beside `path` that, flushed to disk, replaces it on success and is removed on failure.
 
     Raises ArtifactError if `path` exists and is not an empty folder, or cannot be written.
     """
@@ -138,7 +137,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             _flush(file)
             file.chmod(0o666 & ~_umask())
-        with suppress(OSError):  # as of a folder in `replacing`
+        with suppress(OSError):  # as in `replacing`
             _flush(temporary)
         temporary.chmod(0o777 & ~_umask())
         os.replace(temporary, target)
@@ -152,7 +151,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def checkpoint(path: Path) -> Path:
-    """The file of what an interrupted run needs to go on, in a folder beside `path`, whichever link names that."""
+    """The checkpoint to resume an interrupted run from, in a folder beside `path`, links resolved."""
     target = _target(path)
     return target.with_name(target.name + ".resume") / "checkpoint.safetensors"
 
@@ -166,37 +165,37 @@ def remove_checkpoint(file: Path) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What writers of `target` that were killed have left; to be called when no other is at work."""
+    """Remove what killed writers of `target` left behind. Call it only when no other writer is at work."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.{RANDOM}.tmp"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _target(path: Path) -> Path:
-    """The file that a path means: a symbolic link stays one, what it points to is replaced. Raises ArtifactError."""
+    """The path with symbolic links resolved: a link stays, its target is replaced. Raises ArtifactError."""
     try:
         path.exists()  # raises for a name that is too long
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those that a new file would get."""
+    """The permissions of the file to replace, or those that a new file would get."""
     if target.exists():
         return target.stat().st_mode & 0o777
     return 0o666 & ~_umask()
 
 
 def _umask() -> int:
-    """The permissions that a new file or folder does not get; they can only be read by setting them."""
+    """The permissions that a new file or folder does not get; reading them means setting them."""
     found = os.umask(0)
     os.umask(found)
     return found
 
 
 def _flush(path: Path) -> None:
-    """Have the disk itself hold what was written; of a folder, its list of names."""
-    # Windows flushes only what is open for writing, which no folder can be.
+    """Flush a file, or a folder's list of names, to disk."""
+    # Windows flushes only what is open for writing, which a folder cannot be.
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""How a compact file holds masks and numbers: pure functions on arrays. The specification stands in `format.py`."""
+"""The encoding of masks and numbers in a compact file: pure functions on arrays. It is specified in `format.py`."""
 
 import heapq
 import math
@@ -27,10 +27,10 @@ def leaves(tree: Tree) -> Iterator[int]:
 
 
 def shortest_tree(mask: masks.Mask) -> Tree:
-    """The tree that takes the fewest bits (Huffman's): the more weights an index has, the nearer to the root."""
+    """The Huffman tree of a mask: the more weights an index has, the nearer it is to the root."""
     counts = np.bincount(mask.reshape(-1), minlength=256)
     heap: list[tuple[int, int, Tree]] = [(int(counts[k]), int(k), int(k)) for k in np.flatnonzero(counts)]
-    if {index for _, index, _ in heap} <= {masks.FREE}:  # else its size would be backed by no byte of the file
+    if {index for _, index, _ in heap} <= {masks.FREE}:  # 0 alone takes no bits: any size could be claimed
         heap = [(0, 1, 1), (mask.size, masks.FREE, masks.FREE)]
     heapq.heapify(heap)
     while len(heap) > 1:
@@ -40,7 +40,7 @@ def shortest_tree(mask: masks.Mask) -> Tree:
 
 
 def write_mask(mask: masks.Mask, tree: Tree) -> Bytes:
-    """The bits of a task-index mask of any shape, as bytes."""
+    """Encode a task-index mask of any shape."""
     parts: list[Bytes] = []
 
     def write(indices: masks.Mask, tree: Tree) -> None:
@@ -58,7 +58,7 @@ def write_mask(mask: masks.Mask, tree: Tree) -> Bytes:
 
 
 def read_mask(packed: Bytes, tree: Tree, size: int) -> masks.Mask:
-    """The indices (size,) that `write_mask` made these bytes of. Raises ValueError if it did not."""
+    """Decode what `write_mask` returned to indices (size,). Raises ValueError if the bytes are too few or too many."""
     start = 0
 
     def read(tree: Tree, size: int) -> masks.Mask:
@@ -83,9 +83,9 @@ def read_mask(packed: Bytes, tree: Tree, size: int) -> masks.Mask:
 
 
 def narrow(values: Array, dtype: str) -> Array:
-    """float32 numbers as `dtype`, rounded to the nearest, a tie to even; any others as they are.
+    """Round float32 numbers to `dtype`, to nearest with ties to even; other types are returned as they are.
 
-    numpy knows no bfloat16: such a number is the upper half of a float32, and stands as a uint16.
+    numpy has no bfloat16: it is the upper half of a float32, stored as uint16.
     Raises OverflowError if a number is beyond the range of `dtype`.
     """
     if dtype == "float32" or values.dtype != np.float32:
@@ -103,7 +103,7 @@ def narrow(values: Array, dtype: str) -> Array:
 
 
 def widen(values: Array) -> Array:
-    """What `narrow` made, as float32."""
+    """What `narrow` returned, as float32 again."""
     if values.dtype == np.uint16:
         return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
     return values.astype(np.float32) if values.dtype == np.float16 else values

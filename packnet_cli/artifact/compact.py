@@ -1,4 +1,4 @@
-"""The tensors of a compact file, made of an artifact's and turned back. The specification stands in `format.py`."""
+"""Convert an artifact's tensors to those of a compact file and back. The format is specified in `format.py`."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
-    """What a compact file holds of the tensors of an artifact, and how. Raises OverflowError, see `codec.narrow`."""
+    """An artifact's tensors as a compact file holds them, and how to decode them. Raises as `codec.narrow` does."""
     stored, shapes, trees = {}, {}, {}
     for key, mask in tensors.items():
         prefix, _, name = key.partition(".")
@@ -36,7 +36,7 @@ def shrink(header: Header, tensors: State, dtype: str) -> tuple[Compact, State]:
 
 
 def by_task(tensors: Mapping[str, T]) -> defaultdict[str, dict[str, T]]:
-    """What tasks have of their own, by the index as the key has it, and the name."""
+    """Per-task tensors: task index (a string, from the key) -> name -> value."""
     found: defaultdict[str, dict[str, T]] = defaultdict(dict)
     for key, value in tensors.items():
         prefix, _, rest = key.partition(".")
@@ -47,7 +47,7 @@ def by_task(tensors: Mapping[str, T]) -> defaultdict[str, dict[str, T]]:
 
 
 def expand(header: Header, how: Compact, stored: State) -> State:
-    """The tensors of a compact file as those of format 1. Raises ValueError if they break a rule."""
+    """The tensors of a compact file converted to format 1. Raises ValueError if they break a rule."""
     tensors = {key: codec.widen(array) for key, array in stored.items() if key.startswith("task.")}
     given = by_task(tensors)
     rest = stored.keys() - tensors.keys() - {f"{prefix}.{name}" for name in how.shapes for prefix in ("values", "bits")}
@@ -74,8 +74,8 @@ def expand(header: Header, how: Compact, stored: State) -> State:
 def _expand_layer(
     values: masks.Floats, bits: codec.Bytes, tree: codec.Tree, size: int
 ) -> tuple[masks.Floats, masks.Mask]:
-    """The weights and the task-index mask of one layer, both (size,), free weights being 0. Raises ValueError."""
-    if not values.size <= size <= values.size + 8 * bits.size:  # so that no small file asks for much memory
+    """The weights and the task-index mask of one layer, both (size,); free weights are 0. Raises ValueError."""
+    if not values.size <= size <= values.size + 8 * bits.size:  # or a small file could ask for much memory
         raise ValueError("is larger than what the file holds of it")
     mask = codec.read_mask(bits, tree, size)
     owned = mask != masks.FREE

@@ -1,4 +1,4 @@
-"""What changes an artifact: a task comes, goes, or gets another name."""
+"""Change an artifact: add, remove or rename a task."""
 
 import dataclasses
 from pathlib import Path
@@ -11,12 +11,12 @@ from packnet_cli.errors import ForgettingError
 def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, masks.Mask], own: State) -> Artifact:
     """A new artifact with one more task, whose `owned` and `digest` are filled in here.
 
-    `trained` holds the packed weights as they came out of training, `mask` the new task-index masks, `own` the new
-    task's tensors that are not packed. Only the weights that the new task owns are taken from `trained`.
-    Raises ForgettingError unless training left every other weight as it must be, to the bit: an earlier task's as it
-    was, a released one at 0. Of earlier tasks it is proved that every tensor is still the one that was loaded, that no
-    weight changed hands, and by the newest one's digest, which takes in every owned weight, that none moved: that takes
-    no longer with many tasks.
+    `trained` holds the packed weights after training, `mask` the new task-index masks, `own` the new task's tensors
+    that are not packed. Only the weights that the new task owns are taken from `trained`.
+    Raises ForgettingError unless training left every other weight as it must be, to the bit: an earlier task's
+    unchanged, a released one 0. For earlier tasks this proves that every tensor is still the one that was loaded, that
+    no weight changed its owner and, by the newest one's digest, which covers every owned weight, that no value changed.
+    One digest is enough, however many tasks there are.
     """
     if format.tensor_digests(before.tensors()) != before.header.tensors:
         raise ForgettingError(
@@ -42,10 +42,10 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
 
 
 def without_task(before: Artifact, task: Task) -> Artifact:
-    """A new artifact without one of its tasks; every other one keeps its index and every bit.
+    """A new artifact without one of its tasks; every other task keeps its index and every bit.
 
-    The newest one's weights become free, and with them those of removed tasks that only it still saw; they keep their
-    values, as dormant ones. An older one's weights stay its own, since later tasks run on them; the rest of it goes.
+    If it is the newest, its weights become free, as do those of removed tasks that only it still used; they keep their
+    values, now dormant. An older task's weights keep its index, since later tasks run on them; all else is deleted.
     """
     header = before.header
     tasks = tuple(other for other in header.tasks if other is not task)
@@ -63,7 +63,7 @@ def without_task(before: Artifact, task: Task) -> Artifact:
 
 
 def without_newest(artifact: Artifact) -> Artifact:
-    """The newest task's weights free, its entry gone: what the artifact is to that task, if it is trained again."""
+    """The artifact for training the newest task again: that task's weights are free, its entry is gone."""
     newest = artifact.header.tasks[-1].index
     mask = {name: masks.free_unseen(array, newest - 1) for name, array in artifact.mask.items()}
     header = dataclasses.replace(artifact.header, tasks=artifact.header.tasks[:-1])
@@ -78,9 +78,9 @@ def freed_by(header: Header, task: Task) -> int:
 
 
 def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
-    """Take a task, by index or name, out of the file; see `without_task`. Returns the new artifact.
+    """Remove a task, by index or name, from the file; see `without_task`. Returns the new artifact.
 
-    Whatever is raised, the file stays as it was: TaskError, ArtifactError, ConflictError.
+    Raises TaskError, ArtifactError, ConflictError; whatever is raised, the file stays as it was.
     """
     with atomic.locked(path):
         unchanged_since = unchanged_since or atomic.stamp(path)
@@ -91,7 +91,7 @@ def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp 
 
 
 def rename(path: Path, wanted: str | int, name: str) -> Task:
-    """Give a task, by index or name, another name. Raises as `remove_task` does. Returns the task."""
+    """Rename a task, given by index or name. Raises as `remove_task` does. Returns the task."""
     with atomic.locked(path):
         unchanged_since = atomic.stamp(path)
         before = verify.load_verified(path)

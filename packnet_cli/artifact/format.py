@@ -1,57 +1,59 @@
-"""The packed-model artifact, and its specification (formats 1 and 2, which is the compact one).
+"""The packed-model artifact and its specification: format 1, and the compact format 2.
 
 The artifact is ONE safetensors file, readable by any safetensors reader. Its tensors:
 
 * `shared.<param>`, float32: the packed weights, one array per packed parameter of the network. There MUST be some.
 * `mask.<param>`, uint8, same shape: the task-index mask. 0 = free, k = owned by task k. A mask MUST NOT hold an
   index greater than that of the newest task. Every `shared.<param>` MUST have its `mask.<param>`, and the reverse.
-* `task.<k>.<name>`, k >= 1: all else that task k runs on: head, biases, normalisation weights and statistics,
+* `task.<k>.<name>`, k >= 1: everything else that task k runs on: head, biases, normalisation weights and statistics,
   depthwise filters, tokens. `task.0.<name>` holds the values that a first task starts from (no head).
 
 Task k's parameter `<param>` is `shared.<param>` where 0 < mask.<param> <= k, and exactly 0 elsewhere; with the
 tensors `task.<k>.*` these make up task k's complete state dict under the network's own (timm) names.
-At a free position `shared` holds a dormant value, the one from which the next task may start; no task sees it. A
-writer that adds task k MUST NOT change a byte of `shared` outside the weights that task k owns, of `mask` outside
-the weights that were free, or of `task.<j>.*` with j < k.
+At a free position `shared` holds a dormant value, from which the next task may start; no task sees it. A writer that
+adds task k MUST NOT change a byte of `shared` outside the weights that task k owns, of `mask` outside the weights that
+were free, or of `task.<j>.*` with j < k.
 
-A task is removed in one of two ways. The newest one's weights, and those of removed tasks just below it, become free
-and keep their values, now dormant. Of an older one `task.<k>.*` and its entry in `tasks` go, its weights stay owned by
-index k, as later tasks run on them, and `removed` says how many. An index is thus either in `tasks` or in `removed`,
-from 1 to the greatest in `tasks`; a new task takes the next one.
+To remove task k, its entry in `tasks` and `task.<k>.*` are deleted. If it is the newest, its weights, and those of
+removed tasks directly below it, become free and keep their values, now dormant. If not, its weights stay owned by
+index k, as later tasks run on them, and `removed` says how many. Each index from 1 to the greatest in `tasks` is thus
+either in `tasks` or in `removed`; a new task takes the next one.
 
-The metadata has one key, `packnet`: a JSON object in ASCII without spaces, its keys sorted but for the first, so that
-equal content makes equal bytes; of at most 2**25 characters, 2**17 of them opening brackets:
+The metadata has one key, `packnet`: a JSON object in ASCII, without spaces between tokens, its keys sorted except for
+the first, so that equal content makes equal bytes. Its text without the seal has at most 2**25 characters, and at most
+2**17 opening brackets (`[` and `{`, even in strings). Its members:
 
-* `seal`: the digest of the object's text without this member (a `{`, then what follows the seal's comma). A reader
-  MUST refuse a file whose seal does not hold. So no bit of the metadata changes unseen.
+* `seal`: `sha256:` and the hexadecimal SHA-256 of the object's text without this member (a `{`, then what follows the
+  seal's comma). A reader MUST refuse a file whose seal does not match: no bit of the metadata can change unnoticed.
 * `format`: 1, or 2 as described below; a reader MUST refuse a greater one.
 * `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
   `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
   interpolation.
-* `tasks`: a list in order of index, of objects with the fields of `header.Task`. A `temperature` is left out if none is
-  known, as in files of before there was one; no weight depends on it. The `digest` of a task is that of its
-  state dict. One that holds proves that the task is what it was when it was added.
-* `removed`: of each removed task whose weights later ones use, by index, how many it owns of each packed parameter.
-* `tensors`: the digest of every tensor in the file, as a state dict of its own, by key. So no bit of a tensor, free
-  weights among them, nor its name, type or shape changes unseen; but only `packnet verify` reads all to see.
+* `tasks`: a list, in order of index, of objects with the fields of `header.Task`. `temperature` is left out if it is
+  unknown, as in files from before the field existed; no weight depends on it. A task's `digest` is that of its state
+  dict. If it matches, the task is what it was when it was added.
+* `removed`: by index, for each removed task older than the newest, how many weights of each packed parameter it owns.
+* `tensors`: by key, the digest of every tensor in the file, as a state dict of its own. They show any change to a bit
+  of a tensor, free weights included, or to its name, type or shape; but only `packnet verify` and the commands that
+  write a packed model compare them.
 
 The digest of a state dict is `sha256:` and the hexadecimal SHA-256 over its tensors, sorted by name, each as
 `<name> <dtype> <shape>\n` (numpy's dtype name, comma-separated shape) followed by its little-endian C-order bytes.
 
-Format 2 holds the tasks of a file of format 1 and nothing else: no task can be added. It differs in this:
+Format 2 holds only the tasks of a format 1 file: no task can be added. It differs from format 1 in this:
 
-* In place of `shared.<param>` stands `values.<param>`, one-dimensional: the weights that are owned, in C order. All
-  others are 0. In place of `mask.<param>` stands `bits.<param>`, uint8, one-dimensional: the mask's bits, by a tree.
-* A tree is a task index (0 for free), which stands for weights that all have it and takes no bits; or a pair of trees:
-  for each weight, in C order, a bit tells in which of the two its index is found (0: the first), eight to a byte, the
-  least significant first, the last byte filled up with 0; then come the bits of the first tree for the weights that
-  went there, then those of the second. In a tree an index stands once, and 0 is no whole tree.
-* There is no `task.0.*`. Of `task.<k>.*` those tensors are left out that are, to the bit, the ones of the next lower
-  task that is not removed.
-* The metadata has a field more, `compact`: `dtype`, "float32", "bfloat16" or "float16"; `shapes` and `trees` by packed
-  parameter; `originals`, by index, the digests of the tasks in the file that this one was made of. They are the tasks'
-  own if the dtype is float32. If not, what was float32 is rounded: to float16, or to bfloat16 as uint16, the upper half
-  of the float32; a state dict holds it as float32 again, and so enters its digest.
+* `values.<param>`, one-dimensional, replaces `shared.<param>`: the owned weights, in C order. All others are 0.
+  `bits.<param>`, uint8, one-dimensional, replaces `mask.<param>`: the mask, encoded by a tree.
+* A tree is a task index (0 for free), if all the weights it encodes have that index, and takes no bits; or a pair of
+  trees. A pair has a bit for each weight, in C order, which tells the tree that holds the weight's index (0: the
+  first), eight to a byte, the least significant first, the last byte padded with 0; then come the bits of the first
+  tree for its weights, then those of the second. An index occurs in a tree at most once; a whole tree is not just 0.
+* There is no `task.0.*`. A tensor `task.<k>.<name>` is left out if it equals, to the bit, the `<name>` of the next
+  lower task that is not removed.
+* The metadata has one more field, `compact`: `dtype`, "float32", "bfloat16" or "float16"; `shapes` and `trees` by
+  packed parameter; `originals`, by index, the tasks' digests in the file that this one was made from. With float32
+  they equal the tasks' own. Otherwise what was float32 is rounded: to float16, or to bfloat16, stored as uint16, the
+  upper half of the float32; in a state dict, and thus for its digest, it is float32 again.
 """
 
 import dataclasses
@@ -83,7 +85,7 @@ class Artifact:
     header: Header
     shared: State  # packed parameter -> float32 values
     mask: dict[str, masks.Mask]  # packed parameter -> task indices, same shape
-    own: tuple[State, ...]  # by task index, 0 being the starting point: the tensors that are not packed
+    own: tuple[State, ...]  # by task index (0: the starting point): the tensors that are not packed
 
     def state(self, task: int) -> State:
         """The complete state dict of task `task` (1-based), as the network needs it."""
@@ -91,7 +93,7 @@ class Artifact:
         return packed | self.own[task]
 
     def digest(self, task: int) -> str:
-        """The digest of `state(task)`, without making it: in pieces that stay in the processor's cache."""
+        """The digest of `state(task)`, computed without building it, in pieces that fit the processor's cache."""
         sha = hashlib.sha256()
         for name in sorted(self.shared.keys() | self.own[task].keys()):
             array = self.own[task].get(name)
@@ -111,7 +113,7 @@ class Artifact:
         return {layer: masks.count_owned(mask, masks.FREE) for layer, mask in self.mask.items()}
 
     def free_count(self) -> int:
-        """How many of all."""
+        """How many weights are free in all."""
         return sum(self.free_counts().values())
 
     def tensors(self) -> State:
@@ -167,7 +169,7 @@ def load_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def load(path: Path) -> Artifact:
-    """Read and check a whole artifact, all but the digests; raises ArtifactError that names what is wrong."""
+    """Read a whole artifact and check all but the digests; raises ArtifactError that says what is wrong."""
     return assemble(path, *load_tensors(path))
 
 
@@ -180,13 +182,13 @@ def load_tensors(path: Path) -> tuple[Header, State]:
             try:
                 tensors[key] = file.get_tensor(key)
             except (SafetensorError, AttributeError, TypeError, ValueError, OverflowError, MemoryError) as error:
-                # numpy knows not every type, nor every shape, that safetensors does
+                # numpy does not support every type and shape of safetensors
                 raise DamageError(f"{path} is damaged: cannot read the tensor {key!r} ({error})") from None
     return about, tensors
 
 
 def assemble(path: Path, about: Header, tensors: State) -> Artifact:
-    """An artifact of its parts. Raises DamageError that names the rule of the format they break, and `path`."""
+    """Build an artifact from its parts. Raises DamageError that names `path` and the rule of the format they break."""
 
     def require(rule: bool, problem: str) -> None:
         if not rule:
@@ -227,7 +229,7 @@ def _open(path: Path) -> Any:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise ArtifactError(f"{path} is a folder, not a packed model")
-        if not stat.S_ISREG(kind):  # to open a pipe would be to wait
+        if not stat.S_ISREG(kind):  # opening a pipe would block
             raise ArtifactError(f"{path} is a device or the like, not a packed model")
         return safe_open(path, framework="np")
     except SafetensorError as error:
@@ -250,7 +252,7 @@ def _read_header(path: Path, file: Any) -> Header:
 
 
 def check_replaceable(output: Path, *, by_compact: bool = False) -> None:
-    """Raise UsageError for a packed model, damaged or newer ones too; one compact file may replace another."""
+    """Raise UsageError if `output` is a packed model, also a damaged or newer one; `by_compact` spares compact ones."""
     packed = compacted = False
     with suppress(ArtifactError), _open(output) as file:
         packed = "packnet" in (file.metadata() or {})
@@ -262,15 +264,15 @@ def check_replaceable(output: Path, *, by_compact: bool = False) -> None:
 def save(artifact: Artifact, path: Path, *, unchanged_since: atomic.Stamp | None = None) -> None:
     """Write the artifact atomically.
 
-    Raises ConflictError, and leaves the file alone, if it is no longer the one that `unchanged_since` was taken of;
-    ArtifactError for what was read from a compact file.
+    Raises ConflictError, and leaves the file alone, if it has changed since the stamp `unchanged_since`; ArtifactError
+    if the artifact was read from a compact file.
     """
     artifact.header.check_changeable(path)
     write_tensors(artifact.tensors(), metadata(artifact.header, path), path, unchanged_since=unchanged_since)
 
 
 def metadata(about: Header, path: Path) -> dict[str, str]:
-    """The metadata for a file `path`. Raises ArtifactError if no reader would take it."""
+    """The metadata to write to `path`. Raises ArtifactError if no reader would accept it."""
     text = header.write(about)
     try:
         header.parse(path, text)

@@ -1,4 +1,4 @@
-"""The metadata of an artifact: what it says, its text, and its seal. The specification stands in `format.py`."""
+"""The metadata of an artifact: its fields, its text and its seal. It is specified in `format.py`."""
 
 import dataclasses
 import hashlib
@@ -11,15 +11,15 @@ from packnet_cli.artifact import codec, rules
 from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
 
 PLAIN, COMPACT = 1, 2  # the formats
-# Bounds of the metadata, and so of the memory and time that a hostile file can ask for: what 255 tasks of a thousand
-# tensors take fits. An empty list takes fifty times as much memory as it takes text, hence the second.
+# Limits of the metadata, to bound the memory and time that a hostile file can cost: 255 tasks of a thousand tensors
+# fit. An empty list takes fifty times the memory of its text, hence the second limit.
 MAX_CHARACTERS, MAX_BRACKETS = 2**25, 2**17
 SEALED = re.compile(r'\{"seal":"(sha256:[0-9a-f]{64})",')
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the metadata says of one task. Accuracies are in percent; without held-out images they are not known."""
+    """The metadata of one task. Accuracies are in percent, and unknown without held-out images."""
 
     index: int
     name: str
@@ -29,23 +29,23 @@ class Task:
     accuracy: dict[str, float]  # top-1 "dense" and, if pruned, "pruned" and "retrained"
     top1: float | None
     top5: float | None
-    images: int  # on so many held-out images
-    data: str  # what it was trained on, a folder or list by its absolute path, or a dataset by name; "" if nothing
+    images: int  # held-out images measured
+    data: str  # what it was trained on: the absolute path of a folder or list, or a dataset's name; "" if not recorded
     recipe: dict[str, Any]  # every setting that the training depends on
     search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
     digest: str
-    skipped: int = 0  # so many images in the folder were not readable, and left out
-    temperature: float | None = None  # its logits over this are as certain as right; unknown without held-out images
+    skipped: int = 0  # unreadable images, left out
+    temperature: float | None = None  # logits divided by it are calibrated; unknown without held-out images
 
 
 @dataclasses.dataclass(frozen=True)
 class Compact:
-    """How a compact file holds what it holds."""
+    """How a compact file is encoded."""
 
     dtype: str  # of the numbers
     shapes: dict[str, list[int]]  # of the packed parameters
-    trees: dict[str, codec.Tree]  # by packed parameter, that of its mask
-    originals: dict[int, str]  # index of a task -> its digest in the file that this one was made of
+    trees: dict[str, codec.Tree]  # packed parameter -> the tree of its mask
+    originals: dict[int, str]  # task index -> its digest in the file that this one was made from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Header:
     tasks: tuple[Task, ...] = ()  # in order of index
     removed: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)  # index of a task -> its `owned`
     tensors: dict[str, str] = dataclasses.field(default_factory=dict)  # key of a tensor -> its digest
-    compact: Compact | None = None  # of a compact file
+    compact: Compact | None = None  # in a compact file only
 
     @property
     def last_index(self) -> int:
@@ -68,7 +68,7 @@ class Header:
         return self.tasks[-1].index if self.tasks else 0
 
     def task(self, wanted: str | int) -> Task:
-        """The task with this index or name. Raises TaskError that lists those there are."""
+        """The task with this index or name. Raises TaskError that lists the existing ones."""
         for task in self.tasks:
             if str(wanted) in (str(task.index), task.name):
                 return task
@@ -84,7 +84,7 @@ class Header:
             )
 
     def check_new_name(self, name: str) -> None:
-        """Raise TaskError if no task of this artifact can be given this name."""
+        """Raise TaskError if no new task of this artifact can have this name."""
         if not rules.is_name(name):
             why = "no number, 'all' or 'auto', nothing blank or unprintable"
             raise TaskError(f"{name!r} cannot be a task's name ({why}); give another with --name")
@@ -93,7 +93,7 @@ class Header:
 
 
 def is_of_head(name: str, head: tuple[str, ...]) -> bool:
-    """Whether a tensor is the classifier's, of which `head` holds the name prefixes."""
+    """Whether a tensor belongs to the classifier; `head` holds its name prefixes."""
     return name.startswith(tuple(f"{prefix}." for prefix in head))
 
 
@@ -112,9 +112,9 @@ def write(header: Header) -> str:
 
 
 def seal(fields: dict[str, Any], *, allow_nan: bool = True) -> str:
-    """Metadata as JSON, its first member the digest of the text without that member. Raises CapacityError.
+    """Metadata as JSON whose first member is the digest of the text without it. Raises CapacityError if it is too long.
 
-    Also ValueError for what is no number, unless `allow_nan`: no reader takes it.
+    Unless `allow_nan`, raises ValueError for NaN and infinity, which no reader accepts.
     """
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
     if _is_oversized(text):

@@ -1,7 +1,7 @@
 """The algebra of the task-index mask: pure functions on one layer's uint8 array.
 
 Every weight of a layer carries the index of the task that owns it; 0 means that it is free. Task k runs on the
-weights whose index m satisfies 0 < m <= k (PackNet, section 3). All arrays of one call have the same shape.
+weights whose index m satisfies 0 < m <= k (PackNet, section 3). All arrays in a call have the same shape.
 """
 
 from collections.abc import Callable
@@ -19,27 +19,27 @@ Bits = NDArray[np.int32]
 Keys = NDArray[np.uint32]
 
 FREE = 0
-MAX_TASKS = 255  # what a uint8 can tell apart, 0 being taken
-SAMPLE = 1 << 16  # of a layer's weights, where their distribution is all that matters
-PIECE = 1 << 16  # weights that are looked at together
+MAX_TASKS = 255  # the values of a uint8 other than 0
+SAMPLE = 1 << 16  # weights drawn from a layer where only their distribution matters
+PIECE = 1 << 16  # weights processed together
 OTHERS = 0xFFFFFFFF  # a key above all magnitudes
 
 
 def visible(mask: Mask, task: int) -> Bools:
     """The weights that `task` runs on: its own and those of every earlier task."""
-    # One pass instead of three: 0 (free) wraps around to 255, which no task index less one reaches.
+    # One pass instead of three: 0 (free) wraps around to 255, which is not below any task index.
     return mask - np.uint8(1) < np.uint8(task)
 
 
 def keep_visible(values: Floats, mask: Mask, task: int, out: Floats | None = None) -> Floats:
     """`values` with everything that `task` does not see set to exactly 0: a copy, or written into `out`."""
     out = np.empty_like(values) if out is None else out
-    rows, kept, indices = np.atleast_1d(values), np.atleast_1d(out), np.atleast_1d(mask)  # there are lone numbers
+    rows, kept, indices = np.atleast_1d(values), np.atleast_1d(out), np.atleast_1d(mask)  # a layer may be a scalar
     count = max(1, PIECE * len(rows) // max(1, rows.size))
-    for start in range(0, len(rows), count):  # so that what is in between stays in the processor's cache
+    for start in range(0, len(rows), count):  # intermediate results stay in the processor's cache
         piece = slice(start, start + count)
-        # On the bits: a number and all ones is itself, and all zeros is +0. Six times as fast as numpy.where.
-        ones = -visible(indices[piece], task).view(np.int8)  # -1 is all ones, also once it is widened to 32 bits
+        # Bitwise AND with all ones keeps a number, with all zeros gives +0. Six times as fast as numpy.where.
+        ones = -visible(indices[piece], task).view(np.int8)  # -1: all ones, also when widened to 32 bits
         np.bitwise_and(rows[piece].view(np.int32), ones, out=kept[piece].view(np.int32))
     return out
 
@@ -56,7 +56,7 @@ def take_owned(values: Floats, trained: Floats, mask: Mask, task: int) -> Floats
 
 def claim_free(mask: Mask, task: int) -> Mask:
     """A new mask in which every free weight is owned by `task`."""
-    # Twenty times as fast as numpy.where, as is the next one.
+    # Twenty times as fast as numpy.where, as is `free_unseen`.
     claimed: Mask = np.add(mask, np.uint8(task) * (mask == FREE), out=np.empty_like(mask))
     return claimed
 
@@ -68,21 +68,21 @@ def free_unseen(mask: Mask, task: int) -> Mask:
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays are equal to the bit, which tells -0 from 0 and a NaN from another."""
+    """Whether two arrays are equal to the bit: -0 differs from 0, and one NaN may differ from another."""
     alike = one.shape == other.shape and one.dtype == other.dtype
     bits = f"u{one.itemsize}"
     return alike and bool(np.array_equal(np.asarray(one).view(bits), np.asarray(other).view(bits)))
 
 
 def owners_kept(mask: Mask, before: Mask) -> bool:
-    """Whether each weight that was not free `before` still has the owner that it had."""
+    """Whether each weight that was owned `before` still has the same owner."""
     return bool(((mask == before) | (before == FREE)).all())
 
 
 def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     """A new mask in which the `count` smallest-magnitude weights owned by `task` are free.
 
-    Exactly `count` are released: ties at the cutoff go by position, first come first released.
+    Exactly `count` are released: of ties at the cutoff, those at the lowest positions.
     Raises ValueError if `task` owns fewer than `count` weights.
     """
     owned = count_owned(mask, task)
@@ -95,7 +95,7 @@ def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
     cutoff, among_ties = _cutoff(owners, bits, task, count, *_bracket(owners, bits, task, count / owned))
 
     def release(piece: slice) -> NDArray[np.intp]:
-        """Free what lies below the cutoff; the positions of those at it."""
+        """Free the weights below the cutoff; return the positions of those at it."""
         keys = _keys(owners[piece], bits[piece], task)
         owners[piece] *= keys >= cutoff
         ties: NDArray[np.intp] = np.flatnonzero(keys == cutoff) + piece.start
@@ -112,15 +112,15 @@ def _bits(values: Floats) -> Bits:
 def _cutoff(owners: Mask, bits: Bits, task: int, count: int, low: int, high: int) -> tuple[np.uint32, int]:
     """The `count`-th smallest of the task's keys, and how many of those equal to it are among the `count` smallest.
 
-    It is looked for between `low` and `high` (Floyd and Rivest 1975), so that few are partitioned; if it is not there,
-    everywhere.
+    To partition few keys, it is searched for between `low` and `high` (Floyd and Rivest 1975); if it is not there,
+    among all.
     """
     first, span = np.uint32(low), np.uint32(high - low)
 
     def look(piece: slice) -> tuple[int, Keys]:
-        """How many lie below, and those inside, counted from `low`."""
+        """The number of keys below `low`, and the keys from `low` to `high`, less `low`."""
         keys = _keys(owners[piece], bits[piece], task)
-        above = keys - first  # what lies below wraps around
+        above = keys - first  # keys below `low` wrap around
         return int(np.count_nonzero(keys < first)), above[above <= span]
 
     below, inside = zip(*_by_pieces(look, owners.size), strict=True)
@@ -132,14 +132,14 @@ def _cutoff(owners: Mask, bits: Bits, task: int, count: int, low: int, high: int
 
 
 def _keys(owners: Mask, bits: Bits, task: int) -> Keys:
-    """The task's magnitudes as integers in the same order; the weights of others are OTHERS, out of reach."""
+    """The task's magnitudes as integers in the same order; OTHERS, greater than any of them, for all other weights."""
     keys: Bits = bits & 0x7FFFFFFF  # without the sign
-    keys |= -(owners != task).view(np.int8)  # -1 is all ones, also once it is widened to 32 bits
+    keys |= -(owners != task).view(np.int8)  # -1: all ones, also when widened to 32 bits
     return keys.view(np.uint32)
 
 
 def _bracket(owners: Mask, bits: Bits, task: int, fraction: float) -> tuple[int, int]:
-    """Between which keys that fraction of the task's weights most likely ends."""
+    """Two keys, estimated from a sample, between which the smallest `fraction` of the task's keys likely ends."""
     keys = _keys(sample(owners), sample(bits), task)
     keys = np.sort(keys[keys < OTHERS])
     margin = 2 * keys.size**0.5 + 1  # four standard deviations at least
@@ -148,22 +148,22 @@ def _bracket(owners: Mask, bits: Bits, task: int, fraction: float) -> tuple[int,
 
 
 def sample(array: NDArray[Any]) -> NDArray[Any]:
-    """About SAMPLE elements of a flat array, each an odd number after the last, to meet all columns of a matrix."""
+    """About SAMPLE elements of a flat array; an odd stride, to reach all columns of a matrix."""
     return array[:: array.size // SAMPLE | 1]
 
 
 def _by_pieces(work: Callable[[slice], Any], size: int) -> list[Any]:
-    """`work` on one piece after the other, each small enough for the processor's cache."""
+    """`work` on each piece, small enough for the processor's cache, in threads."""
     pieces = [slice(start, start + PIECE) for start in range(0, size, PIECE)]
     return in_threads(work, pieces)
 
 
 def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) -> dict[str, int]:
-    """How many of `count` weights to release lie in each layer, given the magnitudes there, if all compete.
+    """How many of `count` weights to release fall on each layer, given the layers' magnitudes, if all compete.
 
-    They compete by magnitude, or (`adaptive`) by LAMP: the square over the sum of the squares of all weights of the
-    layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), which no layer's last weight loses.
-    Of a large layer a regular sample stands for all; the counts still add up to `count`.
+    They compete by magnitude, or (`adaptive`) by LAMP score: the square over the sum of the squares of all weights of
+    the layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), under which no layer loses its last weight.
+    A large layer is represented by a regular sample; the counts still add up to `count`.
     """
     scores, stands_for, layer = [], [], []
     for number, own in enumerate(magnitudes.values()):

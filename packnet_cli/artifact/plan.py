@@ -1,7 +1,7 @@
-"""Capacity before anything runs: how many weights a prune fraction releases in each layer, and what that leaves.
+"""Plan capacity before anything runs: how many weights a prune fraction releases in each layer, and what is left.
 
-Equal shares for T tasks are p_k = (T - k) / (T - k + 1) for k = 1..T: what a task releases is split evenly among those
-that are still to come.
+Equal shares for T tasks are p_k = (T - k) / (T - k + 1) for k = 1..T: what a task releases is split evenly among the
+tasks to come.
 """
 
 import difflib
@@ -15,11 +15,11 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.errors import CapacityError, UsageError
 from packnet_cli.recipe import Recipe
 
-THIN_SHARE = 0.02  # of the packed weights: with less of its own a task can learn little more than its head
+THIN_SHARE = 0.02  # of the packed weights: a task that owns less can learn little more than its head
 
 
 def check_fraction(prune: float) -> None:
-    """Raise UsageError for what is no fraction to release."""
+    """Raise UsageError unless `prune` is in [0, 1)."""
     if not 0 <= prune < 1:
         hint = f"; {prune:g} % are {prune / 100:g}" if 1 < prune < 100 else ""
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune:g}{hint}")
@@ -31,10 +31,10 @@ def equal_share(tasks_left: int) -> float:
 
 
 def release_counts(owned: dict[str, int], prune: float, recipe: Recipe) -> dict[str, int]:
-    """How many weights of each layer the prune fraction in [0, 1] releases: round(prune * owned), less what is spared.
+    """How many weights of each layer the prune fraction in [0, 1] releases: round(prune * owned), if not spared.
 
-    The recipe spares `keep_at_least` weights of each layer that has as many, and all weights of the layers that match
-    one of its comma-separated patterns, `skip_layers`.
+    The recipe leaves at least `keep_at_least` weights in each layer that has as many, and spares the layers that match
+    one of the comma-separated patterns in `skip_layers`.
     """
     spared = layers_spared(owned, recipe.skip_layers)
     return {
@@ -44,7 +44,7 @@ def release_counts(owned: dict[str, int], prune: float, recipe: Recipe) -> dict[
 
 
 def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
-    """Raise UsageError if the fraction releases nothing at all, or for a pattern that no layer matches."""
+    """Raise UsageError if a fraction above 0 releases nothing, or if no layer matches a pattern."""
     if not any(release_counts(owned, prune, recipe).values()) and prune:
         spares = recipe.keep_at_least or recipe.skip_layers
         why = "--skip-layers and --keep-at-least spare all" if spares else "it is less than one"
@@ -52,7 +52,7 @@ def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
 
 
 def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
-    """Those that match one of the comma-separated patterns. Raises UsageError for a pattern that none matches."""
+    """The layers that match one of the comma-separated patterns. Raises UsageError if none matches a pattern."""
     layers, spared = list(layers), set[str]()
     for pattern in filter(None, map(str.strip, skip_layers.split(","))):
         found = {layer for layer in layers if fnmatchcase(layer, pattern)}
@@ -67,7 +67,7 @@ def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Seat:
-    """A task's share, there already or planned; `prune` is the fraction that it releases of what it finds."""
+    """The share of a task, existing or planned; `prune` is the fraction of the free weights that it releases."""
 
     index: int
     name: str
@@ -80,7 +80,7 @@ class Seat:
 
     @property
     def dry(self) -> list[str]:
-        """The layers in which it owns nothing."""
+        """The layers in which the task owns nothing."""
         return [layer for layer, count in self.owned.items() if count == 0]
 
 
@@ -89,18 +89,18 @@ class Plan:
     """How the weights of an artifact are shared out. Counts are of weights, sizes are bytes."""
 
     seats: tuple[Seat, ...]
-    planned: tuple[Seat, ...]  # those of the seats that are to come
+    planned: tuple[Seat, ...]  # the seats of tasks to come
     removed: int  # weights that removed tasks left to later ones
     free: dict[str, int]  # weights left after the last seat, by layer
     packed_weights: int
-    file_bytes: int  # heads of planned tasks not counted: their classes are not known
+    file_bytes: int  # without the heads of planned tasks, whose classes are not known
 
     def is_thin(self, seat: Seat) -> bool:
         return seat.total < THIN_SHARE * self.packed_weights
 
 
 def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> Plan:
-    """The tasks that an artifact has, and those to come, each with a name and its prune fraction."""
+    """Plan an artifact's tasks, and those to come, which `prunes` gives: name -> prune fraction."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
     free = artifact.free_counts()
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
@@ -110,13 +110,13 @@ def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> P
     planned = seats[len(artifact.header.tasks) :]
     weights = sum(mask.size for mask in artifact.mask.values())
     start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
-    file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # 4 bytes a weight and 1 for its owner
+    file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # per weight 4 bytes, and 1 for its owner
     removed = sum(sum(owned.values()) for owned in artifact.header.removed.values())
     return Plan(tuple(seats), tuple(planned), removed, free, weights, file_bytes)
 
 
 def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: bool = False) -> None:
-    """Raise CapacityError if so many more tasks do not fit into the artifact, or UsageError if no head alone does."""
+    """Raise CapacityError if `more` tasks do not fit, UsageError if `head_only` has no task to build on."""
     tasks = artifact.header.tasks
     if artifact.header.last_index + more > masks.MAX_TASKS:
         raise CapacityError(
@@ -133,7 +133,7 @@ def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: 
 
 
 def equal_shares(artifact: Artifact, tasks: int) -> dict[str, float]:
-    """Equal shares of what is free, for as many more tasks as make `tasks` in all: name -> prune fraction."""
+    """Equal shares of the free weights for the tasks still missing from `tasks` in all: name -> prune fraction."""
     last = artifact.header.last_index
     to_come = tasks - len(artifact.header.tasks)
     return {f"task {last + k}": equal_share(to_come - k) for k in range(1, to_come + 1)}

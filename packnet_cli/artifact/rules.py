@@ -1,4 +1,4 @@
-"""What the metadata of an artifact may say: a rule for each field, as files come from anywhere."""
+"""What the metadata of an artifact may hold: a rule for each field, since files may come from anywhere."""
 
 import math
 import re
@@ -13,7 +13,7 @@ Rule = Callable[[Any], bool]
 
 
 def check(what: str, fields: Any, rules: dict[str, Rule], *, optional: dict[str, Rule] | None = None) -> None:
-    """Raise ValueError unless there are exactly these fields, but for `optional` ones, and each is as its rule says."""
+    """Raise ValueError unless the fields are those of `rules`, and any of `optional`, and each satisfies its rule."""
     optional = optional or {}
     if not isinstance(fields, dict) or fields.keys() - optional.keys() != rules.keys():
         raise ValueError(f"the fields of {what} are not those of its format")
@@ -31,7 +31,7 @@ def _is_text(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Whether it can be told from an index, from "all" and "auto", and be shown."""
+    """Whether it can name a task: not an index, "all" or "auto", nor blank or unprintable."""
     reserved = _is_text(value) and (value.isdecimal() or value in ("all", "auto"))
     return _is_text(value) and value.isprintable() and bool(value.strip()) and not reserved
 
@@ -65,7 +65,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def _is_preprocessing(value: Any) -> bool:
-    """What it does not say is as timm has it by default, and what timm does not know is left out."""
+    """Whether it is a data config: a missing field means timm's default, unknown ones are ignored."""
     size: Any = value.get("input_size") if isinstance(value, dict) else None
     if not (_list_of(is_count)(size) and len(size) == 3 and min(size) > 0):
         return False
@@ -84,7 +84,7 @@ def _is_preprocessing(value: Any) -> bool:
 
 
 def _is_recipe(value: Any) -> bool:
-    """Of a setting that only another version has, nothing is known."""
+    """Whether it is a recipe; settings of other versions are not checked."""
     kinds: dict[Any, Rule] = {int: lambda setting: type(setting) is int, float: _is_number, str: _is_text}
     return _dict_of(_is_any)(value) and all(
         kinds[SETTINGS[name].type](setting) for name, setting in value.items() if name in SETTINGS
@@ -92,7 +92,7 @@ def _is_recipe(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return _list_of(is_count)(value) and len(value) <= 32 and math.prod(value) < 2**63  # what every numpy takes
+    return _list_of(is_count)(value) and len(value) <= 32 and math.prod(value) < 2**63  # every numpy allows it
 
 
 def _is_tree(value: Any) -> bool:
@@ -114,13 +114,13 @@ def _is_compact(value: Any) -> bool:
     return bool(value["shapes"].keys() == value["trees"].keys())
 
 
-# What timm.create_model takes beside the network's own arguments: none of it is for a file to say. With
-# checkpoint_path, for one, a file could have another one unpickled.
+# Arguments of timm.create_model, beside the network's own, that a file must not set. With checkpoint_path, for one, a
+# file could cause another one to be unpickled.
 NOT_FOR_FILES = {"pretrained", "checkpoint_path", "cache_dir", "num_classes", "scriptable", "exportable", "no_jit"}
 
 
 def is_argument(name: str) -> bool:
-    """Whether this argument of timm.create_model may stand in a file."""
+    """Whether a file may set this argument of timm.create_model."""
     return name.isidentifier() and name not in NOT_FOR_FILES and not name.startswith("pretrained_cfg")
 
 
@@ -129,7 +129,7 @@ def _is_index(value: Any) -> bool:
 
 
 HEADER_RULES: dict[str, Rule] = {
-    "arch": lambda value: _is_text(value) and value.isidentifier(),  # and not the address of something to fetch
+    "arch": lambda value: _is_text(value) and value.isidentifier(),  # not the address of something to fetch
     "model_kwargs": _dict_of(_is_any, key=is_argument),
     "head": _list_of(_is_text),
     "source": _is_text,
@@ -146,9 +146,9 @@ COMPACT_RULES: dict[str, Rule] = {
     "originals": _dict_of(_is_digest, key=_is_index),
 }
 
-OF_COMPACT: dict[str, Rule] = {"compact": _is_compact}  # what the artifact has beside, in format 2
+OF_COMPACT: dict[str, Rule] = {"compact": _is_compact}  # the artifact's additional field in format 2
 
-OF_MEASURED: dict[str, Rule] = {  # what a task has beside, if it had held-out images
+OF_MEASURED: dict[str, Rule] = {  # a task's additional field if it had held-out images
     "temperature": lambda value: _is_number(value) and 1e-3 <= value <= 1e3
 }
 

@@ -1,4 +1,4 @@
-"""What is written of an artifact for others to use: a compact file, or one task as safetensors."""
+"""Write an artifact for others to use: as a compact file, or one task as safetensors."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ from packnet_cli.errors import ForgettingError, TaskError, UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The bytes of a file, by what they hold."""
+    """The bytes of a file, by content."""
 
     weights: int
     owners: int  # the task-index masks
-    tasks: int  # what each task has of its own
-    start: int  # from which a first task starts
+    tasks: int  # per-task tensors
+    start: int  # the values that a first task starts from
     metadata: int
 
     @classmethod
@@ -35,10 +35,10 @@ class Sizes:
 
 
 def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[Sizes, Sizes]:
-    """Write a compact file, format 2, of the one at `path`; returns the sizes of both.
+    """Write the packed model at `path` as a compact file, format 2; returns the sizes of both.
 
-    In float32 each task is to the bit the same. In "bfloat16" and "float16" all numbers are rounded, and the tasks get
-    new digests beside the old ones. Where images lie, and the path of the weights, do not go along.
+    In "float32" each task stays the same to the bit. In "bfloat16" and "float16" all numbers are rounded, and the tasks
+    get new digests beside the old ones. The paths of the images and of the pretrained weights are not copied.
     Raises UsageError, ArtifactError, TaskError if there is no task, ForgettingError.
     """
     if dtype not in codec.DTYPES:
@@ -74,18 +74,18 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
 
 
 def source(header: Header) -> str:
-    """What the network started from, of a file its name alone: paths are of this machine."""
+    """What the network started from; of a file only the name, since its path belongs to this machine."""
     return Path(header.source).name if Path(header.source).is_absolute() else header.source
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as safetensors, what a user of it needs to know as JSON in the metadata."""
+    """Write one task's state dict as safetensors; the metadata holds what its user needs to know, as JSON."""
     metadata = {"packnet_task": json.dumps(about(artifact, task), sort_keys=True)}
     format.write_tensors(artifact.state(task.index), metadata, output)
 
 
 def about(artifact: Artifact, task: Task) -> dict[str, Any]:
-    """What a user of one task needs to know beside its weights, as JSON can hold it."""
+    """What a user of one task needs to know beside its weights, in types that JSON can hold."""
     return {
         "arch": artifact.header.arch,
         "model_kwargs": artifact.header.model_kwargs,

@@ -1,4 +1,4 @@
-"""What `info` tells of an artifact, from its header alone: no tensor is read."""
+"""What `info` shows of an artifact, from the metadata and the tensors' shapes: no tensor is read."""
 
 import math
 import re
@@ -22,10 +22,10 @@ class Summary:
     LORA_RANK: ClassVar[int] = 8  # the usual one
 
     header: Header
-    layers: dict[str, int]  # weights of each packed parameter, numbers in names counting as numbers
+    layers: dict[str, int]  # weights of each packed parameter, sorted by `_natural`
     file_bytes: int
-    separate_bytes: int  # as many networks, each with its own copy of everything
-    lora_bytes: int  # one network, and for each task a low-rank adapter and a head
+    separate_bytes: int  # of one network per task, each with its own copy of everything
+    lora_bytes: int  # of one network, and a low-rank adapter and a head per task
 
     @property
     def packed_weights(self) -> int:
@@ -38,7 +38,7 @@ class Summary:
 
     @property
     def removed_fraction(self) -> float:
-        """What removed tasks left to later ones that run on it."""
+        """The fraction owned by removed tasks, which later ones run on."""
         return sum(self._fraction(owned) for owned in self.header.removed.values())
 
     def owned_fraction(self, task: Task) -> float:
@@ -48,17 +48,17 @@ class Summary:
         return sum(owned.values()) / self.packed_weights
 
     def owned(self, layer: str) -> list[int]:
-        """How many of a layer's weights each index owns, from 1, removed tasks' too."""
+        """How many of a layer's weights each index owns, from 1, removed tasks included."""
         owned = {task.index: task.owned for task in self.header.tasks} | self.header.removed
         return [owned[index].get(layer, 0) for index in range(1, self.header.last_index + 1)]
 
     def shares(self, layer: str) -> list[float]:
-        """The same as parts of the layer; the rest is free."""
+        """The same as fractions of the layer; the rest is free."""
         return [count / max(1, self.layers[layer]) for count in self.owned(layer)]
 
 
 def summarize(path: Path) -> Summary:
-    """Read an artifact's header. Raises ArtifactError."""
+    """The summary of an artifact, from its header. Raises ArtifactError."""
     header, tensors = format.load_header(path), format.load_shapes(path)
     shared = {key.removeprefix("shared."): shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
     if header.compact:
@@ -71,32 +71,32 @@ def summarize(path: Path) -> Summary:
     of_task: dict[str, int] = {}
     for task in header.tasks:
         sizes = {name: _bytes(*kind, header.compact is not None) for name, kind in kinds[str(task.index)].items()}
-        # In a compact file what is not there is as the task before has it.
+        # A compact file leaves out tensors equal to those of the task before.
         of_task = (of_task if header.compact else {}) | sizes
         own += sum(of_task.values())
         heads += sum(of_task[name] for name in of_task if is_of_head(name, header.head))
     packed, tasks = 4 * sum(layers.values()), len(header.tasks)
-    rest = (own - heads) // max(1, tasks)  # biases, normalisation and the like: of as many bytes in each task
+    rest = (own - heads) // max(1, tasks)  # biases, normalisation and the like: the same size in each task
     lora = packed + rest + heads + tasks * sum(map(_lora_bytes, shared.values()))
     return Summary(header, layers, path.stat().st_size, own + packed * tasks, lora)
 
 
 def _lora_bytes(shape: list[int]) -> int:
-    """A low-rank adapter of one matrix (out, in) or filter (out, in, height, width), in float32.
+    """The bytes of a low-rank adapter of a matrix (out, in) or filter (out, in, height, width), in float32.
 
-    It is two factors, (out, r) and (r, in * height * width), r being Summary.LORA_RANK or what the matrix has at most
-    (Hu et al. 2021, arXiv 2106.09685; a convolution's as Hugging Face PEFT makes it).
+    It has two factors, (out, r) and (r, in * height * width), where r is Summary.LORA_RANK or, if that is less, the
+    matrix's greatest possible rank (Hu et al. 2021, arXiv 2106.09685; convolutions as in Hugging Face PEFT).
     """
-    out, rest = math.prod(shape[:1]), math.prod(shape[1:])  # a file may hold a lone number
+    out, rest = math.prod(shape[:1]), math.prod(shape[1:])  # a layer may be a scalar
     return 4 * min(Summary.LORA_RANK, out, rest) * (out + rest)
 
 
 def _bytes(dtype: str, shape: list[int], compact: bool) -> int:
-    """The bytes of a tensor in a network of its own, where 16 bits of a compact file are 32."""
+    """The bytes of a tensor in a separate network, where 16-bit numbers of a compact file take 32 bits."""
     return (4 if compact and dtype in ("U16", "F16") else ITEM_BYTES.get(dtype, 0)) * math.prod(shape)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by in which layer10 follows layer9, as of two numbers the longer is the greater."""
-    parts = re.split(r"(\d+)", name)  # every other one is a number
+    """A sort key under which layer10 follows layer9: a number's digits compare by length first."""
+    parts = re.split(r"(\d+)", name)  # every second one is a number
     return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else (0, part) for at, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""Work on many arrays at once: numpy and hashlib leave Python's lock to other threads."""
+"""Work on many arrays at once: numpy and hashlib release the GIL."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `work` returns for each item, in order. Each thread takes the next item as soon as it is done with one.
+    """What `work` returns for each item, in order. Each thread takes the next item as soon as it has finished one.
 
-    Four at most, as each piece of work holds copies of its own.
+    At most four threads, since each call of `work` holds copies of its own.
     """
     waiting = list(items)
     threads = min(4, os.cpu_count() or 1, len(waiting))
@@ -26,5 +26,5 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
             found[number] = work(item)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(share, range(threads)))  # raises what a thread has raised
+        list(pool.map(share, range(threads)))  # raises what a thread raised
     return [found[number] for number in range(len(waiting))]

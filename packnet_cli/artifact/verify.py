@@ -1,4 +1,4 @@
-"""Whether a file is whole, and every task in it what it was when it was added. Needs no data and no network."""
+"""Verify that a file is undamaged and every task in it is what it was when added. Needs no images and no network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ ALL, NEWEST = slice(None), slice(-1, None)  # of the tasks
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong; what it is of no single task or tensor says so by None."""
+    """One thing that is wrong; `task` or `tensor` is None if it concerns no single one."""
 
     problem: str
     task: int | None = None
@@ -21,19 +21,19 @@ class Finding:
 
 
 def verify(path: Path) -> list[Finding]:
-    """All that is wrong with a packed model, nothing if it is whole: a single flipped bit anywhere is found.
+    """All that is wrong with a packed model: a single flipped bit anywhere is found. Empty if nothing is.
 
-    Raises ArtifactError if there is no file to read, or one of a newer format.
+    Raises ArtifactError if there is no file to read, or if its format is newer.
     """
     return _examine(path)[1]
 
 
 def load_verified(path: Path) -> Artifact:
-    """Load an artifact to build upon: damage in it would get new digests, and be seen no more.
+    """Load an artifact to build upon, verified: new digests would hide damage in it.
 
-    Of the tasks only the newest one's digest is compared, which takes in every weight of the others, so that it takes
-    no longer with many tasks: each tensor is proved in any case to be what was written.
-    Raises ArtifactError, also if it is a compact file, which is not to be built upon.
+    Each tensor is checked against its digest. Of the tasks' digests only the newest one's is compared, which covers
+    every weight of the others, however many tasks there are.
+    Raises ArtifactError, also for a compact file, which cannot be built upon.
     """
     format.load_header(path).check_changeable(path)
     artifact, findings = _examine(path, NEWEST)
@@ -45,7 +45,7 @@ def load_verified(path: Path) -> Artifact:
 
 
 def check_task(path: Path, artifact: Artifact, task: Task) -> None:
-    """Raise DamageError unless the task is, to the bit, what it was when it was added."""
+    """Raise DamageError unless the task is, to the bit, what it was when added."""
     if artifact.digest(task.index) != task.digest:
         raise _damage(path, f"task {task.index} ({task.name}) is not what was added")
 
@@ -55,7 +55,7 @@ def _damage(path: Path, problem: str) -> DamageError:
 
 
 def altered_tasks(artifact: Artifact, which: slice = ALL) -> list[Task]:
-    """Those tasks whose weights, per-task tensors or head are not, to the bit, what they were when they were added."""
+    """The tasks whose weights, per-task tensors or head are not, to the bit, what they were when added."""
     tasks = artifact.header.tasks[which]
     digests = in_threads(lambda task: artifact.digest(task.index), tasks)
     return [task for task, digest in zip(tasks, digests, strict=True) if digest != task.digest]
@@ -76,7 +76,7 @@ def _examine(path: Path, which: slice = ALL) -> tuple[Artifact | None, list[Find
 
 
 def _damaged_tensors(header: Header, tensors: State) -> list[Finding]:
-    """Tensors that came, went, or are not to the bit what was written."""
+    """Tensors that were added, are missing, or are not to the bit what was written."""
     digests = format.tensor_digests(tensors)
     findings = []
     for key in sorted(digests.keys() | header.tensors.keys()):

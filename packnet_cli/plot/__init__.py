@@ -1,4 +1,4 @@
-"""Pictures of an artifact, made of its header and of the log of its training. Needs the extra "plot"."""
+"""Plots of an artifact, from its header and the log of its training. Needs the extra "plot"."""
 
 import io
 import warnings
@@ -17,14 +17,14 @@ from packnet_cli.plot.drawings import Drawing, drawings_of, plain
 
 WIDTH = 9.0  # inches
 DPI = 150
-MOST_PIXELS = 65_000  # that matplotlib draws in one direction
+MOST_PIXELS = 65_000  # matplotlib's limit in one direction
 
 
 def draw(numbers: Summary, output: Path, log: Path | None = None) -> None:
-    """Write a .png, .svg or .html file: who owns how much of each layer, accuracy by task and phase, and training
-    curves if there is a `log`. The page holds everything that it shows, and fetches nothing.
+    """Write a .png, .svg or .html file: how the tasks share each layer, accuracy by task and phase, and training
+    curves if there is a `log`. The page is self-contained.
 
-    Raises ArtifactError if it cannot be written, UsageError if the log has nothing of these tasks.
+    Raises ArtifactError if the file cannot be written, UsageError if the log has nothing on these tasks.
     """
     shown, form = drawings_of(numbers, _curves(numbers, log)), output.suffix.lower()
     with atomic.replacing(output) as temporary:
@@ -37,7 +37,7 @@ def draw(numbers: Summary, output: Path, log: Path | None = None) -> None:
 
 
 def _curves(numbers: Summary, log: Path | None) -> dict[str, list[metrics.Line]]:
-    """What the log has of the tasks, in their order."""
+    """The log's lines on each task, in the tasks' order."""
     if log is None:
         return {}
     found = metrics.read(log)
@@ -66,8 +66,8 @@ def _svg(drawing: Drawing) -> bytes:
 
 
 def _save(figure: Figure, file: IO[bytes], form: str) -> None:
-    """The same artifact gives the same bytes: no date, no random names of parts."""
+    """Save a figure reproducibly, to the byte: without a date or random ids."""
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "0"}):
-        warnings.simplefilter("ignore")  # of a letter that the font has not
+        warnings.simplefilter("ignore")  # for letters that the font lacks
         dpi = min(DPI, MOST_PIXELS / figure.get_figheight())
         figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else {})

@@ -1,4 +1,4 @@
-"""What there is to draw of an artifact, each drawing on a figure, or part of one, of its own."""
+"""The drawings of an artifact, each on its own figure or subfigure."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from packnet_cli.metrics import Line
 PHASES = ("dense", "pruned", "retrained")
 FREE, REMOVED = "0.9", "0.7"  # greys
 ROWS = 50  # of a legend
-NAMES_IN_A_ROW = 80  # so many characters stand beside each other, more are turned
-MOST_NAMES, LONGEST = 60, 30  # names that stand below an axis, and characters of each
-BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # of the axes
+NAMES_IN_A_ROW = 80  # characters of all names below an axis; if there are more, names are rotated
+MOST_NAMES, LONGEST = 60, 30  # names below an axis, and characters of each
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # the axes
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing: how high it is, in inches, and what draws it."""
+    """One drawing: its height in inches, and the function that draws it."""
 
     title: str
     height: float
@@ -33,7 +33,7 @@ class Drawing:
 
 
 def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing]:
-    """Who owns what, accuracies, and the curves of each task that a log has something of."""
+    """Who owns what, accuracies, and the curves of each task in the log."""
     tasks = numbers.header.tasks
     rows = max(10, len(numbers.layers), 1 + min(numbers.header.last_index, ROWS))  # the longer of layers and legend
     found = [
@@ -46,18 +46,18 @@ def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing
 
 
 def shades(tasks: tuple[Task, ...]) -> dict[int, Any]:
-    """The colour of each task, by its index."""
+    """The colour of each task, by index."""
     scale = matplotlib.colormaps["viridis"].resampled(max(2, len(tasks)))
     return {task.index: scale(place) for place, task in enumerate(tasks)}
 
 
 def plain(name: str) -> str:
-    """A name without what matplotlib would take for a formula."""
+    """Escape what matplotlib would take for a formula."""
     return name.replace("$", r"\$")
 
 
 def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
-    """A bar for each layer, from the first at the top: the tasks' parts in order of index, then what is free."""
+    """A bar for each layer, the first at the top: the tasks' shares in order of index, then the free weights."""
     axes: Axes = figure.subplots()
     header, colours = numbers.header, shades(numbers.header.tasks)
     labels = {task.index: f"{task.index} {plain(task.name)}" for task in header.tasks}
@@ -74,12 +74,12 @@ def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
     axes.margins(y=0.01)
     axes.invert_yaxis()
     handles, labels_shown = axes.get_legend_handles_labels()
-    shown = [*range(0, len(handles) - 1, math.ceil(header.last_index / ROWS) or 1), -1]  # all tasks, or every so many
+    shown = [*range(0, len(handles) - 1, math.ceil(header.last_index / ROWS) or 1), -1]  # every n-th task and "free"
     axes.legend([handles[at] for at in shown], [labels_shown[at] for at in shown], **BESIDE)
 
 
 def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
-    """For each task a group of bars, one for each phase that it went through."""
+    """A group of bars for each task, with one bar for each phase that it went through."""
     axes: Axes = figure.subplots()
     width = 0.8 / len(PHASES)
     for place, phase in enumerate(PHASES):
@@ -94,14 +94,14 @@ def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
 
 
 def _draw_curves(lines: list[Line], figure: FigureBase) -> None:
-    """Loss, accuracy and rate of each epoch, the phases one after the other; what was measured between them as dots."""
+    """Loss, accuracy and learning rate by epoch, one phase after another; held-out accuracies as dots between them."""
     panels = dict(zip(("loss", "accuracy", "lr"), figure.subplots(1, 3), strict=True))
     epochs = [line for line in lines if line["event"] == "epoch"]
     phases = list(dict.fromkeys(line["phase"] for line in epochs))
     for name, axes in panels.items():
         for place, phase in enumerate(phases):
             at = [number for number, line in enumerate(epochs, start=1) if line["phase"] == phase]
-            values = np.array([epochs[number - 1][name] for number in at], float)  # None, no accuracy, is then nan
+            values = np.array([epochs[number - 1][name] for number in at], float)  # None (no accuracy) becomes nan
             axes.plot(at, values, marker=".", color=f"C{place}", label=plain(phase))
         axes.set(xlabel="epoch", title={"loss": "loss", "accuracy": "accuracy, %", "lr": "learning rate"}[name])
         axes.xaxis.get_major_locator().set_params(integer=True)

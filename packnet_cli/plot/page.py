@@ -1,4 +1,4 @@
-"""An artifact as a page for a browser: pictures, and the numbers beside them, in one file that runs no script."""
+"""An artifact as an HTML page: pictures and tables, in one file that runs no script."""
 
 import base64
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ summary { cursor: pointer; margin: 2.5rem 0 .5rem; }
 
 
 def write(numbers: Summary, pictures: list[tuple[str, bytes]]) -> str:
-    """The page: what there is in all, the tasks, the pictures (title and SVG), the layers. All names are escaped."""
+    """The page: totals, tasks, pictures (title and SVG) and layers. All names are escaped."""
     header = numbers.header
     sections = "\n".join(
         f'<h2>{escape(title)}</h2>\n<img alt="{escape(title)}" '
@@ -80,7 +80,7 @@ def _layers(numbers: Summary) -> str:
 
 
 def _table(columns: list[str], rows: Iterable[list[str]]) -> str:
-    """A table of cells that are HTML, the first of each row a name."""
+    """A table of HTML cells; the first of each row is a name."""
 
     def row(cells: list[str], tag: str) -> str:
         first, *rest = cells

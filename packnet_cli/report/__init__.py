@@ -1,4 +1,4 @@
-"""What is shown: results on stdout, progress and errors on stderr. Is handed results, never fetches them."""
+"""Output: results on stdout, progress and errors on stderr. Its functions are given results and fetch none."""
 
 from packnet_cli.report.actions import compacted, explain_removal, extracted, removed, renamed, verified
 from packnet_cli.report.answers import chosen, evaluated, predictions

@@ -1,4 +1,4 @@
-"""What was done to a packed model or with it, and what was written."""
+"""Report what a command did to or with a packed model, and what it wrote."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_json: bool) -> None:
-    """What was written, `form` being its suffix or empty for a folder, and how to open it."""
+    """What was written, and how to open it. `form` is its suffix, empty for a folder."""
     arguments = [repr(header.arch), f"num_classes={len(task.classes)}", f"checkpoint_path={str(output)!r}"]
     arguments += [f"{key}={value!r}" for key, value in header.model_kwargs.items()]
     plain = f"timm.create_model({', '.join(arguments)})"
@@ -29,7 +29,7 @@ def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_jso
         return
     console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
     console.tell(f"  {opened.get(form, plain)}")
-    if form:  # a folder holds them
+    if form:  # a folder's config.json holds the preprocessing
         console.tell(f"  with images of {documents.preprocessing(header.data_config)}")
 
 
@@ -41,7 +41,7 @@ def compacted(
     *,
     as_json: bool,
 ) -> None:
-    """The bytes of both files by part, and each task's accuracy in both, as far as measured."""
+    """The sizes of both files by part, and each task's accuracy in both, where measured."""
     if as_json:
         pairs = [{"before": documents.accuracy(one), "after": documents.accuracy(other)} for one, other in accuracies]
         console.print_json({"output": str(output), "bytes": documents.sizes(before, after), "tasks": pairs})
@@ -79,7 +79,7 @@ def verified(
 ) -> None:
     """What is wrong with the file, or, if it is whole, which accuracies have `changed`.
 
-    `rounded_to` is the format of the numbers in a compact file, if that is not what they had been.
+    `rounded_to` is the dtype of a compact file if its numbers were rounded.
     """
     findings = damage + changed
     if as_json:
@@ -96,7 +96,7 @@ def verified(
 
 
 def explain_removal(header: "Header", task: "Task", freed: int) -> None:
-    """What removing a task would do, on stderr, before it is asked for."""
+    """What removing a task would do, on stderr, before the user confirms it."""
     later = ", ".join(f"{other.index} ({other.name})" for other in header.tasks if other.index > task.index)
     console.say(f"task {task.index} ({task.name}): its name, its head and its own tensors go for good.")
     if later:
@@ -109,14 +109,14 @@ def explain_removal(header: "Header", task: "Task", freed: int) -> None:
 
 
 def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> None:
-    """That a task was removed, or none after all."""
+    """That a task was removed, or, if `task` is None, that none was."""
     if as_json:
         console.print_json({"removed": task and documents.named(task), "freed_weights": freed})
         return
     if task is None:
         console.say("nothing was written")
         return
-    weights = ""  # of a head alone there are none
+    weights = ""  # a task trained as a head alone owns none
     if freed or any(task.owned.values()):
         weights = f"; {console.count(freed)} weights are free again" if freed else "; later tasks keep its weights"
     console.tell(f"{path}: task {task.index} ({task.name}) removed{weights}")

@@ -1,4 +1,4 @@
-"""What the tasks make of images: accuracies and predictions."""
+"""Report accuracies and predictions of the tasks on images."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
 
 
 def predictions(form: str, top: int) -> "Callable[[Answer], None]":
-    """What shows an answer at once, its `top` likeliest classes, in this form: "table", "json" or "csv"."""
+    """A function that shows one answer's `top` likeliest classes, in a form: "table", "json" or "csv"."""
     if form == "csv":
         console.print_csv("image", "task", "rank", "class", "probability")
     return lambda answer: {"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form](answer, top)
@@ -73,7 +73,7 @@ def _answer_table(answer: "Answer", top: int) -> None:
     names = [console.visible(prediction.task.name) for prediction in answer.predictions]
     wide = max(map(cell_len, names), default=0)
     for task, prediction in zip(names, answer.predictions, strict=True):
-        for name, probability in prediction.top(top):  # in lines: a table would cut long names off
+        for name, probability in prediction.top(top):  # no table: it would cut off long names
             console.out.out(f"  {set_cell_size(task, wide)}  {100 * probability:6.2f} %  {console.visible(name)}")
             task = ""
 

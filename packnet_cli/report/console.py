@@ -1,4 +1,4 @@
-"""The terminal: where lines, tables and documents go, and what of a text may reach it."""
+"""The terminal: where lines, tables and documents go, and which characters may reach it."""
 
 import csv
 import json
@@ -12,17 +12,17 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-if os.environ.get("COLUMNS") == "0":  # set where the width is not known; rich would take it literally
+if os.environ.get("COLUMNS") == "0":  # some programs set it for an unknown width; rich takes it literally
     del os.environ["COLUMNS"]
 
-SCHEMA = 1  # of the documents of --json; a field may come under the same number, none may go or change its meaning
+SCHEMA = 1  # version of the --json documents: it may gain fields, but none may be removed or change its meaning
 
-# Names and paths come from outside: nothing that they contain is taken for markup (nor acted on, see `visible`).
+# Names and paths come from outside: nothing in them is taken for markup (or acted on by the terminal: see `visible`).
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 
 
 class Talk(Console):
-    """Where no results go: if nobody listens any more, what is talked of goes on."""
+    """A console for everything but results: if its reader closes the pipe, the program goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -30,7 +30,7 @@ class Talk(Console):
 
 out = Console(**PLAIN)
 err = Talk(**PLAIN, stderr=True)
-talk = Talk(**PLAIN, stderr=True)  # what --quiet does without
+talk = Talk(**PLAIN, stderr=True)  # silenced by --quiet
 
 
 def error(message: str) -> None:
@@ -38,12 +38,12 @@ def error(message: str) -> None:
 
 
 def failed(message: str, exit_code: int) -> None:
-    """The document of a command that has no other to print."""
+    """Print the error document, of a command that has no other to print."""
     print_json({"error": message, "exit_code": exit_code})
 
 
 def say(message: str, *, warning: bool = False) -> None:
-    """Talk about what is going on, which is no result; a warning is said also if talk is not wanted."""
+    """Print a line on stderr that is not a result; a warning is printed even if talk is silenced."""
     if warning:
         err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
     else:
@@ -55,7 +55,7 @@ def warning(message: str) -> None:
 
 
 def confirm(question: str) -> bool:
-    """Ask at the terminal; anything but yes is no."""
+    """Ask at the terminal; any answer but yes means no."""
     try:
         return err.input(f"{question} [y/N] ", markup=False, emoji=False).strip().lower() in ("y", "yes")
     except EOFError:
@@ -67,13 +67,13 @@ def tell(text: str) -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print a document, stamped with the version of all documents' fields (README, "JSON")."""
+    """Print a document with the schema version (README, "JSON")."""
     text = json.dumps({"packnet": SCHEMA} | document, ensure_ascii=False)
-    print(visible(text), flush=True)  # which escapes as JSON does, and inside strings only
+    print(visible(text), flush=True)  # its escapes are valid JSON: what it escapes occurs only in strings
 
 
 def print_json_on_stderr(document: dict[str, Any]) -> None:
-    """Print a line of talk for programs; if nobody listens any more, what is talked of goes on."""
+    """Print progress for programs, as a line; if the reader closes the pipe, the program goes on."""
     with suppress(OSError):
         print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
 
@@ -91,7 +91,7 @@ def new_table(title: str | None, *columns: str) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table, and if the terminal is too narrow for it rather beyond its edge than without what it says."""
+    """Print a table; if the terminal is too narrow, it goes past the edge rather than losing text."""
     wide = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     (out if wide <= out.width else Console(**PLAIN, width=wide)).print(table)
 
@@ -101,7 +101,7 @@ def add_row(table: Table, *cells: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Text with every character that a terminal would act on, or hide, as its escape: names may come from anywhere."""
+    """Escape every character that a terminal would act on or hide: names may come from anywhere."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 

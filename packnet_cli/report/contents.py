@@ -1,4 +1,4 @@
-"""What is in a packed model: its tasks, who owns how much, what is free."""
+"""Report the contents of a packed model: its tasks, how many weights each owns, how many are free."""
 
 import json
 import string
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.plan import Plan, Seat
     from packnet_cli.artifact.summary import Summary
 
-BAR = 14  # columns of a terminal
+BAR = 14  # columns of the terminal
 DIGITS = string.digits + string.ascii_lowercase
 
 
@@ -118,7 +118,7 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
 
 
 def _tasks_table(numbers: "Summary") -> Table:
-    """The tasks, and as bars, one below the other, how they share the weights."""
+    """The tasks, with a bar for each that shows its share of the weights."""
     bars = not console.out.options.ascii_only
     table = console.new_table(None, "task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
     taken = 0.0
@@ -138,7 +138,7 @@ def _tasks_table(numbers: "Summary") -> Table:
 
 
 def _layers_table(numbers: "Summary") -> Table:
-    """Who owns how much of each layer: a row of characters, each an equal part of it."""
+    """The owners of each layer: a row of characters, each for an equal part of it."""
     table = Table(safe_box=True)
     table.add_column("layer", overflow="fold")
     table.add_column("weights", justify="right")
@@ -151,20 +151,20 @@ def _layers_table(numbers: "Summary") -> Table:
 
 
 def _owners(shares: list[float], width: int = 20) -> str:
-    """`11112233....`: what tasks 1, 2, ... have of a whole, by a digit or letter each, and . for what is free."""
+    """`11112233....`: the shares of tasks 1, 2, ..., each by a digit or letter, and . for the free part."""
     ends = list(accumulate(shares))
     owners = (bisect_right(ends, (place + 0.5) / width) for place in range(width))
     return "".join(DIGITS[(owner + 1) % len(DIGITS)] if owner < len(shares) else "." for owner in owners)
 
 
 def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
-    """All that is known of one task."""
+    """All that is known about one task."""
     if as_json:
         console.print_json({"task": documents.task(numbers, task) | {"classes": list(task.classes)}})
         return
 
     def line(name: str, value: str) -> None:
-        console.tell(f"{name:20}{value}")  # no table: a digest or a path stays in one piece
+        console.tell(f"{name:20}{value}")  # no table: it would break digests and paths
 
     line("task", f"{task.index} ({task.name})")
     line("classes", f"{len(task.classes):,}: {task.classes[0]} to {task.classes[-1]}")

@@ -1,4 +1,4 @@
-"""The documents of --json, as the README lists their fields: each function makes one, or a part that several hold."""
+"""The --json documents, whose fields the README lists: each function makes one, or a part shared by several."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def task(numbers: "Summary", task: "Task") -> Document:
 
 
 def preprocessing(data_config: dict[str, Any]) -> str:
-    """What of timm's data config an image has to go through, in a line."""
+    """The preprocessing in timm's data config, in a line."""
     shown = ("input_size", "mean", "std", "crop_pct", "interpolation")
     return ", ".join(f"{key} {data_config[key]}" for key in shown if key in data_config)
 

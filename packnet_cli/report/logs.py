@@ -1,4 +1,4 @@
-"""The log of a training: its metrics as lines of JSON and, where that is installed, as events of TensorBoard."""
+"""The log of a training run: its metrics as lines of JSON and, if TensorBoard is installed, as its events."""
 
 import json
 import os
@@ -19,10 +19,10 @@ Write = Callable[[Line], object]
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[Write]:
-    """Lines to the end of metrics.jsonl in a folder, and events to a folder in it for each task; yields what writes.
+    """Append lines to metrics.jsonl in a folder, and events to a subfolder for each task; yields the function to call.
 
-    Raises ArtifactError if it cannot be opened. One that cannot be written later, on a full disk for example, is no
-    reason to lose the training: that is a warning.
+    Raises ArtifactError if the log cannot be opened. If it cannot be written later, on a full disk for example, that is
+    only a warning, as the training must not be lost.
     """
     with ExitStack() as files:
         try:
@@ -50,7 +50,7 @@ def log_to(folder: Path) -> Iterator[Write]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return open(path, "ab", buffering=0)  # nothing is kept back from who watches it
+    return open(path, "ab", buffering=0)  # unbuffered, for whoever follows the file
 
 
 def _lines(file: IO[bytes]) -> Write:
@@ -58,9 +58,9 @@ def _lines(file: IO[bytes]) -> Write:
 
 
 def _events(folder: Path, files: ExitStack) -> Write:
-    """What writes each number as a scalar `<phase>/<name>` over the phase's epochs, to a run by the task's name.
+    """A function that writes each number as a scalar `<phase>/<name>` over the phase's epochs, to a run per task.
 
-    The records are written here and at once, as TensorBoard's own writer does it in a thread, a while later.
+    Records are written here, at once, since TensorBoard's own writer writes them in a thread, with a delay.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -90,6 +90,6 @@ def _events(folder: Path, files: ExitStack) -> Write:
 
 
 def folder_name(task: str) -> str:
-    """A task's name as that of a folder, on every system: letters, digits, - and _ as they are, the rest as %hex."""
+    """A task's name as a folder name for every system: letters, digits, - and _ are kept, the rest becomes %hex."""
     escaped = (c if c.isalnum() or c in "-_" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in task)
-    return "".join(escaped)[:60]  # at most 240 bytes; most systems end at 255
+    return "".join(escaped)[:60]  # at most 240 bytes; most systems allow 255

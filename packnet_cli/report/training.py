@@ -1,4 +1,4 @@
-"""Training as it goes on: a progress bar or lines of JSON on stderr, and a log of metrics."""
+"""Report training in progress: a bar or lines of JSON on stderr, and a log of metrics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -13,10 +13,10 @@ from packnet_cli.report.logs import Write, log_to
 
 @contextmanager
 def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Progress]:
-    """Show training on stderr, as a bar or as JSON; yields the callback that is told of steps and accuracies.
+    """Show training on stderr, as a bar or as JSON; yields the callback that takes steps and accuracies.
 
-    The metrics, a line of JSON for each epoch and each measured accuracy, are also added to the log in the folder
-    `log`. Raises ArtifactError if it cannot be written.
+    The metrics, a line of JSON for each epoch and each measured accuracy, are also appended to the log in the folder
+    `log`. Raises ArtifactError if that cannot be opened.
     """
     with ExitStack() as stack:
         writers: list[Write] = []
@@ -39,7 +39,7 @@ def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Prog
 
 
 def _epoch_line(phase: str, step: Step) -> None:
-    """In place of a bar, where there is no terminal to move it in: a line at the end of each epoch."""
+    """A line at the end of each epoch, in place of a bar where there is no terminal."""
     if step.step == step.steps:
         console.say("  ".join(_described(phase, step)))
 
@@ -65,7 +65,7 @@ def _bar() -> Iterator[Callable[[str, Step], None]]:
     rows: dict[str, Any] = {}
 
     def move(phase: str, step: Step) -> None:
-        bar.start()  # not before there is something to show
+        bar.start()  # only once there is something to show
         if phase not in rows:
             rows[phase] = bar.add_task(phase, total=step.epochs * step.steps, numbers="")
         done = (step.epoch - 1) * step.steps + step.step
