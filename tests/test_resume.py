@@ -209,7 +209,7 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
     path = tmp_path / "packed.st"
     path.write_bytes(whole["momentum"][0])
     with monkeypatch.context() as patched:
-        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        patched.setattr(format, "save", raiser(ArtifactError("cannot write: No space left on device")))
         with pytest.raises(ArtifactError, match="No space left.*What was trained is kept.*--resume"):
             add(path, folders[1])
     assert path.read_bytes() == whole["momentum"][0]
@@ -274,7 +274,7 @@ def test_a_search_whose_end_cannot_be_written_is_kept(tmp_path, folders, monkeyp
     found = add(expected, folders[0], **how).header.tasks[0]
     seen.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        patched.setattr(format, "save", raiser(ArtifactError("cannot write: No space left on device")))
         for resumed in (False, True):
             with pytest.raises(ArtifactError, match="What was trained is kept"):
                 add(path, folders[0], resume=resumed, **how)
@@ -494,7 +494,7 @@ def test_what_is_pruned_and_not_retrained_is_not_pruned_again(tmp_path, folders,
     path = tmp_path / "packed.st"
     init(path)
     with monkeypatch.context() as patched:
-        patched.setattr(pack.format, "save", raiser(ArtifactError("cannot write: No space left on device")))
+        patched.setattr(format, "save", raiser(ArtifactError("cannot write: No space left on device")))
         with pytest.raises(ArtifactError, match="What was trained is kept"):
             add(path, folders[0], recipe)
     add(path, folders[0], recipe, resume=True)

@@ -99,8 +99,10 @@ def init(
         },
     }
     if dry_run:
+        from packnet_cli.engine.dry_run import plan_init
+
         named: dict[str, Any] = {"name": name, "data": data, "class_names": class_names}
-        planned = pack.plan_init(arch, weights=weights, prune=prune, recipe=recipe, **named, **built)
+        planned = plan_init(arch, weights=weights, prune=prune, recipe=recipe, **named, **built)
         report.plan(planned, as_json=json)
         return
     with run.of(path, trains=prune is not None) as how:
@@ -167,15 +169,17 @@ def add_task(
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
-    from packnet_cli.engine import pack
-
     if dry_run:
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")
         if head_only:
             raise UsageError("--head-only takes no weights, so that there is nothing for --dry-run to show")
-        report.plan(pack.plan_task(path, data, name=name, prune=fraction, recipe=recipe, say=report.say), as_json=json)
+        from packnet_cli.engine.dry_run import plan_task
+
+        report.plan(plan_task(path, data, name=name, prune=fraction, recipe=recipe, say=report.say), as_json=json)
         return
+    from packnet_cli.engine import pack
+
     with run.of(path) as how:
         pack.add_task(
             path,

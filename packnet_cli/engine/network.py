@@ -248,7 +248,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:  # Module.to(memory_format=...) refuses networks with a tensor of five dimensions
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         convolutions.replace(model)
     return model

@@ -8,10 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from timm.utils import random_seed
 
-from packnet_cli.artifact import atomic, format, plan
+from packnet_cli.artifact import atomic, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import first_task, network
 from packnet_cli.engine.checks import (
@@ -26,11 +25,10 @@ from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_recipe
-from packnet_cli.engine.network import Kind
 from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.session import Session
-from packnet_cli.engine.start import Origin, start_from
+from packnet_cli.engine.start import all_free, start_from
 from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
 from packnet_cli.images import task_name
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
@@ -92,7 +90,7 @@ def init(
         keep_head=prune is not None,
         say=say,
     )
-    artifact = _all_free(origin)
+    artifact = all_free(origin)
     if prune is not None:
         plan.check_release(artifact.free_counts(), prune, recipe)
         classes = first_task.class_names(origin, class_names, data)
@@ -111,48 +109,6 @@ def init(
     else:
         save(artifact, path)
     return artifact
-
-
-def plan_init(
-    arch: str,
-    *,
-    weights: Path | None = None,
-    prune: float | None,
-    name: str | None,
-    data: Path | None = None,
-    class_names: Path | None = None,
-    recipe: Recipe,
-    model_kwargs: dict[str, Any],
-    data_config: dict[str, Any],
-) -> plan.Plan:
-    """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
-    check_settings(prune or 0.0)
-    check_optimizer(recipe.opt)
-    origin = start_from(
-        arch,
-        weights=weights,
-        pretrained=False,
-        model_kwargs=model_kwargs,
-        data_config=data_config,
-        keep_head=prune is not None and weights is not None,
-    )
-    artifact = _all_free(origin)
-    if prune is not None:
-        name = name or first_task.default_name(first_task.class_names(origin, class_names, data), data)
-        artifact.header.check_new_name(name)
-        plan.check_release(artifact.free_counts(), prune, recipe)
-    wanted = {} if prune is None or name is None else {name: prune}
-    return plan.share_out(artifact, wanted, recipe)
-
-
-def _all_free(origin: Origin) -> Artifact:
-    """A network's weights as an artifact without tasks."""
-    kinds = network.kinds_of(origin.model, origin.header.head)
-    state = network.read(origin.model, copy=False)
-    shared = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PACKED}
-    mask = {tensor: np.zeros(array.shape, np.uint8) for tensor, array in shared.items()}
-    own = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PER_TASK}
-    return format.make(origin.header, shared, mask, (own,))
 
 
 # --- add-task -------------------------------------------------------------------------------------------------------
@@ -227,24 +183,6 @@ def add_task(
         write(after, path, task, unchanged_since)
     warn_of_guesses(after.header.tasks[-1], images, say)
     return after
-
-
-def plan_task(
-    path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
-) -> plan.Plan:
-    """Who would own what after `add_task` with these arguments, if `--rank` treats layers alike; writes nothing.
-
-    Raises what its share, its name and its images would, but for images that cannot be decoded.
-    """
-    plan.check_fraction(prune)
-    artifact = format.load(path)
-    artifact.header.check_changeable(path)
-    plan.check_capacity(path, artifact)
-    name = name or task_name(data)
-    artifact.header.check_new_name(name)
-    plan.check_release(artifact.free_counts(), prune, recipe)
-    say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
-    return plan.share_out(artifact, {name: prune}, recipe)
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------

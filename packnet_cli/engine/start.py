@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from packnet_cli.artifact.format import Header
+from packnet_cli.artifact import format
+from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
-from packnet_cli.engine.network import CHANNELS, create
+from packnet_cli.engine.network import CHANNELS, Kind, create
 from packnet_cli.engine.weights import count_outputs, load_weights
 from packnet_cli.errors import NetworkError, UsageError, did_you_mean, reason
 from packnet_cli.progress import Say, unsaid
@@ -85,6 +87,16 @@ def start_from(
     if pretrained and weights is None:
         _check_rebuilt(arch, model, header)
     return Origin(model, header)
+
+
+def all_free(origin: Origin) -> Artifact:
+    """A network's weights as an artifact without tasks."""
+    kinds = network.kinds_of(origin.model, origin.header.head)
+    state = network.read(origin.model, copy=False)
+    shared = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PACKED}
+    mask = {tensor: np.zeros(array.shape, np.uint8) for tensor, array in shared.items()}
+    own = {tensor: state[tensor] for tensor, kind in kinds.items() if kind is Kind.PER_TASK}
+    return format.make(origin.header, shared, mask, (own,))
 
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:

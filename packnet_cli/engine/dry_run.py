@@ -1,0 +1,63 @@
+"""What `--dry-run` shows: who would own what after a command. Trains nothing, and writes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+from packnet_cli.artifact import format, plan
+from packnet_cli.engine import first_task
+from packnet_cli.engine.checks import check_optimizer, check_settings, say_what_is_used
+from packnet_cli.engine.data import splits
+from packnet_cli.engine.start import all_free, start_from
+from packnet_cli.images import task_name
+from packnet_cli.progress import Say, unsaid
+from packnet_cli.recipe import Recipe
+
+
+def plan_init(
+    arch: str,
+    *,
+    weights: Path | None = None,
+    prune: float | None,
+    name: str | None,
+    data: Path | None = None,
+    class_names: Path | None = None,
+    recipe: Recipe,
+    model_kwargs: dict[str, Any],
+    data_config: dict[str, Any],
+) -> plan.Plan:
+    """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
+    check_settings(prune or 0.0)
+    check_optimizer(recipe.opt)
+    origin = start_from(
+        arch,
+        weights=weights,
+        pretrained=False,
+        model_kwargs=model_kwargs,
+        data_config=data_config,
+        keep_head=prune is not None and weights is not None,
+    )
+    artifact = all_free(origin)
+    if prune is not None:
+        name = name or first_task.default_name(first_task.class_names(origin, class_names, data), data)
+        artifact.header.check_new_name(name)
+        plan.check_release(artifact.free_counts(), prune, recipe)
+    wanted = {} if prune is None or name is None else {name: prune}
+    return plan.share_out(artifact, wanted, recipe)
+
+
+def plan_task(
+    path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
+) -> plan.Plan:
+    """Who would own what after `add_task` with these arguments, if `--rank` treats layers alike; writes nothing.
+
+    Raises what its share, its name and its images would, but for images that cannot be decoded.
+    """
+    plan.check_fraction(prune)
+    artifact = format.load(path)
+    artifact.header.check_changeable(path)
+    plan.check_capacity(path, artifact)
+    name = name or task_name(data)
+    artifact.header.check_new_name(name)
+    plan.check_release(artifact.free_counts(), prune, recipe)
+    say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
+    return plan.share_out(artifact, {name: prune}, recipe)
