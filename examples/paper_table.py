@@ -36,6 +36,7 @@ from packnet_cli.artifact.plan import equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
@@ -90,16 +91,15 @@ class Bench:
         )
         return images, network.place(model, choose_device("auto"))
 
-    def feed(self, split: splits.Split, training: bool) -> Any:
+    def feed(self, split: splits.Split, *, training: bool = False) -> Any:
         device = choose_device("auto")
         return feed.batches(
             split,
             self.header.data_config,
-            training=training,
+            augmentation=Augmentation.of(self.recipe) if training else None,
             batch_size=self.recipe.batch_size,
             workers=None,
             device=device,
-            crop_scale=self.recipe.crop_scale,
             rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, device),
         )
 
@@ -157,7 +157,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
     )
     for _ in epochs:
         pass
-    top1 = evaluate(model, bench.feed(images.held_out.split, training=False)).top1
+    top1 = evaluate(model, bench.feed(images.held_out.split)).top1
     bench.note("classifier", "", seed, folder.name, top1, bytes_of(model.get_classifier()))
 
 
@@ -194,7 +194,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     for (name, head), folder in zip(heads.items(), folders, strict=True):
         classes = bench.base.classes if bench.base and name == bench.base.name else None
         images = splits.open_training(folder, val_split=bench.recipe.val_split, seed=seed, classes=classes)
-        batches = bench.feed(images.held_out.split, training=False)
+        batches = bench.feed(images.held_out.split)
         bench.note("lwf", order, seed, name, top1_with(model, head, batches), size)
 
 

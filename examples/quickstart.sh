@@ -60,10 +60,11 @@ elif [ "$status" -ne 0 ]; then
 fi
 
 # Each task is pruned so that the three end up with a third of the weights each: .67 leaves a third, half of the rest is
-# another, and the last task keeps what it finds. The recipe is short, and strong enough for random weights.
+# another, and the last task keeps what it finds. The recipe is short, and strong enough for random weights; digits are
+# not to be mirrored.
 add_task() {
     run packnet add-task "$packed" --data "$demo/digits/$1" --prune "$2" \
-        --opt adamw --sched cosine --epochs 8 --lr 1e-3 --retrain-epochs 5 --retrain-lr 1e-3
+        --opt adamw --sched cosine --epochs 8 --lr 1e-3 --retrain-epochs 5 --retrain-lr 1e-3 --hflip 0
 }
 
 add_task zero-to-three .67

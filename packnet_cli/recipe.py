@@ -52,6 +52,8 @@ class Recipe:
     sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
+    hflip: float = _setting(0.5, "How often a training image is mirrored, 0 to 1; 0 for digits, text or arrows.")
+    vflip: float = _setting(0.0, "How often it is turned upside down; 0.5 for images without an up and down.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
     rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
@@ -91,8 +93,9 @@ class Recipe:
         for name in ("val_split", "crop_scale"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{flag(name)} must lie between 0 and 1, not at {getattr(self, name)}")
-        if not 0 <= self.distill_weight <= 1:
-            raise UsageError(f"--distill-weight must lie between 0 and 1, not at {self.distill_weight}")
+        for name in ("hflip", "vflip", "distill_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{flag(name)} must be a number from 0 to 1, not {getattr(self, name)}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")

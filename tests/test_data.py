@@ -12,6 +12,7 @@ from conftest import make_folder
 from PIL import Image
 
 from packnet_cli.engine.data import feed, pictures, sources, splits
+from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.errors import DataError
 
 CONFIG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
@@ -247,7 +248,7 @@ def test_batches(folder):
     """Normalised float32 (N, C, H, W); evaluation goes through every image once, in order."""
     held_out = open_training(folder).held_out.split
     how = dict(batch_size=4, workers=0, device=torch.device("cpu"))
-    batches = list(feed.batches(held_out, CONFIG, training=False, **how))
+    batches = list(feed.batches(held_out, CONFIG, **how))
     assert [images.shape for images, _ in batches] == [(4, 3, 32, 32), (4, 3, 32, 32), (1, 3, 32, 32)]
     assert torch.cat([labels for _, labels in batches]).tolist() == held_out.labels
     assert all(images.dtype == torch.float32 and images.abs().max() <= 1 for images, _ in batches)
@@ -256,7 +257,7 @@ def test_batches(folder):
 def test_training_leaves_out_a_lone_last_image_only(folder):
     """Batch norm cannot take statistics of one image; of two it can."""
     train = open_training(folder).train  # 18 images
-    how = dict(training=True, workers=0, device=torch.device("cpu"))
+    how = dict(augmentation=Augmentation(), workers=0, device=torch.device("cpu"))
     assert len(feed.batches(train, CONFIG, batch_size=17, **how)) == 1
     assert len(feed.batches(train, CONFIG, batch_size=16, **how)) == 2
 
@@ -271,6 +272,6 @@ def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     splits.check_images(split)
     for channels in (1, 3, 4):
         config = CONFIG | {"input_size": (channels, 32, 32), "mean": (0.5,) * channels, "std": (0.5,) * channels}
-        how = dict(training=False, batch_size=2, workers=0, device=torch.device("cpu"))
+        how = dict(batch_size=2, workers=0, device=torch.device("cpu"))
         [(images, _)] = feed.batches(split, config, **how)
         assert images.shape == (2, channels, 32, 32)

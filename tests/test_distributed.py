@@ -17,6 +17,7 @@ from conftest import CPU, QUICK, make_folder
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.errors import DataError, DivergedError, UsageError
 from packnet_cli.progress import Step
@@ -182,7 +183,7 @@ def test_a_batch_is_shared_out(folder, monkeypatch):
         monkeypatch.setattr(feed.distributed, "rank", lambda: rank)
         monkeypatch.setattr(feed.distributed, "world", lambda: world)
         torch.manual_seed(0)
-        how = dict(training=True, batch_size=size, workers=0, device=torch.device("cpu"))
+        how = dict(augmentation=Augmentation(), batch_size=size, workers=0, device=torch.device("cpu"))
         return [images for images, _ in feed.batches(split, config, **how)]
 
     parts = [batches(8, rank, 3) for rank in range(3)]

@@ -29,8 +29,9 @@ def split(tmp_path):
 def batches(split, *, seed=0, skip=0, training=True, cache="auto", gigabytes=1.0, workers=0, epochs=1, config=CONFIG):
     """All batches of some epochs, as [(images, labels), ...]."""
     room = feed.rooms(cache, gigabytes, CPU)
+    augmentation = augment.Augmentation(crop_scale=0.3) if training else None
     found = feed.batches(
-        split, config, training=training, batch_size=5, workers=workers, device=CPU, crop_scale=0.3, rooms=room
+        split, config, augmentation=augmentation, batch_size=5, workers=workers, device=CPU, rooms=room
     )
     torch.manual_seed(seed)
     found.skip(skip)
@@ -136,9 +137,10 @@ def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
     sizes = [(60, 80), (200, 31), (17, 20), (32, 32), (1, 5), (500, 375)]
     images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=rng) for size in sizes]
     images += images[:1] * 3
-    draws = np.random.default_rng(0).random((len(images), augment.DRAWS)).tolist()
-    crops = [augment.random_crop(image, 0.3, row) for image, row in zip(images, draws, strict=True)]
-    assert len({flipped for _, _, flipped in crops}) == 2
+    draws = np.random.default_rng(3).random((len(images), augment.DRAWS)).tolist()
+    augmentation = augment.Augmentation(crop_scale=0.3, vflip=0.5)
+    crops = [augmentation.crop(image, row) for image, row in zip(images, draws, strict=True)]
+    assert len({flips for _, _, flips in crops}) == 4
     for several in (crops, crops[-3:]):  # the last are of one size
         found = augment.resized_together(several, (48, 32), interpolation, CPU)
         for one, crop in zip(found, several, strict=True):
@@ -154,7 +156,7 @@ def test_wide_and_tall_images_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(augment, "CANVAS", 50_000)
     monkeypatch.setattr(augment, "_canvas", lambda *how: places.append(canvas(*how)) or places[-1])
     wide, tall = torch.zeros(3, 8, 400, dtype=torch.uint8), torch.zeros(3, 400, 8, dtype=torch.uint8)
-    crops = [(image, (0, 0, *image.shape[1:]), False) for image in (wide, tall, wide, wide)]
+    crops = [(image, (0, 0, *image.shape[1:]), (False, False)) for image in (wide, tall, wide, wide)]
     assert augment.resized_together(crops, (16, 16), augment.SMOOTH[0], CPU).shape == (4, 3, 16, 16)
     assert [place.numel() for place in places] == [9600, 9600, 19200]
 
@@ -172,14 +174,21 @@ def test_boxes_are_those_of_timm(size, monkeypatch):
         assert (top, left, height, width) == (*expected[:2], max(1, expected[2]), max(1, expected[3]))
 
 
-def test_half_of_the_crops_are_flipped():
-    """And nothing else is done to a crop that is the whole image."""
-    image = torch.arange(32 * 32, dtype=torch.int32).remainder(256).byte().view(1, 32, 32)
-    draws = np.random.default_rng(0).random((100, augment.DRAWS)).tolist()
-    crops = [augment.random_crop(image, 0.9999999, row) for row in draws]
+@pytest.mark.parametrize(
+    ("hflip", "vflip"), [(0.5, 0), (0, 0), (1, 0), (0, 1), (1, 1), (0, 0.5), (0.5, 0.5), (0.2, 0.8)]
+)
+def test_as_many_crops_are_flipped_as_asked_for(hflip, vflip):
+    """Each way independently of the other; and nothing else is done to a crop that is the whole image."""
+    image = torch.arange(32 * 32, dtype=torch.int32).remainder(251).byte().view(1, 32, 32)
+    draws = np.random.default_rng(0).random((400, augment.DRAWS)).tolist()
+    crops = [augment.Augmentation(0.9999999, hflip, vflip).crop(image, row) for row in draws]
     whole = [augment.resized_alone(crop, (32, 32), augment.SMOOTH[0]) for crop in crops]
-    flipped = sum(torch.equal(each, image.flip(-1)) for each in whole)
-    assert 30 < flipped < 70 and flipped + sum(torch.equal(each, image) for each in whole) == 100
+    total = 0
+    for axes, share in {(): (1 - hflip) * (1 - vflip), (2,): hflip * (1 - vflip), (1,): (1 - hflip) * vflip}.items():
+        found = sum(torch.equal(each, image.flip(axes)) for each in whole)
+        total += found
+        assert abs(found - 400 * share) <= (40 if 0 < share < 1 else 0)
+    assert total + sum(torch.equal(each, image.flip(1, 2)) for each in whole) == 400
 
 
 def test_large_photographs_are_kept_smaller(tmp_path):

@@ -12,6 +12,7 @@ from test_resume import init, stop_at
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import compute, pack
 from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.release import release_in_steps
 from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
@@ -147,7 +148,8 @@ def test_batches_are_those_of_a_cpu(folders):
         for device in (cpu, gpu):
             torch.manual_seed(0)
             rooms = feed.rooms("auto", 1, device)
-            how = dict(training=training, batch_size=5, workers=2, device=device, crop_scale=0.3, rooms=rooms)
+            augmentation = Augmentation(crop_scale=0.3, vflip=0.5) if training else None
+            how = dict(augmentation=augmentation, batch_size=5, workers=2, device=device, rooms=rooms)
             found.append([(images, labels) for images, labels in feed.batches(split, CONFIG, **how)])
         step = 1 / 255 / min(CONFIG["std"]) if training else 0
         for (images, labels), (others, other_labels) in zip(*found, strict=True):

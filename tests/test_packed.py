@@ -127,7 +127,6 @@ def test_the_transform_is_that_of_eval(full, tmp_path):
     batches = feed.batches(
         splits.Split([path], [0]),
         packed.artifact.header.data_config,
-        training=False,
         batch_size=1,
         workers=0,
         device=torch.device("cpu"),
@@ -183,6 +182,6 @@ def test_odd_images_look_to_a_task_as_in_training(full, tmp_path):
         split = splits.Split([tmp_path / name], [0])
         config = packed.artifact.header.data_config
         device = torch.device("cpu")
-        [(batch, _)] = feed.batches(split, config, training=False, batch_size=1, workers=0, device=device)
+        [(batch, _)] = feed.batches(split, config, batch_size=1, workers=0, device=device)
         with Image.open(tmp_path / name) as image:
             assert torch.equal(packed.transform(image), batch[0])

@@ -176,7 +176,7 @@ def add_task(
         search: dict[str, float] = {}
         if max_drop is not None and aside is not None:
             task.keep_result()  # so that a search that is stopped need not train again
-            prune, search = prune_as_far_as(task, max_drop, task.feed(aside, training=False))
+            prune, search = prune_as_far_as(task, max_drop, task.feed(aside))
         elif prune:
             task.prune_and_retrain(prune)
         after = with_trained(task, data, prune, search)

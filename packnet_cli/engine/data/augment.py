@@ -1,4 +1,4 @@
-"""timm's training augmentation, of decoded images: a random resized crop and a horizontal flip.
+"""timm's training augmentation, of decoded images: a random resized crop, and flips.
 
 The pixels are uint8 tensors. On a CPU each crop is resized by itself, many times as fast as by PIL; on a GPU a whole
 batch at once, as matrix products, since kernel launches take most of the time there.
@@ -6,6 +6,7 @@ batch at once, as matrix products, since kernel launches take most of the time t
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,31 +14,49 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pil
 
+from packnet_cli.recipe import Recipe
+
 RATIO = 3 / 4, 4 / 3  # of width to height
 TRIES = 10
-DRAWS = 2 * TRIES + 3  # random numbers for a crop: area and ratio of each try, top, left, and the flip
+DRAWS = 2 * TRIES + 3  # random numbers for a crop: area and ratio of each try, top, left, and the flips
 SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # modes in which torch resizes tensors, antialiased
 
 CANVAS = 2**28  # pixels times channels resized at once: half a gigabyte
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-Crop = tuple[torch.Tensor, Box, bool]  # an image (C, H, W), the box to cut out, and whether to flip it
+Flips = tuple[bool, bool]  # whether to flip an image upside down, and from left to right
+Crop = tuple[torch.Tensor, Box, Flips]  # an image (C, H, W), the box to cut out, and how to flip that
 
 
-def random_crop(image: torch.Tensor, crop_scale: float, draws: Sequence[float]) -> Crop:
-    """A random crop of an image (C, H, W), of at least `crop_scale` of its area, flipped half of the time.
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the default is the paper's."""
 
-    Determined by `draws` (DRAWS,), random numbers from 0 to 1.
-    """
-    _, height, width = image.shape
-    return image, random_box(height, width, crop_scale, draws), draws[-1] < 0.5
+    crop_scale: float = 0.08  # smallest part of an image that a crop shows
+    hflip: float = 0.5  # probabilities of a flip from left to right and of one upside down
+    vflip: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Augmentation":
+        return cls(recipe.crop_scale, recipe.hflip, recipe.vflip)
+
+    def crop(self, image: torch.Tensor, draws: Sequence[float]) -> Crop:
+        """A random crop of an image (C, H, W), determined by `draws` (DRAWS,), random numbers from 0 to below 1."""
+        _, height, width = image.shape
+        return image, random_box(height, width, self.crop_scale, draws), self._flips(draws[-1])
+
+    def _flips(self, draw: float) -> Flips:
+        mirrored = draw < self.hflip
+        # Within the interval that has been hit, the number is again uniform.
+        again = draw / self.hflip if mirrored else (draw - self.hflip) / (1 - self.hflip)
+        return again < self.vflip, mirrored
 
 
 def resized_alone(crop: Crop, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
     """A crop resized to (C, height, width), and flipped if asked to."""
-    image, (top, left, height, width), flipped = crop
+    image, (top, left, height, width), flips = crop
     image = resized(image[:, top : top + height, left : left + width], size, interpolation)
-    return image.flip(-1) if flipped else image
+    return image.flip([axis for axis, flipped in enumerate(flips, 1) if flipped]) if any(flips) else image
 
 
 def resized_together(
@@ -98,7 +117,7 @@ def _spans(crops: Sequence[Crop], size: tuple[int, int]) -> torch.Tensor:
     """Where each axis of each crop lies, as one tensor (5, N, 2) for `_resizing`, to be copied at once."""
     start, length = np.array([box for _, box, _ in crops]).reshape(-1, 2, 2).swapaxes(0, 1)  # each (N, 2)
     stop = start + length
-    flipped = np.array([(False, flipped) for _, _, flipped in crops])  # such an axis runs from its stop to its start
+    flipped = np.array([flips for _, _, flips in crops])  # such an axis runs from its stop to its start
     origin, step = np.where(flipped, stop, start), np.where(flipped, -length, length) / size
     return torch.from_numpy(np.stack((start, stop, origin, step, np.maximum(abs(step), 1))).astype(np.float32))
 

@@ -21,7 +21,7 @@ from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.data.augment import DRAWS, SMOOTH, moved, random_crop, resized_alone, resized_together, stacked
+from packnet_cli.engine.data.augment import DRAWS, SMOOTH, Augmentation, moved, resized_alone, resized_together, stacked
 from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
@@ -172,25 +172,23 @@ def batches(
     split: Split,
     data_config: dict[str, Any],
     *,
-    training: bool,
+    augmentation: Augmentation | None = None,
     batch_size: int,
     workers: int | None,
     device: torch.device,
-    crop_scale: float = 0.08,
     rooms: Sequence[Room] = (),
 ) -> Batches:
-    """Batches of a split: for evaluation in order, each image to the bit as timm transforms it.
+    """Batches of a split: for training, with `augmentation`; for evaluation, to the bit as timm transforms each image.
 
-    For training shuffled and augmented as in the paper (horizontal flip, and a resized random crop of at least
-    `crop_scale` of the area); the last batch is left out if a process would get fewer than two images of it. Raises
+    Training shuffles them; the last batch is left out if a process would get fewer than two images of it. Raises
     UsageError if that is so of every batch of a run of several processes.
     """
     least, processes = min(batch_size, len(split.paths)), distributed.world()
-    if training and split.paths and processes > 1 and least < 2 * processes:
+    if augmentation and split.paths and processes > 1 and least < 2 * processes:
         raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")
     channels, height, width = data_config["input_size"]
     size, collate = (height, width), partial(stacked, device=device)
-    if training:
+    if augmentation:
         interpolation = str_to_interp_mode(data_config["interpolation"])
         together = device.type == "cuda" and interpolation in SMOOTH
         if together:
@@ -199,11 +197,11 @@ def batches(
             rooms = [room for room in rooms if room.device.type == "cpu"]
         # Large photographs are reduced, to save memory. The smallest crop keeps twice the network's resolution: with
         # less, two reductions would blur more than one.
-        short_side = math.ceil(2 * max(size) / math.sqrt(crop_scale))
+        short_side = math.ceil(2 * max(size) / math.sqrt(augmentation.crop_scale))
         kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
 
         def read(number: int, draws: Draws) -> Any:
-            crop = random_crop(kept[number], crop_scale, draws)
+            crop = augmentation.crop(kept[number], draws)
             return crop if together else resized_alone(crop, size, interpolation)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
@@ -218,8 +216,8 @@ def batches(
         batch_size,
         read,
         lambda images: normalise(collate(images)),
-        at_hand=() if training and not together else kept.kept,
-        shuffled=training,
+        at_hand=() if augmentation and not together else kept.kept,
+        shuffled=augmentation is not None,
         workers=min(8, os.cpu_count() or 1) if workers is None else workers,
     )
 

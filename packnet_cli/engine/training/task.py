@@ -15,6 +15,7 @@ from packnet_cli.engine import compute, distributed, network
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
 from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.network import Kind
@@ -94,8 +95,8 @@ class TaskInTraining:
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = self._feed(machine)
-        self.train_batches = self.feed(images.train, training=True, crop_scale=recipe.crop_scale)
-        self.val_batches = self.feed(images.held_out.split, training=False) if images.held_out else None
+        self.train_batches = self.feed(images.train, augmentation=Augmentation.of(recipe))
+        self.val_batches = self.feed(images.held_out.split) if images.held_out else None
         shape = (self.train_batches.most, *header.data_config["input_size"])
         self.forward_of = partial(compute.forward_of, wanted=machine.compile, device=device, shape=shape, amp=self.amp)
         self.ready = self.forward_of(self.freezer.network)

@@ -149,7 +149,6 @@ def batches_of(
     return feed.batches(
         held_out.split,
         network.preprocessing(artifact.header),
-        training=False,
         batch_size=batch_size,
         workers=workers,
         device=device,
