@@ -395,6 +395,27 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     assert all(one.rates == {"fc.weight": 3, "fc.bias": 3} for one in seen)
 
 
+@pytest.mark.parametrize(("hflip", "vflip"), [(0, 0), (1, 0), (0, 1)])
+def test_training_flips_images_as_the_recipe_says(packed, tmp_path, monkeypatch, hflip, vflip):
+    """These are brightest in the upper left."""
+    for number in range(2):
+        (folder := tmp_path / "bright" / f"class{number}").mkdir(parents=True)
+        for image in range(6):
+            picture = Image.new("RGB", (32, 32))
+            picture.paste("white", (0, 0, 12, 12))
+            picture.save(folder / f"{image}.png")
+    seen = []
+    monkeypatch.setattr(
+        "packnet_cli.engine.training.task.train", lambda model, batches, *_, **__: seen.append(batches) or iter(())
+    )
+    recipe = dataclasses.replace(QUICK, crop_scale=0.999, hflip=hflip, vflip=vflip)
+    pack.add_task(packed, tmp_path / "bright", **RUN | {"recipe": recipe})
+    for images, _ in seen[0]:
+        rows, columns = images.mean((0, 1, 3)), images.mean((0, 1, 2))  # (H,), (W,)
+        assert (rows[:10].mean() < rows[-10:].mean()) == bool(vflip)
+        assert (columns[:10].mean() < columns[-10:].mean()) == bool(hflip)
+
+
 def test_a_fraction_and_a_search_for_it_do_not_go_together(packed, folders):
     """Of the two it would have to drop one."""
     with pytest.raises(UsageError, match="either a fraction"):

@@ -38,7 +38,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Augmentation":
-        return cls(recipe.crop_scale, recipe.hflip, recipe.vflip)
+        return cls(crop_scale=recipe.crop_scale, hflip=recipe.hflip, vflip=recipe.vflip)
 
     def crop(self, image: torch.Tensor, draws: Sequence[float]) -> Crop:
         """A random crop of an image (C, H, W), determined by `draws` (DRAWS,), random numbers from 0 to below 1."""
