@@ -55,16 +55,23 @@ def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
     """The factor for the learning rates: the fewer weights the task owns, the larger.
 
     A step's effect on the network is the sum of its effects through each weight: at the same rate, a network in which a
-    quarter of the weights can move learns about a quarter as fast as one in which all can. `names` are its parameters,
-    in order: a network such as VGG, in which no norm follows the last two layers before the head, keeps the plain rate,
-    since it dies at much higher ones.
+    quarter of the weights can move learns about a quarter as fast as one in which all can. One that `ends_without_norm`
+    keeps the plain rate. `names` are the network's parameters, in order.
     """
     owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
-    before_head = _without_head(claim.artifact, dict.fromkeys(names))
-    layers = [layer for layer, _ in groupby(re.sub("(weight|bias)$", "weight", name) for name in before_head)]
-    if not owned or recipe.lr_scale == "none" or all(layer in claim.mask for layer in layers[-2:]):
+    if not owned or recipe.lr_scale == "none" or ends_without_norm(claim.artifact, names):
         return 1.0
     return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
+
+
+def ends_without_norm(artifact: Artifact, names: Sequence[str]) -> bool:
+    """Whether no norm follows the network's last two layers before the head, as in VGG: it dies at high rates.
+
+    `names` are the network's parameters, in order.
+    """
+    before_head = _without_head(artifact, dict.fromkeys(names))
+    layers = [layer for layer, _ in groupby(re.sub("(weight|bias)$", "weight", name) for name in before_head)]
+    return all(layer in artifact.mask for layer in layers[-2:])
 
 
 def _without_head(artifact: Artifact, state: dict[str, T]) -> dict[str, T]:

@@ -11,7 +11,7 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
-from packnet_cli.engine.fit import fit_batch_size
+from packnet_cli.engine.fit import fit_batch_size, settle_rates
 from packnet_cli.engine.training.checkpoint import Keeper
 from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.machine import Machine
@@ -47,6 +47,7 @@ class Session:
         Within, Ctrl-C takes effect at the end of a step; the checkpoint is removed on success. Raises UsageError if
         memory is too small, ConflictError if the checkpoint is of another run, and InterruptedRun.
         """
+        recipe = settle_rates(claim, recipe, self.say)
         recipe = fit_batch_size(
             self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
         )
