@@ -38,12 +38,14 @@ from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.fit import settle_rates
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
+from packnet_cli.progress import unsaid
 from packnet_cli.recipe import SETTINGS, Recipe
 
 WAYS = ("classifier", "lwf", "packnet", "individual")
@@ -53,13 +55,14 @@ class Bench:
     """What all ways share: the network to start from, the images, the recipe, and what has been measured so far."""
 
     def __init__(self, out: Path, start: Path, folders: list[Path], recipe: Recipe) -> None:
-        self.out, self.folders, self.recipe = out, folders, recipe
+        self.out, self.folders = out, folders
         out.mkdir(parents=True, exist_ok=True)
         started = format.load(start)
         self.base = started.header.tasks[0] if started.header.tasks else None
         self.start = started.state(1) if self.base else started.shared | started.own[0]
         self.all_free = edit.without_task(started, self.base) if self.base else started
         self.header = self.all_free.header
+        self.recipe = settle_rates(self.all_free, recipe, unsaid)  # the same rates for all ways
         self.results = out / "results.jsonl"
         self.rows = (
             [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []

@@ -47,7 +47,7 @@ class Session:
         Within, Ctrl-C takes effect at the end of a step; the checkpoint is removed on success. Raises UsageError if
         memory is too small, ConflictError if the checkpoint is of another run, and InterruptedRun.
         """
-        recipe = settle_rates(claim, recipe, self.say)
+        recipe = settle_rates(claim.artifact, recipe, self.say)
         recipe = fit_batch_size(
             self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
         )

@@ -32,12 +32,13 @@ Crop = tuple[torch.Tensor, Box, Flips]  # an image (C, H, W), the box to cut out
 class Augmentation:
     """How training images are varied; the default is the paper's."""
 
-    crop_scale: float = 0.08  # smallest part of an image that a crop shows
-    hflip: float = 0.5  # probabilities of a flip from left to right and of one upside down
-    vflip: float = 0.0
+    crop_scale: float = Recipe.crop_scale  # smallest part of an image that a crop shows
+    hflip: float = Recipe.hflip  # probabilities of a flip from left to right and of one upside down
+    vflip: float = Recipe.vflip
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Augmentation":
+        """The augmentation that a recipe asks for."""
         return cls(crop_scale=recipe.crop_scale, hflip=recipe.hflip, vflip=recipe.vflip)
 
     def crop(self, image: torch.Tensor, draws: Sequence[float]) -> Crop:
