@@ -47,6 +47,7 @@ class Recipe:
     lr: float = _setting(1e-3, "Learning rate.")
     retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
+    layer_decay: float = _setting(1.0, "Learning rate of each layer, as a multiple of the next one's, up to 1.")
     lr_scale: str = _setting(
         "free", "free: rates times weights / free weights, tenfold at most (not on VGG); or none: as they are."
     )
@@ -97,6 +98,8 @@ class Recipe:
         for name in ("val_split", "crop_scale"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{flag(name)} must lie between 0 and 1, not at {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"--layer-decay must be a number above 0, up to 1, not {self.layer_decay}")
         for name in ("hflip", "vflip", "distill_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{flag(name)} must be a number from 0 to 1, not {getattr(self, name)}")

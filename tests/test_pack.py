@@ -395,6 +395,28 @@ def test_the_fewer_weights_are_free_the_faster_they_learn(packed, folders, monke
     assert all(one.rates == {"fc.weight": 3, "fc.bias": 3} for one in seen)
 
 
+@pytest.mark.parametrize("head_lr", [1, 3])
+def test_the_earlier_a_layer_is_the_more_slowly_it_learns(packed, folders, monkeypatch, head_lr):
+    """With --layer-decay, each layer as much as its norm; the head at its own multiple. The plain rate is shown."""
+    seen = []
+    monkeypatch.setattr(
+        "packnet_cli.engine.training.task.train",
+        lambda model, batches, freezer, optimization, **_: seen.append((model, freezer, optimization)) or iter(()),
+    )
+    recipe = dataclasses.replace(QUICK, layer_decay=0.5, head_lr=head_lr)
+    pack.add_task(packed, folders[0], **RUN | {"recipe": recipe})
+    model, freezer, optimization = seen[0]
+    groups = optimization.optimizer(model, freezer.trained()).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(parameter)]: group["lr"] / QUICK.lr for group in groups for parameter in group["params"]}
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    assert rates["fc.weight"] == rates["fc.bias"] == pytest.approx(head_lr)
+    layers = ["layer4.0.conv1", "layer3.0.conv1", "layer2.0.conv1", "layer1.0.conv1", "conv1.0"]
+    assert [rates[f"{layer}.weight"] for layer in layers] == [0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert rates["layer4.0.bn1.weight"] == rates["layer4.0.bn2.bias"] == 0.5
+    assert groups[0]["lr"] == QUICK.lr * (1 if head_lr == 1 else 0.5)
+
+
 @pytest.mark.parametrize(("hflip", "vflip"), [(0, 0), (1, 0), (0, 1)])
 def test_training_flips_images_as_the_recipe_says(packed, tmp_path, monkeypatch, hflip, vflip):
     """These are brightest in the upper left."""

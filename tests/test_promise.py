@@ -49,7 +49,7 @@ def test_remember(tmp_path, folders, arch, norm, opt, weight_decay, lr):
     start = format.load(path)
     seen, ranks = {}, {1: "layer", 2: "adaptive", 3: "global"}
     for index, (folder, prune) in enumerate(zip(folders, (0.5, 0.5, 0), strict=True), start=1):
-        settings = dict(opt=opt, weight_decay=weight_decay, lr=lr, retrain_lr=lr / 2, norm=norm)
+        settings = dict(opt=opt, weight_decay=weight_decay, lr=lr, retrain_lr=lr / 2, norm=norm, layer_decay=1 / index)
         add(path, folder, prune, **settings, rank=ranks[index], distill_weight=0.5 * (index == 2), head_lr=index)
         artifact = format.load(path)
         seen[index] = bits(artifact.state(index)), logits(path, index)

@@ -27,7 +27,9 @@ from packnet_cli.errors import ArtifactError, ConflictError, DataError, Interrup
 from packnet_cli.progress import Step
 from packnet_cli.recipe import Recipe
 
-RECIPE = dataclasses.replace(QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01)
+RECIPE = dataclasses.replace(
+    QUICK, epochs=2, retrain_epochs=3, distill_weight=0.5, rank="adaptive", lr=0.01, layer_decay=0.9
+)
 PHASES = [("train", 1, 1), ("train", 2, 2), ("retrain", 1, 2), ("retrain", 3, 2)]  # of two batches
 MORE_PHASES = [("train", 1, 2), ("train", 2, 1), ("retrain", 1, 1), ("retrain", 2, 2)]
 RECIPES = {

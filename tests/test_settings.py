@@ -119,6 +119,13 @@ def test_a_rate_that_no_weight_can_hold(name):
         Recipe(**{name: 1e39})
 
 
+@pytest.mark.parametrize("decay", [0, -0.5, 1.01, float("nan")])
+def test_a_decay_that_is_none(decay):
+    """At 0 all layers but the head would stand still."""
+    with pytest.raises(UsageError, match="--layer-decay must be a number above 0, up to 1, not"):
+        Recipe(layer_decay=decay)
+
+
 def test_the_chosen_optimizer_is_on_record(tmp_path, folders):
     pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False)
     one_epoch = {"recipe": Recipe(epochs=1), "few_steps": dataclasses.replace(RECIPES["adamw"], epochs=1)}

@@ -7,7 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -67,19 +72,27 @@ class Optimization:
         )
 
     def _groups(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """timm's parameter groups, with and without weight decay, each split by rate; those at the plain rate first.
+        """timm's parameter groups, with and without weight decay, each split by rate; nearest the plain rate first.
 
         In place of the model's parameters they hold what is `trained` of them, by name.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         tables: set[str] = getattr(model, "no_weight_decay", set)()
         groups = []
-        for multiple in sorted({1.0, *self.rates.values()}, key=lambda multiple: (multiple != 1, multiple)):
+        for multiple in sorted({1.0, *self.rates.values()}, key=lambda multiple: abs(multiple - 1)):
             for group in param_groups_weight_decay(model, self.weight_decay, no_weight_decay_list=tables):
                 found = [names[id(parameter)] for parameter in group["params"]]
                 parameters = [trained[name] for name in found if self.rates.get(name, 1.0) == multiple]
                 groups.append(group | {"params": parameters, "lr": self.lr * self.lr_scale * multiple})
         return [group for group in groups if group["params"]]
+
+
+def layer_rates(model: nn.Module, decay: float) -> dict[str, float]:
+    """Each trained parameter's multiple of the learning rate, by name: 1 in the last of timm's layers, the head; in
+    each layer before `decay` times the next one's."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = param_groups_layer_decay(model, layer_decay=decay) if decay < 1 else []
+    return {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def fused(opt: str, device: torch.device) -> dict[str, bool]:

@@ -21,7 +21,7 @@ from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.optimize import Optimization, layer_rates
 from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import (
@@ -91,7 +91,9 @@ class TaskInTraining:
         self.freezer = self._set_starting_values(claim.state, copied)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
-        self.head_rates = {name: recipe.head_lr for name in names if is_of_head(name, header.head)}
+        self.rates = layer_rates(self.model, recipe.layer_decay) | {
+            name: recipe.head_lr for name in names if is_of_head(name, header.head)
+        }
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = self._feed(machine)
@@ -185,9 +187,7 @@ class TaskInTraining:
             self.model,
             self.train_batches,
             self.freezer,
-            Optimization(
-                self.recipe.opt, lr, self.recipe.sched, self.recipe.weight_decay, self.lr_scale, self.head_rates
-            ),
+            Optimization(self.recipe.opt, lr, self.recipe.sched, self.recipe.weight_decay, self.lr_scale, self.rates),
             epochs=epochs,
             around=around if self._once else (0, 0),
             train_norm=self.train_norm,
