@@ -41,7 +41,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.fit import settle_rates
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.optimize import Optimization, layer_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
@@ -206,8 +206,10 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
     device = next(model.parameters()).device
     before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
     learners = nn.ModuleList([model, heads])
-    optimizer = optimization(recipe).optimizer(learners, dict(learners.named_parameters()))
-    scheduler = optimization(recipe).scheduler(optimizer, recipe.epochs, len(batches))
+    rates = {f"0.{name}": multiple for name, multiple in layer_rates(model, recipe.layer_decay).items()}
+    optimized = dataclasses.replace(optimization(recipe), rates=rates)
+    optimizer = optimized.optimizer(learners, dict(learners.named_parameters()))
+    scheduler = optimized.scheduler(optimizer, recipe.epochs, len(batches))
     for epoch in range(recipe.epochs):
         model.train()
         for step, (images, labels) in enumerate(batches):

@@ -23,7 +23,7 @@ FEW_STEPS = 2000  # of training; the paper's datasets take from 1,280 (Flowers) 
 
 
 class UsualRate(float):
-    """A recipe's own learning rate, halved for networks such as VGG; one that the user gives is taken as it is."""
+    """A recipe's own learning rate, a third for networks such as VGG; one that the user gives is taken as it is."""
 
 
 class AtMost(int):
@@ -110,7 +110,13 @@ class Recipe:
 
 # At the paper's rates SGD does not get far in the few steps that a dataset of a thousand images gives.
 ADAMW = Recipe(
-    opt="adamw", lr=UsualRate(6e-4), retrain_lr=UsualRate(6e-4), sched="cosine", anneal="once", crop_scale=0.35
+    opt="adamw",
+    lr=UsualRate(1e-3),
+    retrain_lr=UsualRate(1e-3),
+    layer_decay=0.95,
+    sched="cosine",
+    anneal="once",
+    crop_scale=0.35,
 )
 
 # The choices of --recipe; every other flag then changes one setting.

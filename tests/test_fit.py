@@ -55,19 +55,19 @@ def test_the_result_is_that_of_the_size_that_was_found(packed, folders, room_for
     assert said[1:] == ["batches of 4: for 8 the device's memory is not enough"]
 
 
-@pytest.mark.parametrize(("given", "rates"), [({}, (3e-4, 3e-4)), ({"lr": 1e-3}, (1e-3, 3e-4))])
-def test_a_recipes_own_rates_are_halved_for_a_network_such_as_vgg(packed, folders, monkeypatch, given, rates):
+@pytest.mark.parametrize(("given", "rates"), [({}, (1e-3 / 3, 1e-3 / 3)), ({"lr": 2e-3}, (2e-3, 1e-3 / 3))])
+def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folders, monkeypatch, given, rates):
     """And only there; a rate that was given is taken as it is. What is recorded is what was used."""
     before, said = packed.read_bytes(), []
     recipe = dataclasses.replace(ADAMW, epochs=1, retrain_epochs=1, **given)
     usual = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
-    assert (usual["lr"], usual["retrain_lr"]) == (given.get("lr", 6e-4), 6e-4)
-    assert not any("half" in line for line in said)
+    assert (usual["lr"], usual["retrain_lr"]) == (given.get("lr", 1e-3), 1e-3)
+    assert not any("third" in line for line in said)
     packed.write_bytes(before)
     monkeypatch.setattr(fit, "ends_without_norm", lambda *_: True)
-    halved = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
-    assert (halved["lr"], halved["retrain_lr"]) == rates
-    assert "half the usual rate, 0.0003: no norm follows this network's last layers" in said
+    lowered = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
+    assert (lowered["lr"], lowered["retrain_lr"]) == rates
+    assert "a third of the usual rate, 0.000333: no norm follows this network's last layers" in said
 
 
 def test_what_fits_at_once_is_left_as_it_is(packed, folders):

@@ -107,7 +107,7 @@ def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt
     images = splits.open_training(folders[0], val_split=0.2, seed=0)
     recipes = Recipe(epochs=epochs), dataclasses.replace(RECIPES["adamw"], epochs=epochs)
     assert choose_recipe(artifact, images, *recipes, said.append).opt == opt
-    taken, other = "adamw, lr 0.0006, cosine schedule", "momentum, lr 0.001, step schedule"
+    taken, other = "adamw, lr 0.001, cosine schedule", "momentum, lr 0.001, step schedule"
     said_so = f"few steps (1): recipe adamw ({taken}), not sgd ({other})"
     assert said == [said_so][: opt == "adamw"]
 

@@ -36,15 +36,15 @@ def choose_recipe(
 
 
 def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
-    """The recipe with its usual learning rates, if it has such, halved on a network that `ends_without_norm`."""
+    """The recipe with its usual learning rates, if it has such, a third on a network that `ends_without_norm`."""
     usual = {name: getattr(recipe, name) for name in ("lr", "retrain_lr")}
     usual = {name: float(rate) for name, rate in usual.items() if isinstance(rate, UsualRate)}
     if not usual:
         return recipe
     names = [name for name, _ in network.build_blank(artifact.header, 1).named_parameters()]
     if ends_without_norm(artifact, names):
-        usual = {name: rate / 2 for name, rate in usual.items()}
-        say(f"half the usual rate, {min(usual.values()):g}: no norm follows this network's last layers")
+        usual = {name: rate / 3 for name, rate in usual.items()}
+        say(f"a third of the usual rate, {min(usual.values()):.3g}: no norm follows this network's last layers")
     return dataclasses.replace(recipe, **usual)
 
 
