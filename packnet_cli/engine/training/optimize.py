@@ -83,8 +83,10 @@ class Optimization:
 
 
 def layer_rates(model: nn.Module, decay: float) -> dict[str, float]:
-    """Each trained parameter's multiple of the learning rate, by name: 1 in the last of timm's layers, the head; in
-    each layer before `decay` times the next one's."""
+    """Each trained parameter's multiple of the learning rate, by name.
+
+    It is 1 in the last of timm's layers, the head, and in each layer before `decay` times the next one's.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = param_groups_layer_decay(model, layer_decay=decay) if decay < 1 else []
     return {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
