@@ -41,7 +41,7 @@ from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.fit import settle_rates
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization, layer_rates
+from packnet_cli.engine.training.optimize import Optimization, rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
@@ -152,7 +152,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
         model,
         bench.feed(images.train, training=True),
         Freezer(model, recipe.opt),
-        optimization(recipe),
+        optimization(recipe, rates(model, recipe, bench.header.head)),
         epochs=recipe.epochs,
         train_norm=False,
         amp=False,
@@ -191,7 +191,8 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
             }
             following.load_state_dict(trunk, strict=False)
         model = following
-        lwf_train(model, nn.ModuleList(heads.values()), bench.feed(images.train, training=True), bench.recipe_for(seed))
+        batches = bench.feed(images.train, training=True)
+        lwf_train(model, nn.ModuleList(heads.values()), batches, bench.recipe_for(seed), bench.header.head)
         heads[folder.name] = model.get_classifier()
     size = sum(bytes_of(part) for part in (model, *heads.values())) - bytes_of(model.get_classifier())
     for (name, head), folder in zip(heads.items(), folders, strict=True):
@@ -201,13 +202,12 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
         bench.note("lwf", order, seed, name, top1_with(model, head, batches), size)
 
 
-def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Recipe) -> None:
+def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Recipe, head: tuple[str, ...]) -> None:
     """Cross-entropy with the new labels, and at a temperature of 2 the divergence from each old head's answers."""
     device = next(model.parameters()).device
     before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
     learners = nn.ModuleList([model, heads])
-    rates = {f"0.{name}": multiple for name, multiple in layer_rates(model, recipe.layer_decay).items()}
-    optimized = dataclasses.replace(optimization(recipe), rates=rates)
+    optimized = optimization(recipe, {f"0.{name}": multiple for name, multiple in rates(model, recipe, head).items()})
     optimizer = optimized.optimizer(learners, dict(learners.named_parameters()))
     scheduler = optimized.scheduler(optimizer, recipe.epochs, len(batches))
     for epoch in range(recipe.epochs):
@@ -228,8 +228,8 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
                 scheduler.step_update(epoch * len(batches) + step + 1)
 
 
-def optimization(recipe: Recipe) -> Optimization:
-    return Optimization(recipe.opt, recipe.lr, recipe.sched, recipe.weight_decay)
+def optimization(recipe: Recipe, multiples: dict[str, float]) -> Optimization:
+    return Optimization(recipe.opt, recipe.lr, recipe.sched, recipe.weight_decay, rates=multiples)
 
 
 def features_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -258,19 +258,17 @@ def table(bench: Bench) -> list[list[str]]:
     """Errors in percent, means over orders and seeds with their standard deviation, and the sizes in MB (1e6 bytes)."""
     tasks = ([bench.base.name] if bench.base else []) + [folder.name for folder in bench.folders]
     ways = sorted({row["way"] for row in bench.rows}, key=lambda way: (WAYS.index(way.split()[0]), way))
+    columns = [[errors(bench, way, task) for task in tasks] for way in ways]
     lines = [["error %", *ways]]
-    for task in tasks:
-        lines.append(
-            [task] + [spread([100 - row["top1"] for row in bench.rows if is_of(row, way, task)]) for way in ways]
-        )
-    means = [[100 - row["top1"] for row in bench.rows if row["way"] == way] for way in ways]
-    lines.append(["mean"] + [f"{statistics.mean(errors):.1f}" for errors in means])
+    lines += [[task, *(spread(column[row]) for column in columns)] for row, task in enumerate(tasks)]
+    means = [statistics.mean(statistics.mean(cell) for cell in column if cell) for column in columns]
+    lines.append(["mean"] + [f"{mean:.1f}" for mean in means])
     lines.append(["MB"] + [f"{size_of(bench, way, tasks) / 1e6:.1f}" for way in ways])
     return lines
 
 
-def is_of(row: dict[str, Any], way: str, task: str) -> bool:
-    return row["way"] == way and row["task"] == task
+def errors(bench: Bench, way: str, task: str) -> list[float]:
+    return [100 - row["top1"] for row in bench.rows if (row["way"], row["task"]) == (way, task)]
 
 
 def spread(values: list[float]) -> str:

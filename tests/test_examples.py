@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -58,6 +59,17 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
     assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
     again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]
+
+
+def test_the_mean_of_the_paper_table_counts_each_task_once():
+    """However many seeds each was measured under: the network's own task has one in some ways."""
+    module = runpy.run_path(str(EXAMPLES / "paper_table.py"), run_name="paper_table")
+    measured = {"base": [40], "cubs": [90, 80, 70]}
+    rows = [
+        {"way": "individual", "task": task, "top1": top1, "bytes": 1} for task in measured for top1 in measured[task]
+    ]
+    bench = SimpleNamespace(base=SimpleNamespace(name="base"), folders=[Path("cubs")], rows=rows, start={})
+    assert dict(module["table"](bench))["mean"] == "40.0"  # of 60 and 20
 
 
 def test_cifar20_packs_all_folders_and_resumes(tmp_path, folders, run):

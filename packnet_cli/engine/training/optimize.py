@@ -12,7 +12,9 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import DivergedError
+from packnet_cli.recipe import Recipe
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 
@@ -82,14 +84,15 @@ class Optimization:
         return [group for group in groups if group["params"]]
 
 
-def layer_rates(model: nn.Module, decay: float) -> dict[str, float]:
-    """Each trained parameter's multiple of the learning rate, by name.
+def rates(model: nn.Module, recipe: Recipe, head: tuple[str, ...]) -> dict[str, float]:
+    """Trained parameters' multiples of the learning rate, by name; 1 for those that are not named.
 
-    It is 1 in the last of timm's layers, the head, and in each layer before `decay` times the next one's.
+    In each of timm's layers it is `layer_decay` times the next one's, from 1 in the last, and `head_lr` in the head.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = param_groups_layer_decay(model, layer_decay=decay) if decay < 1 else []
-    return {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    groups = param_groups_layer_decay(model, layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else []
+    by_layer = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    return by_layer | {name: recipe.head_lr for name in names.values() if is_of_head(name, head)}
 
 
 def fused(opt: str, device: torch.device) -> dict[str, bool]:

@@ -10,7 +10,6 @@ from timm.utils import random_seed
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
-from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import compute, distributed, network
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim, lr_scale
@@ -21,7 +20,7 @@ from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.network import Kind
 from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization, layer_rates
+from packnet_cli.engine.training.optimize import Optimization, rates
 from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import (
@@ -91,9 +90,7 @@ class TaskInTraining:
         self.freezer = self._set_starting_values(claim.state, copied)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
-        self.rates = layer_rates(self.model, recipe.layer_decay) | {
-            name: recipe.head_lr for name in names if is_of_head(name, header.head)
-        }
+        self.rates = rates(self.model, recipe, header.head)
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = self._feed(machine)
