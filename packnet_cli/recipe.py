@@ -53,12 +53,12 @@ class Recipe:
     )
     batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
-    weight_decay: float = _setting(0.0, "Weight decay.")
-    sched: str = _setting("step", f"timm schedule: {', '.join(CHOICES['sched'])}; step is a tenth from half-way on.")
+    weight_decay: float = _setting(0.0, "Weight decay of matrices and filters; none of biases and norms.")
+    sched: str = _setting("step", "timm schedule; step is a tenth from half-way on, poly is linear.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     hflip: float = _setting(0.5, "How often a training image is mirrored, 0 to 1; 0 for digits, text or arrows.")
-    vflip: float = _setting(0.0, "How often it is turned upside down; 0.5 for images without an up and down.")
+    vflip: float = _setting(0.0, "How often it is mirrored top to bottom; 0.5 for images without an up and down.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
     rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
@@ -66,7 +66,9 @@ class Recipe:
     distill_weight: float = _setting(
         0.9, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."
     )
-    restart: str = _setting("pretrained", "Start free weights at their pretrained values, or at zero.")
+    restart: str = _setting(
+        "pretrained", "Start free weights at their dormant values, at first the pretrained ones, or at zero."
+    )
     norm: str = _setting("task", "Norm and biases trained by each task, or frozen after the first.")
     val_split: float = _setting(0.2, "Part held out of each class where there is no val/ folder.")
     seed: int = _setting(0, "Seed of head, order, augmentation and the part held out.")
@@ -108,7 +110,8 @@ class Recipe:
                 raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
 
-# At the paper's rates SGD does not get far in the few steps that a dataset of a thousand images gives.
+# At the paper's rates SGD does not get far in the few steps that a dataset of a thousand images gives. Like the
+# paper's, this is without weight decay, so that AdamW takes the steps of Adam.
 ADAMW = Recipe(
     opt="adamw",
     lr=UsualRate(1e-3),

@@ -153,6 +153,17 @@ def test_eval_says_where_all_images_are_measured(packed, tmp_path, folders, pack
         assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", there).stderr == ""
 
 
+def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, packnet):
+    """A part of each class is drawn; with more images in the class the part is larger, by some that were trained on."""
+    folder = make_folder(tmp_path / "data") / "train"
+    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    for image in list(folder.rglob("*.png")):
+        shutil.copy(image, image.with_name(f"more-{image.name}"))
+    told = packnet("eval", packed, "--task", 1, "--workers", 0, "--json")
+    assert "some of these may have been trained on" in told.stderr and answer(told)["tasks"][0]["images"] == 6
+    assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", folder.parent / "val").stderr == ""
+
+
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
     """Classes are matched by name."""
     other = shutil.copytree(folders[0], tmp_path / "other")
@@ -452,7 +463,7 @@ def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
     wrong = ("--device", "toaster", "--prune", 0.5)
     refused(packnet("init", *how, *wrong, "--data", tmp_path / "none", tmp_path / "b.st"), 2, "toaster")
     refused(packnet("prune", tmp_path / "a.st", "--task", 1, *wrong, "--data", tmp_path / "none"), 2, "toaster")
-    refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "sgd, adamw, paper")
+    refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "'sgd', 'adamw', 'paper'")
     result = packnet("init", "--arch", "test_resnet", "--prune", 0.5, "--dry-run", tmp_path / "b.st")
     assert result.exit_code == 0 and "50.00 %" in result.stdout and not (tmp_path / "b.st").exists()
 

@@ -337,6 +337,7 @@ def test_progress_counts_every_step():
         *(("step", rates) for rates in ([1], [1, 0.1], [1, 1, 0.1], [1, 1, 0.1, 0.1], [1, 1, 1, 0.1, 0.1])),
         ("none", [1] * 4),
         ("cosine", [1, 0.854, 0.5, 0.146]),
+        ("poly", [1, 0.75, 0.5, 0.25]),
     ],
 )
 def test_schedules(sched, rates, monkeypatch):

@@ -31,7 +31,7 @@ class Task:
     top5: float | None
     images: int  # held-out images measured
     data: str  # what it was trained on: the absolute path of a folder or list, or a dataset's name; "" if not recorded
-    recipe: dict[str, Any]  # every setting that the training depends on
+    recipe: dict[str, Any]  # every setting that the training depends on; "amp": in bfloat16
     search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
     digest: str
     skipped: int = 0  # unreadable images, left out

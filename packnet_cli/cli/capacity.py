@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from packnet_cli import report
 from packnet_cli.cli import PACK, Json, Option, Packed, command, complete_task
-from packnet_cli.cli.packing import Distill, report_newest
+from packnet_cli.cli.packing import DISTILL, report_newest
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import PRUNING, recipe_from, with_settings
 from packnet_cli.errors import UsageError
@@ -13,7 +13,7 @@ from packnet_cli.recipe import Recipe
 
 
 @command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
-@with_settings(*PRUNING, show_defaults=False)
+@with_settings(*PRUNING, usual="those that the task was added by", show_defaults=False)
 @with_run
 def prune(
     path: Packed,
@@ -21,13 +21,13 @@ def prune(
         str,
         Option(help="Index or name of the newest task; no other can be pruned.", autocompletion=complete_task),
     ],
-    prune: Annotated[float, Option(help="Fraction of what it owns to release, 0 to 1.")],
+    prune: Annotated[float, Option(help="Fraction of what it owns to release, below 1.")],
     settings: dict[str, Any],
     run: Run,
     data: Annotated[
         Path | None, Option(metavar="DATA", help="Images to retrain on; default, those it was added with.")
     ] = None,
-    distill: Distill = None,
+    distill: Annotated[Path | None, Option(metavar="DIR", help=DISTILL)] = None,
     json: Json = False,
 ) -> None:
     """Release more of the newest task's weights and retrain it, by its own recipe unless told otherwise.

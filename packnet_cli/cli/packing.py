@@ -16,10 +16,7 @@ PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
 
 DryRun = Annotated[bool, Option("--dry-run", help="Only show who would own what.")]
-Distill = Annotated[
-    Path | None,
-    Option(metavar="DIR", help="Retrain on any images, without labels: the unpruned network is the teacher."),
-]
+DISTILL = "Retrain on any images, without labels: the unpruned network is the teacher."
 
 
 @command(
@@ -52,7 +49,7 @@ def init(
     data: Annotated[
         Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
     ] = None,
-    distill: Distill = None,
+    distill: Annotated[Path | None, Option(metavar="DIR", help=DISTILL, rich_help_panel=BASE)] = None,
     name: Annotated[
         str | None, Option(help="Name of the task; default, imagenet, or that of DATA.", rich_help_panel=BASE)
     ] = None,
@@ -135,7 +132,7 @@ def init(
     "packnet add-task packed.st --data ./cubs --tasks-left 2 --recipe adamw",
     "packnet add-task packed.st --data ./cubs --resume",
 )
-@with_settings(*SETTINGS)
+@with_settings(*SETTINGS, usual="adamw for few steps on a network with batch norm, else sgd, whose values are shown")
 @with_run
 def add_task(
     path: Packed,
@@ -154,7 +151,7 @@ def add_task(
         str | None,
         Option(
             metavar="FRACTION|auto",
-            help="Fraction of its weights to release to later tasks, from 0 (default) to 1; auto: as the next two say.",
+            help="Fraction of its weights to release to later tasks, below 1; default, 0; auto: as the next two say.",
         ),
     ] = None,
     tasks_left: Annotated[int | None, Option(min=0, help="Leave equal shares to so many later tasks.")] = None,

@@ -4,11 +4,22 @@ import dataclasses
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from packnet_cli.cli import Decorator, Option, with_options
 from packnet_cli.errors import UsageError, did_you_mean
-from packnet_cli.recipe import ADAMW, AUTO, FIRST_PHASE, RECIPES, SETTINGS, SPLIT_SETTINGS, AtMost, Recipe, flag
+from packnet_cli.recipe import (
+    ADAMW,
+    AUTO,
+    CHOICES,
+    FIRST_PHASE,
+    RECIPES,
+    SETTINGS,
+    SPLIT_SETTINGS,
+    AtMost,
+    Recipe,
+    flag,
+)
 
 TRAINING = "Training"
 
@@ -16,18 +27,15 @@ RETRAINING = tuple(name for name in SETTINGS if name not in FIRST_PHASE)
 PRUNING = tuple(name for name in RETRAINING if name not in SPLIT_SETTINGS)
 
 
-def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
+def with_settings(*names: str, usual: str = "sgd", show_defaults: bool = True) -> Decorator:
     """Give a command an option for each of these settings, --recipe and --config.
 
     In place of its parameter `settings` the command gets a dictionary of the settings that were given on the command
-    line, "recipe" and "config" among them if they were.
+    line, "recipe" and "config" among them if they were. `usual` says what holds without --recipe.
     """
 
     options = {
-        "recipe": Option(
-            help=f"Start from these settings: {', '.join(RECIPES)}. By default add-task takes adamw for few steps on a "
-            f"network with batch norm, and else sgd.{' Shown are the defaults of sgd.' if show_defaults else ''}"
-        ),
+        "recipe": Option(help=f"Start from these settings; by default {usual}."),
         "config": Option(metavar="FILE.toml", help="Settings by name, which win over --recipe; flags win over them."),
     } | {
         name: Option(
@@ -41,7 +49,10 @@ def with_settings(*names: str, show_defaults: bool = True) -> Decorator:
         options["batch_size"].parser, options["batch_size"].metavar = _batch_size, f"N|{AUTO}"
     for option in options.values():
         option.rich_help_panel = TRAINING
-    types: dict[str, Any] = {"recipe": str, "config": Path} | {name: SETTINGS[name].type for name in names}
+    choice: Any = Literal
+    types = {"recipe": choice[tuple(RECIPES)], "config": Path} | {
+        name: choice[CHOICES[name]] if name in CHOICES else SETTINGS[name].type for name in names
+    }
     added = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types[name] | None, option]
@@ -67,8 +78,6 @@ def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe
     """
     given = dict(settings)
     name, config = given.pop("recipe", None), given.pop("config", None)
-    if name is not None and name not in RECIPES:
-        raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, not {name!r}")
     recipe = start or Recipe() if name is None else RECIPES[name]
     for changed in (read_config(config) if config else {}, given):
         if changed.get("batch_size") == AUTO:

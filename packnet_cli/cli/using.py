@@ -4,7 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument
 
@@ -224,7 +224,9 @@ def info(
 def compact(
     path: Packed,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The compact file to write.")],
-    dtype: Annotated[str, Option(help="float32, exact; or rounded to bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Option(help="Of all numbers; they are rounded but for float32.")
+    ] = "float32",
     check: Annotated[
         bool, Option("--check", help="Also measure every task in both, on the images that it remembers.")
     ] = False,

@@ -1,9 +1,9 @@
 """One training run in several processes, started by torchrun: each computes its part of every batch.
 
-Every process holds the whole network and draws the same random numbers; gradients are averaged after each backward
-pass, batch norm statistics after each epoch. So all processes end with bit-identical networks. Only the first locks,
-writes and prints; if one ends, all end, and the first to fail says why. With a single process nothing here has any
-effect.
+Every process holds the whole network and draws the same random numbers, dropout's too; gradients are averaged after
+each backward pass, batch norm statistics after each epoch. So all processes end with bit-identical networks. Only the
+first locks, writes and prints; if one ends, all end, and the first to fail says why. With a single process nothing here
+has any effect.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ def with_trained(
         top5=final.top5 if final else None,
         images=final.images if final else 0,
         data=location(data) if data else "",
-        recipe=dataclasses.asdict(task.recipe),
+        recipe=dataclasses.asdict(task.recipe) | {"amp": task.amp},
         search=search or {},
         digest="",
         skipped=task.images.skipped,

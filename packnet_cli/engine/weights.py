@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
                     raise NetworkError(f"{path} is of no use: not all numbers of {name} are finite; take another file")
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
             unused = [name for name in renamed if name not in own]  # a classifier left out is not mentioned
-            return _say(path, len(body), remark, unused)
+            return _remark(path, len(body), remark, unused)
         tried.append((lacking, renamed))
     lacking, renamed = min(tried, key=lambda attempt: len(attempt[0]))
     unfit = [name for name in lacking if name in renamed]
@@ -162,7 +162,7 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
 )
 
 
-def _say(path: Path, count: int, remark: str, unused: list[str]) -> str:
+def _remark(path: Path, count: int, remark: str, unused: list[str]) -> str:
     """The remark, on one line; empty if there is nothing to say."""
     taken = f"{count} tensors taken {remark}".rstrip() if remark else ""
     left = f"not used: {few(unused, 3)}" if unused else ""

@@ -28,6 +28,12 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
                 f"task {result.task.index} ({result.task.name}): no images are held out here, and this is not the very "
                 "place that it was added with; all are measured, which says little of those that it was trained on"
             )
+        if result.drawn and result.accuracy and result.accuracy.images != result.task.images:
+            console.warning(
+                f"task {result.task.index} ({result.task.name}): of the images that it was added with "
+                f"{result.task.images:,} were held out, and of those here {result.accuracy.images:,}; some of these "
+                "may have been trained on"
+            )
     if as_json:
         console.print_json({"tasks": [documents.accuracy(result) for result in results]})
         return

@@ -24,7 +24,7 @@ SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # modes in whi
 CANVAS = 2**28  # pixels times channels resized at once: half a gigabyte
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-Flips = tuple[bool, bool]  # whether to flip an image upside down, and from left to right
+Flips = tuple[bool, bool]  # whether to mirror an image top to bottom, and left to right
 Crop = tuple[torch.Tensor, Box, Flips]  # an image (C, H, W), the box to cut out, and how to flip that
 
 
@@ -33,7 +33,7 @@ class Augmentation:
     """How training images are varied; the default is the paper's."""
 
     crop_scale: float = Recipe.crop_scale  # smallest part of an image that a crop shows
-    hflip: float = Recipe.hflip  # probabilities of a flip from left to right and of one upside down
+    hflip: float = Recipe.hflip  # probabilities of a mirroring left to right and of one top to bottom
     vflip: float = Recipe.vflip
 
     @classmethod

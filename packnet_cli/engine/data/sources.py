@@ -95,8 +95,8 @@ def _check_folder(folder: Path) -> None:
 
 def _training_folder(folder: Path) -> Path:
     _check_folder(folder)
-    if (folder / "train").is_dir():
-        return folder / "train"
+    if (folder / TRAIN).is_dir():
+        return folder / TRAIN
     if _held_out_folder(folder) is not None:
         raise DataError(f"{folder} has held-out images ({_held_out_folder(folder)}) but no train/ folder beside them")
     return folder

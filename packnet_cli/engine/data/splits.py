@@ -37,13 +37,15 @@ class Split:
 class HeldOut:
     """Images to evaluate on, from the place called `where`; `missing`: the task's classes that have none here.
 
-    `unsplit`: these are all images of a place where none are held out and the task was not trained.
+    `unsplit`: these are all images of a place where none are held out and the task was not trained; `drawn`: these
+    are held out, by lot, of the images that it was trained on.
     """
 
     split: Split
     where: str
     missing: tuple[str, ...] = ()
     unsplit: bool = False
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def open_held_out(
     if trained_on:
         _, files = _hold_out(files, val_split, seed)
     unsplit = not trained_on and data.name not in (*HELD_OUT, sources.VALID)
-    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit)
+    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit, drawn=trained_on)
 
 
 def remembered(task: Task, hint: str) -> Path:
@@ -225,7 +227,10 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
 
 
 def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
-    """Split each class in two by a hash of seed and file name: no state, and stable when other files come or go."""
+    """Split each class in two by a hash of seed and file name: no state, and nearly stable when files come or go.
+
+    The size of the second part follows that of the class, so that a few files may then change sides.
+    """
     kept, held_out = {}, {}
     for name, paths in files.items():
         ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors=NAMES)).digest())

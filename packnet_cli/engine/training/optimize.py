@@ -49,13 +49,14 @@ class Optimization:
     def scheduler(self, optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> Scheduler | None:
         """The schedule over so many epochs of so many batches, updated at each step; None if the rate is constant.
 
-        "step" divides the rate by ten for the second half, as in the paper.
+        "step" divides the rate by ten for the second half, as in the paper; "poly" is linear.
         """
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=self.sched,
             num_epochs=epochs,
             decay_epochs=math.ceil(epochs / 2),
+            decay_rate=1.0 if self.sched == "poly" else 0.1,  # of a polynomial, its power
             step_on_epochs=False,
             updates_per_epoch=batches,
         )

@@ -80,10 +80,10 @@ def _answers(
     # One network is switched from task to task. Its memory format is left alone: another one would round differently.
     model = packed.model(tasks[0].index).to(device)
     for paths, reads in batches:
-        pictures = [read for read in reads if isinstance(read, torch.Tensor)]
+        readable = [read for read in reads if isinstance(read, torch.Tensor)]
         by_task = []
-        if pictures:
-            stacked = torch.stack(pictures).to(device)  # (N, C, H, W)
+        if readable:
+            stacked = torch.stack(readable).to(device)  # (N, C, H, W)
             for task in tasks:
                 if len(tasks) > 1:
                     packed.switch(model, task.index)
@@ -111,10 +111,10 @@ def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
 
 
 @torch.inference_mode()
-def _ask(model: nn.Module, task: Task, pictures: torch.Tensor, amp: bool) -> list[Prediction]:
+def _ask(model: nn.Module, task: Task, images: torch.Tensor, amp: bool) -> list[Prediction]:
     """One task's predictions for a batch (N, C, H, W)."""
-    with in_precision(pictures.device, amp):
-        logits = model(pictures)  # (N, classes)
+    with in_precision(images.device, amp):
+        logits = model(images)  # (N, classes)
     probabilities = logits.float().softmax(1).cpu()
     pairs = zip(probabilities.tolist(), entropies(logits, task.temperature).tolist(), strict=True)
     return [Prediction(task, of_classes, entropy) for of_classes, entropy in pairs]
