@@ -343,10 +343,10 @@ def test_progress_counts_every_step():
 def test_schedules(sched, rates, monkeypatch):
     """The learning rate at each epoch's start, one step an epoch, relative to the first."""
     model, batches = tiny()
-    used = []
+    used, freezer = [], Freezer(model, "momentum")  # which tries the optimizer out
     sgd_step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: used.append(o.param_groups[0]["lr"]) or sgd_step(o, *a))
-    run(model, DataLoader(batches.dataset, 8), Freezer(model, "momentum"), epochs=len(rates), lr=0.01, sched=sched)
+    run(model, DataLoader(batches.dataset, 8), freezer, epochs=len(rates), lr=0.01, sched=sched)
     assert used == pytest.approx([0.01 * rate for rate in rates], rel=1e-2)
 
 
