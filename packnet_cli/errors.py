@@ -150,5 +150,5 @@ def did_you_mean_path(path: Path) -> str:
     """The same for a path that does not exist, from the names beside it."""
     beside = []
     with suppress(OSError, ValueError):  # the folder is missing or unreadable
-        beside = [name for name in os.listdir(path.parent) if not name.startswith(".")]
+        beside = [name for name in os.listdir(path.parent) if not name.startswith(".") and name != path.name]
     return did_you_mean(path.name, beside, 0.75, folder=path.parent)

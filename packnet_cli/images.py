@@ -56,16 +56,22 @@ def task_name(data: Path) -> str:
     """The default name of a task trained on it: that of the folder or dataset, or the file's stem."""
     if is_dataset(data):
         return data.parts[1] if data.parts[0] == "torch" else data.name.partition(":")[0]
-    return data.resolve().stem if is_list(data) else data.resolve().name
+    resolved = _resolved(data)
+    return resolved.stem if is_list(data) else resolved.name
 
 
 def location(data: Path) -> str:
     """What the artifact records of it: the absolute path; for a dataset its name, with that of its folder, if any."""
     if not is_dataset(data):
-        return str(data.resolve())
+        return str(_resolved(data))
     place = 2 if data.parts[0] == "torch" else 1
     folder = local(*data.parts[place:]) if data.parts[place:] else None
-    return str(Path(*data.parts[:place])) + str(folder.resolve()) if folder and os.path.exists(folder) else str(data)
+    return str(Path(*data.parts[:place])) + str(_resolved(folder)) if folder and os.path.exists(folder) else str(data)
+
+
+def _resolved(path: Path) -> Path:
+    """The absolute path, links followed, but for a loop of links, of which Path.resolve makes an error."""
+    return Path(os.path.realpath(path))
 
 
 def local(*parts: str) -> Path:

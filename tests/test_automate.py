@@ -74,6 +74,7 @@ def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
     ("variable", "value", "exit_code", "words"),
     [
         ("PACKNET_DEVICE", "toaster", 2, "cannot use the device 'toaster'"),
+        ("PACKNET_DEVICE", "hpu", 2, "cannot use the device 'hpu'"),
         ("PACKNET_EVAL_TASK", "purple", 4, "no task 'purple'"),
         ("PACKNET_EVAL_BATCH_SIZE", "0", 2, "--batch-size"),
         ("PACKNET_VERSION", "3", 0, ""),  # which is somebody else's

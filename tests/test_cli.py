@@ -18,10 +18,11 @@ import torch
 import typer
 from conftest import make_folder
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from test_format import rewrite
 
-from packnet_cli import __main__, __version__, report
+from packnet_cli import __main__, __version__, cli, report
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 from packnet_cli.engine import network
@@ -673,15 +674,15 @@ def test_talk_that_nobody_hears(monkeypatch):
     """Is left, and whatever it is about goes on."""
     reading, writing = os.pipe()
     os.close(reading)
-    stream = open(writing, "w", buffering=1)  # noqa: SIM115
-    monkeypatch.setattr(sys, "stderr", stream)
-    for name in ("talk", "err"):
-        monkeypatch.setattr(console, name, console.Talk(**console.PLAIN, stderr=True))
-    console.say("something")
-    console.say("something", warning=True)
-    console.print_json_on_stderr({"epoch": 1})
-    with pytest.raises(BrokenPipeError):
-        stream.close()
+    with open(writing, "wb", buffering=0) as stream:
+        monkeypatch.setattr(sys, "stderr", cli._Expendable(stream, line_buffering=True))
+        for name in ("talk", "err"):
+            monkeypatch.setattr(console, name, Console(**console.PLAIN, stderr=True))
+        console.say("something")
+        console.say("something", warning=True)
+        console.print_json_on_stderr({"epoch": 1})
+        with pytest.raises(BrokenPipeError):
+            stream.write(b"something")
 
 
 def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
@@ -737,3 +738,38 @@ def test_a_stdout_that_takes_nothing(packed):
             done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 3
         assert done.stderr == "error: cannot write the output: No space left on device; send it elsewhere\n"
+
+
+def test_a_stderr_that_takes_nothing(packed, folders):
+    """No command ends because of it, and none ends otherwise."""
+    program = [sys.executable, "-m", "packnet_cli"]
+    add_task = ["add-task", packed, "--data", folders[0], *map(str, QUICK)]
+    for arguments, exit_code in ((["info", packed / "none"], 3), (add_task, 0), (["verify", packed], 0)):
+        with open("/dev/full", "w") as full:
+            assert subprocess.run([*program, *arguments], stderr=full, stdout=subprocess.PIPE).returncode == exit_code
+
+
+def test_streams_that_are_closed(full, folders):
+    """Are empty, or take nothing."""
+    program, picture = f"'{sys.executable}' -m packnet_cli", folders[0] / "val" / "class0" / "0.png"
+    for command, exit_code in (
+        (f"remove-task {full} --task red <&-", 2),
+        (f"predict {full} --task red {picture} --csv --device cpu >&-", 0),
+        (f"verify {full} >&- 2>&- <&-", 0),
+    ):
+        done = subprocess.run(f"{program} {command}", shell=True, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == exit_code and "Traceback" not in done.stderr
+
+
+def test_a_loop_of_links_is_one_line(packed, folders, tmp_path, packnet):
+    """Wherever a path can stand."""
+    for name in ("loop", "loop.csv"):
+        (tmp_path / name).symlink_to(name)
+    for arguments in (
+        ("add-task", packed, "--data", tmp_path / "loop"),
+        ("add-task", packed, "--data", tmp_path / "loop.csv"),
+        ("add-task", packed, "--data", folders[0], "--log", tmp_path / "loop"),
+        ("init", tmp_path / "new.st", "--arch", "test_resnet", "--weights", tmp_path / "loop"),
+    ):
+        result = packnet(*arguments)
+        assert result.exit_code in (3, 6, 7) and result.stderr.count("\n") == 1 and "loop?" not in result.stderr

@@ -158,6 +158,14 @@ def spoil(folder):
     return target
 
 
+def test_a_picture_of_extreme_shape_is_none(tmp_path):
+    """Resized by its short side, it would fill the memory."""
+    for size, fits in (((2000, 2), True), ((2002, 2), False), ((1, 1001), False)):
+        Image.new("1", size).save(tmp_path / "a.png")
+        [problem] = [found for _, found in splits._problems([tmp_path / "a.png"], [0])] or [""]
+        assert problem == "" if fits else "more than 1,000 times the other" in problem
+
+
 def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
     """Each with what is wrong with it; no more than twenty, and their number."""
     target = spoil(folder)

@@ -156,7 +156,9 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
         ({}, "has no images in a split"),
         ({"a.png": b"x"}, "the sample 'a' has no label; expected is a file a.cls"),
         ({"a.png": b"x", "a.cls": b"0", "b.png": b"x", "b.cls": b"7"}, "image 1 has the label 7, which is no class"),
-        (b"x" * 600, "cannot open the dataset .*: (invalid header|truncated|bad checksum|not a tar)"),
+        ({"a.png": b"x", "a.cls": b"-1", "b.png": b"x", "b.cls": b"0"}, "image 0 has the label -1, which is no class"),
+        ({"a.png": b"x", "a.cls": b"\xff"}, "set/a.tar is damaged: .*utf-8"),
+        (b"x" * 600, "set/a.tar is damaged: (invalid header|truncated|bad checksum|not a tar)"),
     ],
 )
 def test_shards_that_cannot_be_used(packed, tmp_path, packnet, content, message):

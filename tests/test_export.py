@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from conftest import CPU, QUICK, make_folder
 from timm.data import resolve_model_data_config
 
 import packnet_cli
@@ -57,6 +58,19 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert export._as_markdown("a *b*\n[c](d)_e-f") == r"a \*b\* \[c\](d)\_e-f"
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~atomic._umask()}
+
+
+def test_a_class_whose_name_is_no_text(tmp_path, packed, packnet):
+    """A file system takes any bytes; so does the folder, and an ONNX file in a folder that is called so."""
+    folder, place = make_folder(tmp_path / "some"), tmp_path / "to\udcff"
+    for part in ("train", "val"):
+        (folder / part / "class1").rename(folder / part / "cl\udcff")
+    pack.add_task(packed, folder, recipe=QUICK, machine=CPU)
+    place.mkdir()
+    for output in (place / "hub", place / "some.onnx"):
+        result = packnet("extract", packed, "--task", 1, "-o", f"{output}" if output.suffix else f"{output}/")
+        assert result.exit_code == 0, result.stderr
+    assert json.loads((place / "hub" / "config.json").read_text())["label_names"] == ["class0", "class2", "cl\udcff"]
 
 
 def test_a_folder_that_every_timm_can_open(tmp_path, folders, packnet):

@@ -10,14 +10,14 @@ import torch
 from conftest import CPU, QUICK, make_folder
 from PIL import Image
 
-from packnet_cli.artifact import edit, format, masks, verify
+from packnet_cli.artifact import edit, format, masks, plan, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.claim import claim_free, lr_scale
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.training import train
 from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
-from packnet_cli.errors import CapacityError, DataError, NetworkError, TaskError, UsageError
+from packnet_cli.errors import CapacityError, ConflictError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
 
 RUN = dict(recipe=QUICK, machine=CPU)
@@ -151,6 +151,26 @@ def test_base_needs_something_pretrained(tmp_path, weights):
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "body.pt")
     with pytest.raises(NetworkError, match="has no classifier to keep"):
         pack.init(tmp_path / "a.st", "test_resnet", weights=tmp_path / "body.pt", prune=0.5, **RUN)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_init_leaves_alone_what_comes_to_its_place_meanwhile(full, tmp_path, folders, weights, monkeypatch, force):
+    """Another program may put a packed model there, or change the one that was to be replaced."""
+    path, other, start_from = tmp_path / "packed.st", full.read_bytes(), pack.start_from
+    if force:
+        path.write_bytes(other)
+
+    def slowly(*args, **more):
+        path.write_bytes(other)
+        return start_from(*args, **more)
+
+    monkeypatch.setattr(pack, "start_from", slowly)
+    for how in ({}, dict(prune=0.5, data=folders[2])):
+        with pytest.raises(ConflictError, match="changed by another program"):
+            pack.init(path, "test_resnet", weights=weights, force=force, **how, **SMALL, **RUN)
+        assert path.read_bytes() == other
+        if not force:
+            path.unlink()
 
 
 def test_the_first_task_starts_from_the_pretrained_values(packed, folders):
@@ -296,6 +316,40 @@ def test_prune_measures_on_what_the_task_never_saw(packed, folders):
     assert after.header.tasks[0].recipe == dataclasses.asdict(changed) | {"amp": False}
 
 
+def test_prune_compares_accuracies_of_the_same_images(packed, folders, tmp_path):
+    """On others the task is measured anew before it is pruned; that it may have been trained on some is said."""
+    folder, said = make_folder(tmp_path / "some") / "train", []
+    recipe = dataclasses.replace(QUICK, retrain_epochs=0)
+    images = pack.add_task(packed, folder, recipe=recipe, machine=CPU).header.task(1).images
+    for image in list(folder.rglob("*.png")):
+        shutil.copy(image, image.with_name(f"more-{image.name}"))
+    for data, count, warned in ((None, 2 * images, True), (folders[0], 9, False)):
+        said.clear()
+        phases = []
+        pack.prune_task(
+            packed,
+            "train",
+            prune=0.1,
+            data=data,
+            machine=CPU,
+            progress=lambda task, phase, at: phases.append(phase),  # noqa: B023
+            say=lambda line, warning=False: said.append(line) if warning else None,
+        )
+        assert phases == ["dense", "pruned"] and format.load_header(packed).task(1).images == count
+        assert any("it may have been trained on some" in line for line in said) == warned
+
+
+def test_prune_keeps_norms_frozen_when_the_first_task_is_gone(packed, folders):
+    """The removed task's weights, and so its norms, are still what the others compute with."""
+    recipe = dataclasses.replace(QUICK, norm="frozen")
+    for folder in folders[:2]:
+        pack.add_task(packed, folder, prune=0.5, recipe=recipe, machine=CPU)
+    edit.remove_task(packed, 1)
+    before = format.load(packed).own[2]
+    after = pack.prune_task(packed, "green", prune=0.5, machine=CPU).own[2]
+    assert all(after[name].tobytes() == before[name].tobytes() for name in before if not name.startswith("fc."))
+
+
 def test_prune_starts_from_what_the_task_is(packed, folders):
     """With nothing to release and no epochs, nothing changes at all."""
     before = pack.add_task(packed, folders[0], prune=0.5, **RUN)
@@ -360,6 +414,18 @@ def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     for mask in artifact.mask.values():
         assert masks.count_owned(mask, masks.FREE) == round(expected * mask.size)
     assert not verify.altered_tasks(artifact)
+
+
+@pytest.mark.parametrize("rank", ["global", "adaptive"])
+@pytest.mark.parametrize("spared", [{"keep_at_least": 300}, {"skip_layers": "layer1.*,layer4.*"}])
+def test_what_spared_layers_keep_others_release(packed, folders, rank, spared):
+    """Where layers compete, too, as many weights go as would from each layer alike."""
+    recipe = dataclasses.replace(QUICK, rank=rank, retrain_epochs=0, **spared)
+    before = format.load(packed).free_counts()
+    artifact = pack.add_task(packed, folders[0], prune=0.9, recipe=recipe, machine=CPU)
+    assert artifact.free_count() == sum(plan.release_counts(before, 0.9, recipe).values())
+    most = plan.release_counts(before, 1, recipe)
+    assert all(count <= most[layer] for layer, count in artifact.free_counts().items())
 
 
 @pytest.mark.parametrize("changes", [{"rank": "global"}, {"keep_at_least": 300}, {"skip_layers": "conv1*"}])

@@ -380,7 +380,7 @@ def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
     said = []
     keeper = checkpoint.Keeper(tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line))
     assert not keeper.save({}, {"optimizer": {"Q/weight": [torch.ones(1)]}})
-    assert "no checkpoint could be kept" in said[0]
+    assert "no checkpoint could be kept" in said[0] and not os.listdir(tmp_path)
 
 
 def test_the_optimizer_of_a_phase_that_is_over_takes_no_memory(packed, folders):

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from io import TextIOWrapper
 from pathlib import Path
@@ -188,14 +189,29 @@ def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
         return json.dumps(unknown.object[unknown.start : unknown.end])[1:-1], unknown.end
 
 
+class _Expendable(TextIOWrapper):
+    """stderr, of which nothing is a result: no command ends because its reader, or the room on its disk, is gone."""
+
+    def write(self, text: str, /) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
-    if is_a_further_process():
-        sys.stdout = open(os.devnull, "w")
     codecs.register_error("packnet", _as_written)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or (name == "stdout" and is_a_further_process()):
+            setattr(sys, name, open(os.devnull, mode))
+        elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="packnet")
+    sys.stderr = _Expendable(sys.stderr.buffer, sys.stderr.encoding, "packnet", line_buffering=True)
     app()

@@ -154,7 +154,7 @@ def add_task(
             help="Fraction of its weights to release to later tasks, below 1; default, 0; auto: as the next two say.",
         ),
     ] = None,
-    tasks_left: Annotated[int | None, Option(min=0, help="Leave equal shares to so many later tasks.")] = None,
+    tasks_left: Annotated[int | None, Option(min=0, max=254, help="Leave equal shares to so many later tasks.")] = None,
     max_drop: Annotated[float | None, Option(help="Release all that costs at most so many points of accuracy.")] = None,
     head_only: Annotated[bool, Option("--head-only", help="A classifier alone, on the newest task's weights.")] = False,
     dry_run: DryRun = False,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -76,7 +77,7 @@ class Run:
     def _prepare(self, path: Path) -> None:
         from packnet_cli.artifact import atomic
 
-        if self.log is not None and self.log.resolve() == path.resolve():
+        if self.log is not None and os.path.realpath(self.log) == os.path.realpath(path):
             raise UsageError(f"--log {self.log} is the packed model itself; name a folder")
         kept = atomic.checkpoint(path)
         if self.resume and not kept.exists():

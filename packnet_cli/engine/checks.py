@@ -7,9 +7,10 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from packnet_cli.artifact import atomic, plan, verify
-from packnet_cli.artifact.format import Artifact
+from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import UsageError, did_you_mean, reason
+from packnet_cli.images import location
 from packnet_cli.progress import Say
 
 
@@ -66,3 +67,21 @@ def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: 
     if missing := held_out.missing if held_out else images.classes:
         named = f"{len(missing)} of {len(images.classes)} classes have no image to hold out, {missing[0]!r} among them"
         say(f"{named}: trained on, not measured")
+
+
+def are_as_measured(task: Task, data: Path | None, images: splits.TrainingImages, say: Say) -> bool:
+    """Whether the task's recorded accuracies are of these held-out images, in `data`, or none are at hand.
+
+    Warns if it may have been trained on some of them.
+    """
+    if images.held_out is None:
+        return True
+    count = len(images.held_out.split.paths)
+    alike = data is not None and location(data) == task.data and count == task.images
+    if images.held_out.drawn and not alike:
+        say(
+            f"task {task.index} ({task.name}) was added with {task.images:,} images held out, and of those here "
+            f"{count:,} are; it may have been trained on some of them",
+            warning=True,
+        )
+    return alike

@@ -14,6 +14,7 @@ from packnet_cli.artifact import atomic, plan
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import first_task, network
 from packnet_cli.engine.checks import (
+    are_as_measured,
     check_optimizer,
     check_settings,
     load_whole,
@@ -74,6 +75,7 @@ def init(
     """
     recipe = recipe or Recipe()
     atomic.check_writable(path)
+    unchanged_since = atomic.stamp(path)
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
@@ -105,9 +107,9 @@ def init(
             task.measure("dense")
             task.prune_and_retrain(prune)
             artifact = with_trained(task, data, prune)
-            write(artifact, path, task)
+            write(artifact, path, task, unchanged_since)
     else:
-        save(artifact, path)
+        save(artifact, path, unchanged_since)
     return artifact
 
 
@@ -247,9 +249,13 @@ def prune_task(
     )
     if data is not None:
         say_what_is_left_out(data, say)
+    comparable = are_as_measured(entry, data, images, say)
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
     with session.training(entry.name, claim_again(artifact), images, recipe, prune=prune) as task:
-        task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
+        if comparable:
+            task.accuracy |= {"dense": entry.accuracy["dense"]} if "dense" in entry.accuracy else {}
+        else:
+            task.measure("dense")
         task.prune_and_retrain(prune)
         total = min(1 - (1 - entry.prune) * (1 - prune), 1 - 2**-53)  # some weight is left, however it rounds
         after = with_trained(task, data, total, entry.search)

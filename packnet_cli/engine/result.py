@@ -43,7 +43,7 @@ def with_trained(
     return edit.with_task(task.artifact, entry, state, task.mask, own)
 
 
-def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since: atomic.Stamp | None = None) -> None:
+def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since: atomic.Stamp) -> None:
     """Write the artifact; if that fails, keep what was trained as the checkpoint."""
     try:
         save(artifact, path, unchanged_since)
@@ -53,7 +53,7 @@ def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since:
         raise
 
 
-def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp | None = None) -> None:
+def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp) -> None:
     """Write the artifact, in the first process, after checking that all processes of the run have the same."""
     check_equal("".join(task.digest for task in artifact.header.tasks))
     if not rank():

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -21,16 +20,9 @@ SCHEMA = 1  # version of the --json documents: it may gain fields, but none may 
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 
 
-class Talk(Console):
-    """A console for everything but results: if its reader closes the pipe, the program goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
 out = Console(**PLAIN)
-err = Talk(**PLAIN, stderr=True)
-talk = Talk(**PLAIN, stderr=True)  # silenced by --quiet
+err = Console(**PLAIN, stderr=True)
+talk = Console(**PLAIN, stderr=True)  # silenced by --quiet
 
 
 def error(message: str) -> None:
@@ -73,9 +65,8 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_json_on_stderr(document: dict[str, Any]) -> None:
-    """Print progress for programs, as a line; if the reader closes the pipe, the program goes on."""
-    with suppress(OSError):
-        print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
+    """Print progress for programs, as a line."""
+    print(visible(json.dumps(document, ensure_ascii=False)), file=sys.stderr, flush=True)
 
 
 def print_csv(*cells: object) -> None:

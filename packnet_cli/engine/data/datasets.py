@@ -186,11 +186,14 @@ def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
         words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
         shards.setdefault(next((split for split in HELD_OUT if split in words), TRAIN), []).append(shard)
     listed = root / "classnames.txt"
-    names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
+    try:
+        names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listed} is not in UTF-8: {error}") from None
     for split in _used(shards):
         samples = [sample for shard in shards[split] for sample in _samples(shard)]
         labels: list[Any] = [label for _, label in samples]
-        numbered = all(label.isdecimal() for label in labels)
+        numbered = all(label.removeprefix("-").isdecimal() for label in labels)
         labels = list(map(int, labels)) if numbered else labels
         yield split, Subset(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
 
@@ -198,14 +201,17 @@ def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
 def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
     """The image and label of each sample: the files whose names agree up to the first dot."""
     images, labels = {}, {}
-    with tarfile.open(shard, "r:") as tar:
-        for info in tar:
-            stem, _, ending = info.name.rpartition("/")[2].partition(".")
-            key = info.name.rpartition("/")[0], stem
-            if info.isreg() and ending.lower() == "cls":
-                labels[key] = Member(shard, info.offset_data, info.size).read().decode().strip()
-            elif info.isreg() and f".{ending.lower()}" in IMG_EXTENSIONS:
-                images[key] = Member(shard, info.offset_data, info.size)
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                stem, _, ending = info.name.rpartition("/")[2].partition(".")
+                key = info.name.rpartition("/")[0], stem
+                if info.isreg() and ending.lower() == "cls":
+                    labels[key] = Member(shard, info.offset_data, info.size).read().decode().strip()
+                elif info.isreg() and f".{ending.lower()}" in IMG_EXTENSIONS:
+                    images[key] = Member(shard, info.offset_data, info.size)
+    except (tarfile.TarError, UnicodeDecodeError) as error:
+        raise DataError(f"{shard} is damaged: {error}; copy it again") from None
     for key, image in images.items():
         if not labels.get(key):
             raise DataError(f"{shard}: the sample {key[1]!r} has no label; expected is a file {key[1]}.cls beside it")

@@ -10,6 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from packnet_cli.errors import is_out_of_memory, reason
 from packnet_cli.images import Picture
 
+MOST_ASPECT = 1000  # resized by its short side, a longer picture would fill the memory
 ENDINGS = (*IMG_EXTENSIONS, ".gif", ".avif")
 
 
@@ -33,6 +34,9 @@ def open_picture(picture: Picture) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
         raise Image.DecompressionBombError
+    if max(image.size) > MOST_ASPECT * min(image.size):
+        image.close()
+        raise ValueError(f"one side is more than {MOST_ASPECT:,} times the other")
     return image
 
 

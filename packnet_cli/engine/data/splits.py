@@ -88,7 +88,8 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
     if source is None:
         files, rest = _hold_out(files, val_split, seed)
         lone = not any(rest.values())  # every class has a single image
-        return TrainingImages(classes, _split(files, classes), None if lone else _held_out(str(data), rest, classes))
+        held_out = None if lone else dataclasses.replace(_held_out(str(data), rest, classes), drawn=True)
+        return TrainingImages(classes, _split(files, classes), held_out)
     held_out = _held_out(*source, classes)
     if empty := [name for name in held_out.missing if name in files]:
         raise DataError(

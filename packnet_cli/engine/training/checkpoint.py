@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,8 @@ class Keeper:
                 save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **notes})})
         except (OSError, ArtifactError, TypeError) as error:  # JSON cannot hold the state of some optimizers
             self.say(f"no checkpoint could be kept: {error}", warning=True)
+            with suppress(OSError):
+                self.file.parent.rmdir()  # unless there is an earlier one
             return False
         return True
 

@@ -18,15 +18,18 @@ def release_goals(
 ) -> Goals:
     """The goals for pruning task `index` by `prune`; `weights` is called only if layers compete."""
     owned = {layer: masks.count_owned(array, index) for layer, array in mask.items()}
-    if recipe.rank == "layer":
-        wanted = plan.release_counts(owned, prune, recipe)
-    else:
-        values = weights()
-        magnitudes = {layer: np.abs(values[layer][array == index]) for layer, array in mask.items()}
-        total = sum(plan.release_counts(owned, prune, Recipe()).values())
-        most = plan.release_counts(owned, 1, recipe)
-        across = masks.counts_across(magnitudes, total, adaptive=recipe.rank == "adaptive")
-        wanted = {layer: min(count, most[layer]) for layer, count in across.items()}
+    wanted = plan.release_counts(owned, prune, recipe)
+    if recipe.rank != "layer":
+        values, total = weights(), sum(wanted.values())
+        wanted = plan.release_counts(owned, 1, recipe)  # the most that a layer can release
+        competing = {layer: np.abs(values[layer][mask[layer] == index]) for layer, most in wanted.items() if most}
+        while competing:
+            left = total - sum(most for layer, most in wanted.items() if layer not in competing)
+            across = masks.counts_across(competing, left, adaptive=recipe.rank == "adaptive")
+            if all(count <= wanted[layer] for layer, count in across.items()):
+                wanted |= across
+                break
+            competing = {layer: competing[layer] for layer, count in across.items() if count < wanted[layer]}
     return {layer: (count, wanted[layer]) for layer, count in owned.items()}
 
 

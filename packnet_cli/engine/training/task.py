@@ -83,8 +83,9 @@ class TaskInTraining:
         network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
         self.owns = any((array == claim.index).any() for array in claim.mask.values())
+        is_first = not (header.tasks or header.removed)
         # Unlabelled images may be of any kind: norms trained on them would not fit the task's own images.
-        self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or not claim.artifact.header.tasks)
+        self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or is_first)
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         copied = wants_copies(device, amp=self.amp, compiled=machine.compile)
         self.freezer = self._set_starting_values(claim.state, copied)

@@ -96,7 +96,7 @@ def write_onnx(artifact: Artifact, task: Task, output: Path) -> None:
     with atomic.replacing(output) as temporary:
         with _exporting(artifact):  # files over 2 GB and operators unknown to onnxruntime fail
             onnx.save(proto, temporary)
-            session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
         _check(artifact, model, lambda batch: session.run(None, {"images": batch.numpy()})[0])
 
 
@@ -148,7 +148,7 @@ def _mend(config: Path, artifact: Artifact) -> None:
     if artifact.header.data_config["input_size"][0] == 4:
         fields["pretrained_cfg"].pop("first_conv", None)
     fields.get("model_args", {}).pop("num_classes", None)  # also at the top level; transformers rejects duplicates
-    config.write_text(json.dumps(fields, indent=2, ensure_ascii=False), encoding="utf-8")
+    config.write_text(json.dumps(fields, indent=2), encoding="utf-8")
 
 
 def _model_card(artifact: Artifact, task: Task) -> str:
