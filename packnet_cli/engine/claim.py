@@ -29,7 +29,7 @@ class Claim:
 def claim_free(artifact: Artifact, recipe: Recipe) -> Claim:
     """Every free weight for the next task, at its dormant value or 0; the rest is the starting point's or first task's.
 
-    A file's only task starts from the dormant values whatever `restart` says: all the rest of its network is 0.
+    A file's only task starts from the dormant values whatever `restart` says: a network of zeros learns nothing.
     """
     tasks, index = artifact.header.tasks, artifact.header.last_index + 1
     mask = {layer: masks.claim_free(array, index) for layer, array in artifact.mask.items()}

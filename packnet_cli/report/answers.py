@@ -30,9 +30,8 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
             )
         if result.drawn and result.accuracy and result.accuracy.images != result.task.images:
             console.warning(
-                f"task {result.task.index} ({result.task.name}): of the images that it was added with "
-                f"{result.task.images:,} were held out, and of those here {result.accuracy.images:,}; some of these "
-                "may have been trained on"
+                f"task {result.task.index} ({result.task.name}) was added with {result.task.images:,} images held out, "
+                f"and of those here {result.accuracy.images:,} are; it may have been trained on some of them"
             )
     if as_json:
         console.print_json({"tasks": [documents.accuracy(result) for result in results]})

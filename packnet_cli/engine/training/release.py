@@ -23,7 +23,7 @@ def release_goals(
         values, total = weights(), sum(wanted.values())
         wanted = plan.release_counts(owned, 1, recipe)  # the most that a layer can release
         competing = {layer: np.abs(values[layer][mask[layer] == index]) for layer, most in wanted.items() if most}
-        while competing:
+        while competing:  # what would be more than a layer's most, the others release in its place
             left = total - sum(most for layer, most in wanted.items() if layer not in competing)
             across = masks.counts_across(competing, left, adaptive=recipe.rank == "adaptive")
             if all(count <= wanted[layer] for layer, count in across.items()):
