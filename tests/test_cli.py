@@ -698,6 +698,7 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
     refused(packnet("add-task", packed, "--data", folders[0], "--head-only", "--dry-run"), 2, "--head-only")
+    refused(packnet("add-task", packed, "--data", folders[0], "--opt", "AdamW", "--dry-run"), 2, "AdamW")
 
 
 def test_removing_a_head_says_nothing_of_weights(full, folders, packnet):

@@ -112,6 +112,18 @@ def test_a_relative_name_is_remembered_as_an_absolute_one(tmp_path, folders, mon
     assert not is_dataset(Path("torch/cubs")) and location(Path("torch/cubs")) == str(tmp_path / "torch" / "cubs")
 
 
+def test_shards_are_of_the_split_that_their_paths_name_first(tmp_path, folders):
+    """By any of its names."""
+    for name, split in (("valid", "val"), ("validation", "validation"), ("testing", "test"), ("test", "test")):
+        where = shards(folders[0], tmp_path / name)
+        for shard in where.glob("*.tar"):
+            part = where / ("training" if "train" in shard.name else name)
+            part.mkdir(exist_ok=True)
+            shard.rename(part / shard.name.replace("train", "test").replace("validation", "train"))
+        found = datasets.read(Path("wds", str(where)[1:]))
+        assert {split: sum(map(len, files.values())) for split, files in found.items()} == {"train": 18, split: 9}
+
+
 def test_without_splits_a_part_is_held_out(tmp_path, folders):
     """Always the same images of each class; and more are set aside by the same means."""
     where = shards(folders[0], tmp_path / "set")

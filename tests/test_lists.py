@@ -86,6 +86,8 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,label\na.png,\n", "line 2: has no label"),
         ("path,label\na.png\n", "line 2: has no label"),
         ("path,label\n,x\n", "line 2: has no image"),
+        ("path,label\na.png,x\nb.png,terrier, Irish\n", "line 3: has more cells .* double quotes"),
+        ("path,label\na.png,x\nc/../a.png,y\n", "line 3: .*a.png is listed twice"),
         ("path,label,split\na.png,x,train\nb.png,x,trian\n", "line 3: has the split 'trian', .* train, val, val"),
         ("path,label,split\na.png,x,train\nb.png,x\n", "line 3: has the split '', "),
         ("path,label\na.png,x\na.png,y\n", "line 3: .*a.png is listed twice"),
@@ -160,12 +162,19 @@ def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
         ({"path": ["a.png", "a.png"], "label": ["x", "y"]}, "row 2: .*a.png is listed twice"),
         ({"image": [b"x", b""], "label": [1, 2]}, "row 2: has no image"),
         ({"path": [1], "label": [2]}, "row 1: has no image"),
+        ({"path": ["a.png"], "label": [0.5]}, "row 1: the label 0.5 is neither text nor a whole number"),
     ],
 )
 def test_a_parquet_file_that_cannot_be_used(tmp_path, columns, message):
     """Is one clear error."""
     with pytest.raises(DataError, match=message):
         read_list(parquet(tmp_path / "x.parquet", columns))
+
+
+def test_text_that_is_not_said_to_be_text(tmp_path):
+    """Some programs write labels as bytes."""
+    where = parquet(tmp_path / "x.parquet", {"path": ["a.png", "b.png"], "label": ["caf\u00e9".encode(), b"tea"]})
+    assert list(read_list(where)["train"]) == ["caf\u00e9", "tea"]
 
 
 def test_a_parquet_file_of_images_and_paths(tmp_path, folders):

@@ -69,6 +69,12 @@ def test_events_for_tensorboard(packed, tmp_path, folders, packnet):
     assert len(scalars["train/loss"]) == 2 and "train/epochs" not in scalars
 
 
+def test_long_names_that_begin_alike_are_folders_of_their_own():
+    names = [logs.folder_name(60 * "\u9ce5" + end) for end in "ab"]
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 240 for name in names)
+    assert logs.folder_name(60 * "a") == 60 * "a"
+
+
 def test_without_tensorboard_there_are_the_lines(packed, tmp_path, folders, packnet, monkeypatch):
     """And one that names the extra."""
     monkeypatch.setattr(extras, "find_spec", lambda name: None)

@@ -114,6 +114,16 @@ def test_the_legend_of_many_tasks_is_cut(full):
     assert len(shown) <= drawings.ROWS + 1 and shown[:2] == ["1 red", "7 red"] and shown[-1] == "free"
 
 
+def test_long_names_leave_room_for_the_picture(full):
+    """They are cut in the legend and above the curves, too."""
+    numbers = summary.summarize(full)
+    tasks = tuple(replace(task, name=80 * "M") for task in numbers.header.tasks)
+    numbers = replace(numbers, header=replace(numbers.header, tasks=tasks))
+    legend = draw(drawings._draw_layers, numbers).axes[0].get_legend()
+    titles = [drawing.title for drawing in drawings.drawings_of(numbers, {80 * "M": []})]
+    assert max(len(text) for text in [*(text.get_text() for text in legend.texts), *titles]) < 50
+
+
 def draw(how, *arguments):
     """A figure on which one drawing is drawn."""
     figure = Figure()
@@ -148,6 +158,8 @@ def test_training_curves(full, tmp_path, packnet):
             sizes.append(output.stat().st_size)
         assert sizes[1] > 1.1 * sizes[0]
     assert (tmp_path / "x.html").read_text().count("<img") == 3  # none of the other task
+    told = packnet("plot", full, "-o", tmp_path / "y.html", "--log", log).stderr
+    assert "under the present names of 2 tasks, 'green' among them" in told
     assert packnet("rename", full, "--task", "red", "--name", "crimson").exit_code == 0
     result = packnet("plot", full, "-o", tmp_path / "y.html", "--log", log)
     assert result.exit_code == 2 and "it has red, other" in result.stderr and result.stderr.count("\n") == 1

@@ -71,6 +71,16 @@ def test_a_switch_follows_the_model(full):
     assert bits(model.float()) == bits(packed.model("blue").to(torch.bfloat16).float())
 
 
+def test_a_switch_where_its_caller_infers(full):
+    """A service may do all in inference mode, or only some of it; heads of other sizes come and go."""
+    packed = packnet_cli.load(full)
+    with torch.inference_mode():
+        model = packed.model("red")
+        packed.switch(model, "blue")
+    packed.switch(model, "green")
+    assert bits(model) == bits(packed.model("green"))
+
+
 def test_a_stranger_is_not_switched(full):
     """And keeps its weights."""
     packed = packnet_cli.load(full)

@@ -203,7 +203,7 @@ def info(
 
     The bytes are set beside those of a network for each task, and of one network with a head and an adapter for each.
 
-    An adapter is LoRA's, of rank 8, on each packed matrix and filter: 8 * (outputs + inputs * taps) float32 numbers.
+    An adapter is LoRA's, on each packed matrix and filter: r * (outputs + inputs * taps) float32 numbers, r at most 8.
     """
     from packnet_cli.artifact.summary import summarize
 
@@ -273,5 +273,8 @@ def plot(
     from packnet_cli import plot
 
     numbers = summarize(path)
-    plot.draw(numbers, output, log)
+    if missing := plot.draw(numbers, output, log):
+        report.say(
+            f"the log {log} has nothing under the present names of {len(missing)} tasks, {missing[0]!r} among them"
+        )
     report.plotted(output, numbers, as_json=json)

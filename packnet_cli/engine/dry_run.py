@@ -52,7 +52,8 @@ def plan_task(
 
     Raises what its share, its name and its images would, but for images that cannot be decoded.
     """
-    plan.check_fraction(prune)
+    check_settings(prune)
+    check_optimizer(recipe.opt)
     artifact = format.load(path)
     artifact.header.check_changeable(path)
     plan.check_capacity(path, artifact)

@@ -20,13 +20,15 @@ DPI = 150
 MOST_PIXELS = 65_000  # matplotlib's limit in one direction
 
 
-def draw(numbers: Summary, output: Path, log: Path | None = None) -> None:
+def draw(numbers: Summary, output: Path, log: Path | None = None) -> list[str]:
     """Write a .png, .svg or .html file: how the tasks share each layer, accuracy by task and phase, and training
     curves if there is a `log`. The page is self-contained.
 
-    Raises ArtifactError if the file cannot be written, UsageError if the log has nothing on these tasks.
+    Returns the names of the tasks that the log has nothing on. Raises ArtifactError if the file cannot be written,
+    UsageError if it has nothing on any.
     """
-    shown, form = drawings_of(numbers, _curves(numbers, log)), output.suffix.lower()
+    curves = _curves(numbers, log)
+    shown, form = drawings_of(numbers, curves), output.suffix.lower()
     with atomic.replacing(output) as temporary:
         if form == ".html":
             pictures = [(drawing.title, _svg(drawing)) for drawing in shown]
@@ -34,6 +36,7 @@ def draw(numbers: Summary, output: Path, log: Path | None = None) -> None:
         else:
             with open(temporary, "wb") as file:
                 _save(_stacked(shown), file, form[1:])
+    return [task.name for task in numbers.header.tasks if log and task.name not in curves]
 
 
 def _curves(numbers: Summary, log: Path | None) -> dict[str, list[metrics.Line]]:

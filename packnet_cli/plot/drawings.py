@@ -19,7 +19,7 @@ PHASES = ("dense", "pruned", "retrained")
 FREE, REMOVED = "0.9", "0.7"  # greys
 ROWS = 50  # of a legend
 NAMES_IN_A_ROW = 80  # characters of all names below an axis; if there are more, names are rotated
-MOST_NAMES, LONGEST = 60, 30  # names below an axis, and characters of each
+MOST_NAMES, LONGEST = 60, 30  # names below an axis, and characters of each name of a task
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # the axes
 
 
@@ -41,7 +41,7 @@ def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing
         Drawing("accuracy on held-out images", 2.5, partial(_draw_accuracy, tasks)),
     ]
     for name, lines in curves.items():
-        found.append(Drawing(f"training of {name}", 2.5, partial(_draw_curves, lines)))
+        found.append(Drawing(f"training of {name[:LONGEST]}", 2.5, partial(_draw_curves, lines)))
     return found
 
 
@@ -60,7 +60,7 @@ def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
     """A bar for each layer, the first at the top: the tasks' shares in order of index, then the free weights."""
     axes: Axes = figure.subplots()
     header, colours = numbers.header, shades(numbers.header.tasks)
-    labels = {task.index: f"{task.index} {plain(task.name)}" for task in header.tasks}
+    labels = {task.index: f"{task.index} {plain(task.name[:LONGEST])}" for task in header.tasks}
     names = [f"{plain(layer)}  ({weights:,})" for layer, weights in numbers.layers.items()]
     shares = [numbers.shares(layer) for layer in numbers.layers]
     left = [0.0] * len(names)

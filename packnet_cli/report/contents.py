@@ -80,7 +80,7 @@ def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
         for layer, left in shares.free.items():
             console.add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
         console.show(by_layer)
-    console.tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, heads of tasks to come not counted")
+    console.tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, without metadata and the heads of tasks to come")
     thin = [seat for seat in shares.planned if shares.is_thin(seat)]
     if thin:
         least = min(seat.total for seat in thin) / shares.packed_weights

@@ -1,5 +1,6 @@
 """The log of a training run: its metrics as lines of JSON and, if TensorBoard is installed, as its events."""
 
+import hashlib
 import json
 import os
 import socket
@@ -90,6 +91,9 @@ def _events(folder: Path, files: ExitStack) -> Write:
 
 
 def folder_name(task: str) -> str:
-    """A task's name as a folder name for every system: letters, digits, - and _ are kept, the rest becomes %hex."""
-    escaped = (c if c.isalnum() or c in "-_" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in task)
-    return "".join(escaped)[:60]  # at most 240 bytes; most systems allow 255
+    """A task's name as a folder name for every system: letters, digits, - and _ are kept, the rest becomes %hex.
+
+    A long one is cut, to at most 240 bytes, since most systems allow 255, and ends in a part of its digest.
+    """
+    escaped = "".join(c if c.isalnum() or c in "-_" else "".join(f"%{byte:02X}" for byte in c.encode()) for c in task)
+    return escaped if len(escaped) <= 60 else f"{escaped[:51]}-{hashlib.sha256(escaped.encode()).hexdigest()[:8]}"

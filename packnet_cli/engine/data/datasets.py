@@ -158,6 +158,9 @@ def _column(kinds: dict[str, type], wanted: type, otherwise: str | None = None) 
 # --- web-dataset shards ---------------------------------------------------------------------------------------------
 
 
+SPLITS = {split: split for split in (TRAIN, *HELD_OUT)} | {"training": TRAIN, "valid": "val", "testing": "test"}
+
+
 @dataclass(frozen=True)
 class Member:
     """A file in a shard: its bytes begin at `start`."""
@@ -175,8 +178,8 @@ class Member:
 def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
     """Shards in a folder and below: each sample has an image, and its label in `.cls`.
 
-    A shard's path says which split it belongs to (train, val, ...; by default train). A file `classnames.txt`, one name
-    a line, names the labels if they are numbers.
+    The first word of SPLITS in a shard's path says which split it belongs to; without one it is train. A file
+    `classnames.txt`, one name a line, names the labels if they are numbers.
     """
     root = local(*folder)
     if not root.is_dir():
@@ -184,7 +187,7 @@ def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
     shards: dict[str, list[Path]] = {}
     for shard in sorted(root.rglob("*.tar")):
         words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
-        shards.setdefault(next((split for split in HELD_OUT if split in words), TRAIN), []).append(shard)
+        shards.setdefault(next((SPLITS[word] for word in words if word in SPLITS), TRAIN), []).append(shard)
     listed = root / "classnames.txt"
     try:
         names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []

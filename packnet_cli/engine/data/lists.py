@@ -7,6 +7,7 @@ or {bytes, path}. It is then kept in memory. Does not import torch.
 import csv
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -33,7 +34,7 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
     Without a column `split` all belong to the split "train". Raises DataError, naming the line.
     """
     splits: dict[str, ClassFiles] = defaultdict(lambda: defaultdict(list))
-    seen: set[Picture] = set()
+    seen: set[Item | str] = set()
     try:
         for place, image, label, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
             if not image or not label:
@@ -42,9 +43,10 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
             if split not in (TRAIN, *HELD_OUT):
                 known = ", ".join((TRAIN, *HELD_OUT))
                 raise DataError(f"{path}, {place}: has the split {split or ''!r}, which must be one of {known}")
-            if image in seen:
+            one = image if isinstance(image, Item) else os.path.normpath(image)
+            if one in seen:
                 raise DataError(f"{path}, {place}: {image} is listed twice")
-            seen.add(image)
+            seen.add(one)
             splits[split][label].append(image)
     except OSError as error:
         raise DataError(f"cannot read the list {path}: {error.strerror or error}") from None
@@ -70,6 +72,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                         f"{path} has no column {column!r}; its first line must name path and label, between commas"
                     )
             for row in rows:
+                if None in row:
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: has more cells than the first line; put what holds a comma in "
+                        "double quotes"
+                    )
                 image = path.parent / row["path"] if row["path"] else None
                 yield Row(f"line {rows.line_num}", image, row["label"], row["split"] if "split" in columns else TRAIN)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -106,6 +113,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         elif isinstance(where, str) and where:
             image = path.parent / where
         split = table["split"][number].as_py() if "split" in wanted else TRAIN
+        if isinstance(label, bytes):
+            label = label.decode(errors="backslashreplace")
+        if not isinstance(label, str | int | None):
+            raise DataError(f"{path}, row {number + 1}: the label {label!r} is neither text nor a whole number")
         yield Row(f"row {number + 1}", image, None if label is None else str(label), split)
 
 

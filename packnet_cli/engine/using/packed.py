@@ -34,6 +34,7 @@ class Packed:
         """The metadata of one task. Raises TaskError that lists the existing ones."""
         return self.artifact.header.task(task)
 
+    @torch.inference_mode(False)  # of its caller, in which the network could never again be switched outside of it
     def model(self, task: str | int) -> nn.Module:
         """A plain timm network that runs one task, in eval mode, on the CPU.
 
@@ -62,6 +63,7 @@ class Packed:
     def _tensors(self, task: Task) -> State:
         return self.artifact.shared | self.artifact.own[task.index]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _write(self, model: nn.Module, task: Task) -> None:
         artifact, own = self.artifact, self.artifact.own[task.index]
