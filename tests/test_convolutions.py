@@ -1,5 +1,7 @@
 """Convolutions on a CPU, where they learn: the same function, its gradients right, and its evaluation to the bit."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -23,6 +25,18 @@ def test_a_gradient_that_onednn_would_get_wrong():
     torch.testing.assert_close(model[0].weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-2)
     with torch.no_grad():
         torch.testing.assert_close(model(images).double(), exact(images.double()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_that_torch_would_get_wrong():
+    """Of a view of a map of one column, if the convolution is in groups."""
+    plain = nn.Conv2d(4, 4, 1, (1, 3), groups=2).double().to(memory_format=CHANNELS_LAST)
+    sampling = copy.deepcopy(plain)
+    convolutions.replace(sampling)
+    assert type(sampling) is convolutions._Sampling
+    images = torch.randn(1, 4, 5, 1).double().contiguous(memory_format=CHANNELS_LAST)
+    for module in (plain, sampling):
+        module(images).square().sum().backward()
+    torch.testing.assert_close(sampling.weight.grad, plain.weight.grad)
 
 
 @pytest.fixture

@@ -416,6 +416,17 @@ def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
     assert not verify.altered_tasks(artifact)
 
 
+def test_a_search_allows_exactly_so_many_points(packed, folders, monkeypatch):
+    """A percentage of images is rounded: 14 right of 300 less 11 right are 1.0000000000000004 points."""
+    right = iter([14, *(4 * [11])])
+    monkeypatch.setattr(
+        "packnet_cli.engine.search.evaluate", lambda *given: Accuracy(100 * next(right) / 300, 100.0, 300)
+    )
+    recipe = dataclasses.replace(QUICK, retrain_epochs=0)
+    task = pack.add_task(packed, folders[0], max_drop=1.0, recipe=recipe, machine=CPU).header.task(1)
+    assert task.prune == 0.9375
+
+
 @pytest.mark.parametrize("rank", ["global", "adaptive"])
 @pytest.mark.parametrize("spared", [{"keep_at_least": 300}, {"skip_layers": "layer1.*,layer4.*"}])
 def test_what_spared_layers_keep_others_release(packed, folders, rank, spared):

@@ -98,12 +98,36 @@ def test_order_alone_is_not_enough(tmp_path):
 
 def test_numbers_that_are_none(tmp_path):
     """Of which no task could learn, nor answer."""
-    for number in (float("nan"), float("inf")):
+    for number in (float("nan"), float("inf"), 1e300):
         state = timm.create_model("test_resnet").state_dict()
+        state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].double()
         state["layer1.0.conv1.weight"][0, 0, 0, 0] = number
         torch.save(state, tmp_path / "x.pt")
         with pytest.raises(NetworkError, match="not all numbers of layer1.0.conv1.weight are finite"):
             load(timm.create_model("test_resnet"), tmp_path / "x.pt", "test_resnet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.to_sparse, None),
+        (lambda value: value.to(torch.float8_e5m2), None),
+        (lambda value: value.to(torch.complex64), "holds complex64 numbers"),
+        (lambda value: (100 * value).to(torch.int8), "holds int8 numbers"),
+        (lambda value: value.to("meta"), "cannot read weights"),
+    ],
+)
+def test_numbers_of_other_kinds(tmp_path, change, message):
+    """Become what they stand for, or are refused."""
+    name, model = "layer1.0.conv1.weight", timm.create_model("test_resnet")
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(state | {name: change(state[name])}, tmp_path / "x.pt")
+    if message:
+        with pytest.raises(NetworkError, match=message):
+            load(model, tmp_path / "x.pt", "test_resnet")
+    else:
+        load(model, tmp_path / "x.pt", "test_resnet")
+        assert (model.state_dict()[name] - state[name]).abs().max() < 0.125 * state[name].abs().max()
 
 
 def test_where_the_order_is_lost_it_is_said(tmp_path):

@@ -162,7 +162,7 @@ def counts_across(magnitudes: dict[str, Floats], count: int, *, adaptive: bool) 
     """How many of `count` weights to release fall on each layer, given the layers' magnitudes, if all compete.
 
     They compete by magnitude, or (`adaptive`) by LAMP score: the square over the sum of the squares of all weights of
-    the layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), under which no layer loses its last weight.
+    the layer that are no smaller (Lee et al. 2021, arXiv 2010.07611), under which the largest of each layer go last.
     A large layer is represented by a regular sample; the counts still add up to `count`.
     """
     scores, stands_for, layer = [], [], []

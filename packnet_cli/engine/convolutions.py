@@ -35,7 +35,8 @@ class _Sampling(nn.Conv2d):
         if not torch.is_grad_enabled():
             return super().forward(images)
         down, across = self.stride
-        return F.conv2d(images[..., ::down, ::across], self.weight, self.bias, groups=self.groups)
+        seen = images[..., ::down, ::across].contiguous()  # or of one column, torch gets the gradient wrong, too
+        return F.conv2d(seen, self.weight, self.bias, groups=self.groups)
 
 
 class _Small(nn.Conv2d):

@@ -5,6 +5,7 @@ from packnet_cli.engine.training.state import Found
 from packnet_cli.engine.training.task import TaskInTraining
 
 TRIES = 4  # retrainings: a resolution of 1/16
+ROUNDING = 1e-9  # of percentages, far less than an image
 
 
 def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -> Found:
@@ -23,7 +24,7 @@ def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -
         task.go_back_to(dense)
         task.prune_and_retrain(fraction, f"retrain at {fraction:g}")
         curve[f"{fraction:g}"] = top1 = evaluate(task.model, selection).top1
-        if curve["0"] - top1 <= max_drop:
+        if curve["0"] - top1 <= max_drop + ROUNDING:
             low, best = fraction, task.stage()
         else:
             high = fraction

@@ -41,6 +41,9 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
         if not lacking:
             for name in fitting:
+                if own[name].is_floating_point() and not renamed[name].is_floating_point():
+                    kind = str(renamed[name].dtype).removeprefix("torch.")
+                    raise NetworkError(f"{path} is of no use: {name} holds {kind} numbers; take a file of float ones")
                 if own[name].isfinite().all() and not renamed[name].isfinite().all():  # bounds may be infinite
                     raise NetworkError(f"{path} is of no use: not all numbers of {name} are finite; take another file")
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
@@ -89,13 +92,20 @@ def _read(path: Path) -> Tensors:
             found = load_state_dict(str(path), weights_only=True)
         if not any(isinstance(value, torch.Tensor) for value in found.values()):
             found = next((value for value in found.values() if _is_state(value)), {})  # "model_state_dict", "net", ...
-        found = clean_state_dict(found)
+        found = {name: _usual(value) for name, value in clean_state_dict(found).items()}
     except Exception as error:
         raise NetworkError(
             f"cannot read weights from {path} ({type(error).__name__}: {reason(error)}). Expected is a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or a checkpoint with one in it"
         ) from None
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _usual(value: object) -> object:
+    """A tensor of any layout and precision as a dense one in main memory, of float32 if it holds floats."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to_dense().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
 
 
 def _is_state(value: object) -> bool:

@@ -195,8 +195,8 @@ def batches(
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
         else:  # on the CPU
             rooms = [room for room in rooms if room.device.type == "cpu"]
-        # Large photographs are reduced, to save memory. The smallest crop keeps twice the network's resolution: with
-        # less, two reductions would blur more than one.
+        # Large photographs are reduced, to save memory. The smallest square crop keeps twice the network's resolution:
+        # with less, two reductions would blur more than one.
         short_side = math.ceil(2 * max(size) / math.sqrt(augmentation.crop_scale))
         kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
 
