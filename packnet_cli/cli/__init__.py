@@ -201,6 +201,9 @@ class _Expendable(TextIOWrapper):
         with suppress(OSError):
             super().flush()
 
+    def close(self) -> None:
+        """Nothing: the buffer is that of the stream that this one replaces."""
+
 
 def main() -> None:
     """The `packnet` program."""
@@ -213,5 +216,6 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="packnet")
-    sys.stderr = _Expendable(sys.stderr.buffer, sys.stderr.encoding, "packnet", line_buffering=True)
+            if name == "stderr":
+                sys.stderr = _Expendable(stream.buffer, stream.encoding, "packnet", line_buffering=True)
     app()
