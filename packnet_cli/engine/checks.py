@@ -74,14 +74,9 @@ def are_as_measured(task: Task, data: Path | None, images: splits.TrainingImages
 
     Warns if it may have been trained on some of them.
     """
-    if images.held_out is None:
+    held_out = images.held_out
+    if held_out is None or data is None:
         return True
-    count = len(images.held_out.split.paths)
-    alike = data is not None and location(data) == task.data and count == task.images
-    if images.held_out.drawn and not alike:
-        say(
-            f"task {task.index} ({task.name}) was added with {task.images:,} images held out, and of those here "
-            f"{count:,} are; it may have been trained on some of them",
-            warning=True,
-        )
-    return alike
+    if doubt := held_out.doubt(task):
+        say(doubt, warning=True)
+    return (location(data), len(held_out.split.paths)) == (task.data, task.images)

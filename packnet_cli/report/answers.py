@@ -28,11 +28,8 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
                 f"task {result.task.index} ({result.task.name}): no images are held out here, and this is not the very "
                 "place that it was added with; all are measured, which says little of those that it was trained on"
             )
-        if result.drawn and result.accuracy and result.accuracy.images != result.task.images:
-            console.warning(
-                f"task {result.task.index} ({result.task.name}) was added with {result.task.images:,} images held out, "
-                f"and of those here {result.accuracy.images:,} are; it may have been trained on some of them"
-            )
+        if result.doubt:
+            console.warning(result.doubt)
     if as_json:
         console.print_json({"tasks": [documents.accuracy(result) for result in results]})
         return

@@ -47,6 +47,16 @@ class HeldOut:
     unsplit: bool = False
     drawn: bool = False
 
+    def doubt(self, task: Task) -> str | None:
+        """Why the task's accuracy on these may be too high, if it may be: lots are drawn among other images now."""
+        count = len(self.split.paths)
+        if not (self.drawn and task.data) or count == task.images:
+            return None
+        return (
+            f"task {task.index} ({task.name}) was added with {task.images:,} images held out, and of those here "
+            f"{count:,} are; it may have been trained on some of them"
+        )
+
 
 @dataclass(frozen=True)
 class TrainingImages:

@@ -24,7 +24,7 @@ from packnet_cli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a task does on its held-out images; `missing`, `unsplit` and `drawn` are those of HeldOut.
+    """How a task does on its held-out images; `missing`, `unsplit` and `doubt` are those of HeldOut.
 
     Among all tasks, the accuracy of one is None if it was added without held-out images, or for the `problem` with
     them.
@@ -34,7 +34,7 @@ class Evaluation:
     accuracy: Accuracy | None
     missing: tuple[str, ...] = ()
     unsplit: bool = False
-    drawn: bool = False
+    doubt: str | None = None
     problem: str | None = None
 
 
@@ -101,7 +101,7 @@ def _measured(
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
-        yield Evaluation(task, accuracy, held_out.missing, held_out.unsplit, held_out.drawn)
+        yield Evaluation(task, accuracy, held_out.missing, held_out.unsplit, held_out.doubt(task))
 
 
 def check_accuracies(
