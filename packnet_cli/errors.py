@@ -119,7 +119,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     words = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"]
     words += ["could not create a primitive", "PyObject pointer is null"]
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    said = "" if isinstance(error, OSError) else str(error)  # an OSError's text has a file's name in it
+    return isinstance(error, MemoryError) or any(word in said for word in words)
 
 
 def reason(error: Exception) -> str:

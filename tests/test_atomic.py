@@ -105,6 +105,32 @@ def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
     assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
+def test_new_files_have_the_permissions_of_any(tmp_path, monkeypatch):
+    """Without a moment at which what other threads make is open to all."""
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", None)
+        with atomic.replacing(tmp_path / "a.st") as temporary:
+            os.close(os.open(temporary.with_name("made"), os.O_CREAT, 0o600))  # as safetensors does
+            temporary.with_name("made").replace(temporary)
+        with atomic.replacing_folder(tmp_path / "a") as temporary:
+            os.close(os.open(temporary / "b", os.O_CREAT, 0o600))
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.rglob("*")}
+    assert modes == {"a.st": 0o640, "a": 0o750, "b": 0o640}
+
+
+def test_a_name_that_leaves_no_room_for_temporary_ones(tmp_path):
+    """Is refused before any work, not at the end of it."""
+    atomic.check_writable(tmp_path / ("a" * 241))
+    with pytest.raises(ArtifactError, match="its name is longer than 241 bytes"):
+        atomic.check_writable(tmp_path / ("a" * 244))
+    with atomic.replacing(tmp_path / ("a" * 241)) as temporary:
+        temporary.write_text("new")
+
+
 def test_the_lock_goes_when_the_verb_fails(tmp_path):
     """Whatever it raises."""
     with pytest.raises(ZeroDivisionError), atomic.locked(tmp_path / "a.st"):

@@ -661,6 +661,14 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     refused(packnet(*init, "--name", 3), 4, "3")
 
 
+def test_a_dry_run_of_init_refuses_what_has_no_classifier(tmp_path, packnet):
+    """Or weights, to keep; without asking the hub."""
+    init = ("init", tmp_path / "a.st", "--prune", 0.5, "--dry-run", "--arch")
+    refused(packnet(*init, "test_resnet", "--no-pretrained"), 2, "random weights can do nothing")
+    refused(packnet(*init, "vit_small_patch14_dinov2.lvd142m"), 2, "has no classifier of its own")
+    refused(packnet(*init, "resnet10t.none"), 7, "resnet10t.none")
+
+
 def test_a_dry_run_of_init_looks_at_the_weights(tmp_path, folders, packnet):
     """They say how many classes there are."""
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pth")

@@ -179,6 +179,7 @@ def test_every_flipped_bit_is_found(tmp_path, dtype):
         (lambda c, t: c.update(dtype="float8"), "metadata cannot be read"),
         (lambda c, t: t.pop("bits.w"), "is missing"),
         (lambda c, t: t.update({"values.v": t["values.w"]}), "unexpected tensor"),
+        (lambda c, t: t.update({"task.0.b": t["values.w"]}), "unexpected tensor 'task.0.b'"),
         (lambda c, t: t.update({"bits.w": t["bits.w"].astype(np.int16)}), "wrong type or shape"),
     ],
 )

@@ -129,7 +129,35 @@ def test_the_precision_of_training_is_not_that_of_measuring():
     """What is measured after training is what eval measures."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    with compute.full_precision():
+    with compute.matmul_precision("highest"):
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older torch")
+def test_a_caller_may_use_torchs_newer_switches():
+    """One for each backend; after one of them is set, the one for all may not even be read."""
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        with compute.matmul_precision("highest"):
+            assert switch.fp32_precision == "ieee"
+        assert switch.fp32_precision == "tf32"
+    finally:
+        switch.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_caller_that_is_only_warned_stays_so():
+    """Of what is not deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with compute.training_on(Machine("cpu", deterministic=True)):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -148,6 +148,13 @@ def test_an_unreadable_image_is_named(folder, content):
         splits.check_images(open_training(folder).train)
 
 
+def test_an_image_may_be_called_as_it_likes(folder):
+    """Memory is not short because a file says so."""
+    (folder / "train" / "class1" / "out of memory.jpg").touch()
+    with pytest.raises(DataError, match="1 of 19 files are not readable images: .*out of memory.jpg"):
+        splits.check_images(open_training(folder).train)
+
+
 def spoil(folder):
     """Four files that are no images, each in its way, in train/class1."""
     target = folder / "train" / "class1"

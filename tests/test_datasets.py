@@ -79,7 +79,7 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet, m
     assert (one.digest, one.classes, one.accuracy) == (other.digest, other.classes, other.accuracy)
     assert other.data == str(named) and task_name(named) == ("set" if kind == "wds" else "red")
     monkeypatch.chdir("/tmp")
-    datasets.read.cache_clear()
+    datasets._read.cache_clear()
     here = ("--json", "--workers", 0, "--device", "cpu")
     result = json.loads(packnet("eval", packed, *here).stdout)
     assert result["tasks"][0]["top1"] == one.top1
@@ -97,6 +97,29 @@ def test_torchvisions(packed, tmp_path, packnet):
     result = packnet("eval", packed, "--json", "--workers", 2, "--device", "cpu")
     assert json.loads(result.stdout)["tasks"][0]["top1"] == task.top1
     assert packnet("verify", packed, "--data", "--workers", 0).exit_code == 0
+
+
+def test_inaturalist_brings_its_names(tmp_path, folders):
+    """And lists its images without opening any."""
+    for year in ("2021_train", "2021_valid"):
+        for index, name in enumerate(("00000_A_B_C_D_E_F_puffin", "00001_A_B_C_D_E_F_gannet")):
+            (tmp_path / year / name).mkdir(parents=True)
+            (tmp_path / year / name / f"{index}.jpg").write_bytes(b"no image")
+    found = datasets.read(Path("torch/inaturalist", str(tmp_path)[1:]))
+    assert {split: list(files) for split, files in found.items()} == {
+        split: ["00000_A_B_C_D_E_F_puffin", "00001_A_B_C_D_E_F_gannet"] for split in ("train", "val")
+    }
+
+
+def test_shards_that_change_are_read_again(tmp_path, folders):
+    """In one process, too."""
+    where = shards(folders[0], tmp_path / "set")
+    named = Path("wds", str(where)[1:])
+    before = sum(map(len, datasets.read(named)["train"].values()))
+    with tarfile.open(where / "set-train-more.tar", "w") as tar:
+        add(tar, "more.png", b"")
+        add(tar, "more.cls", b"0")
+    assert sum(map(len, datasets.read(named)["train"].values())) == before + 1
 
 
 def test_a_relative_name_is_remembered_as_an_absolute_one(tmp_path, folders, monkeypatch):
@@ -136,7 +159,7 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     held_out = images.held_out.split
     assert [held_out.labels.count(label) for label in range(3)] == [2, 2, 2] and len(images.train.paths) == 12
     assert not set(images.train.paths) & set(held_out.paths)
-    datasets.read.cache_clear()
+    datasets._read.cache_clear()
     assert splits.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
     kept, aside = splits.set_aside(images.train, 0.25, 0)
     assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
@@ -256,7 +279,7 @@ def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
             add(tar, name, inside)
     named = Path("wds", str(tmp_path)[1:])
     assert list(datasets.read(named)["train"]) == ["cat", "dog"]
-    datasets.read.cache_clear()
+    datasets._read.cache_clear()
     boxes = datasets.Subset(lambda index: None, [[1, 2], [3, 4]])
     monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
     with pytest.raises(DataError, match="cannot open the dataset"):

@@ -114,6 +114,14 @@ def test_preprocessing_is_timms_unless_told(tmp_path):
     assert format.load_header(tmp_path / "b.st").data_config == config
 
 
+@pytest.mark.parametrize(("name", "value"), [("crop_pct", -1), ("crop_pct", 0), ("crop_pct", 2), ("img_size", 0)])
+def test_no_preprocessing(tmp_path, name, value):
+    """From the library, where no command line checks it first."""
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be"):
+        pack.init(tmp_path / "a.st", "test_resnet", pretrained=False, data_config={name: value})
+    assert not list(tmp_path.iterdir())
+
+
 def test_grey_pictures(tmp_path):
     """One input channel: the first convolution is summed over colours, mean and std are averaged."""
     model = timm.create_model("test_resnet")

@@ -16,6 +16,7 @@ from packnet_cli.errors import ArtifactError, ConflictError
 
 Stamp = tuple[int, ...]
 RANDOM = "[a-z0-9_]" * 8  # what tempfile adds to a name; `*` would also match the leftovers of `<name>.v2`
+LONGEST = 255 - len("..xxxxxxxx.tmp")  # bytes of a name, to which a temporary folder's adds these
 
 
 def stamp(path: Path) -> Stamp:
@@ -29,7 +30,8 @@ def stamp(path: Path) -> Stamp:
 
 def check_writable(path: Path) -> None:
     """Raise ArtifactError now, rather than after hours of training, if `path` cannot be written."""
-    folder = _target(path).parent
+    target = _target(path)
+    folder = target.parent
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; name a file to write")
     if path.exists() and not path.is_file():
@@ -38,6 +40,8 @@ def check_writable(path: Path) -> None:
         raise ArtifactError(f"cannot write {path}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {path}: the folder {folder} is not writable")
+    if len(os.fsencode(target.name)) > LONGEST:
+        raise ArtifactError(f"cannot write {path}: its name is longer than {LONGEST} bytes; give it a shorter one")
 
 
 def check_room(path: Path, size: int) -> None:
@@ -95,29 +99,19 @@ def _read(holder: Path) -> str:
 def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[Path]:
     """A temporary path that, flushed to disk, replaces `path` on success and is removed on failure.
 
-    It lies in its own folder beside `path`, since safetensors makes temporary files too, which a kill would leave.
     Raises ArtifactError if it cannot be written, ConflictError if `path` has changed since the stamp `unchanged_since`.
     """
     check_writable(path)
     target = _target(path)
-    folder = None
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        temporary = Path(folder, target.name)
+    with _beside(path) as temporary:
+        temporary.touch()  # has the permissions of any new file; safetensors makes its own with others
+        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
         yield temporary
         _flush(temporary)  # before its permissions, which may be read-only
-        os.chmod(temporary, _mode(target))
+        temporary.chmod(mode)
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
         os.replace(temporary, target)
-        with suppress(OSError):  # some folders cannot be flushed, but the new file is in place
-            _flush(target.parent)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -126,28 +120,43 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError if `path` exists and is not an empty folder, or cannot be written.
     """
-    target, temporary = _target(path), None
-    try:
+    target = _target(path)
+    if not target.is_dir():
+        check_writable(path)
+    with _beside(path) as temporary:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ArtifactError(f"{path} exists and is not an empty folder; name another one, or remove it first")
-        if not target.is_dir():
-            check_writable(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        temporary.mkdir()
+        mode = temporary.stat().st_mode & 0o666  # of new files, as of this new folder
         yield temporary
         for file in temporary.iterdir():
             _flush(file)
-            file.chmod(0o666 & ~_umask())
-        with suppress(OSError):  # as in `replacing`
+            file.chmod(mode)
+        with suppress(OSError):  # some folders cannot be flushed
             _flush(temporary)
-        temporary.chmod(0o777 & ~_umask())
+        if target.is_dir():
+            target.rmdir()  # Windows replaces no folder
         os.replace(temporary, target)
-        with suppress(OSError):
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `path`, to be moved there from within.
+
+    In a folder of its own, since safetensors makes temporary files too, which a kill would leave.
+    """
+    target, folder = _target(path), None
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        yield Path(folder, target.name)
+        with suppress(OSError):  # some folders cannot be flushed, but what is new is in place
             _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint(path: Path) -> Path:
@@ -177,20 +186,6 @@ def _target(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file to replace, or those that a new file would get."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    return 0o666 & ~_umask()
-
-
-def _umask() -> int:
-    """The permissions that a new file or folder does not get; reading them means setting them."""
-    found = os.umask(0)
-    os.umask(found)
-    return found
 
 
 def _flush(path: Path) -> None:

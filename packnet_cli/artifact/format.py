@@ -203,7 +203,9 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
     shared: State = {}
     mask: dict[str, masks.Mask] = {}
     own: tuple[State, ...] = tuple({} for _ in range(about.last_index + 1))
-    indices = {"0": 0} | {str(task.index): task.index for task in about.tasks}
+    indices = {str(task.index): task.index for task in about.tasks}
+    if not about.compact:
+        indices["0"] = 0  # the values to start from
     for key, array in tensors.items():
         prefix, _, name = key.partition(".")
         index, _, rest = name.partition(".")

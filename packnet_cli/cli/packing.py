@@ -99,7 +99,7 @@ def init(
         from packnet_cli.engine.dry_run import plan_init
 
         named: dict[str, Any] = {"name": name, "data": data, "class_names": class_names}
-        planned = plan_init(arch, weights=weights, prune=prune, recipe=recipe, **named, **built)
+        planned = plan_init(arch, weights=weights, pretrained=pretrained, prune=prune, recipe=recipe, **named, **built)
         report.plan(planned, as_json=json)
         return
     with run.of(path, trains=prune is not None) as how:

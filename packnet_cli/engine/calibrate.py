@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import full_precision
+from packnet_cli.engine.compute import matmul_precision
 from packnet_cli.engine.measure import Batches, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40
 
 
-@full_precision()
+@matmul_precision("highest")
 def measure_temperature(model: nn.Module, batches: Batches) -> float:
     """The temperature of a task, fitted on its held-out images."""
     # numpy arrays: older versions of torch warn when they gather tensors as objects.

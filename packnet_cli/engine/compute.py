@@ -193,14 +193,14 @@ def training_on(machine: Machine) -> Iterator[None]:
     """
     _keep_freed_memory()
     device, deterministic = choose_device(machine.device), machine.deterministic
-    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, the default for convolutions
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
             torch.use_deterministic_algorithms(True)
-        with warnings.catch_warnings():
+        # TF32 is the default for convolutions anyway.
+        tf32 = matmul_precision("high") if device.type == "cuda" else nullcontext()
+        with tf32, warnings.catch_warnings():
             for harmless in CAPTURING:
                 warnings.filterwarnings("ignore", harmless)
             yield
@@ -209,19 +209,37 @@ def training_on(machine: Machine) -> Iterator[None]:
             raise
         raise UsageError(f"--deterministic: {reason(error)}; leave it out for this network") from None
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply matrices in full float32, as outside training, so that what is measured during training holds in use."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices within in "highest" precision, float32 itself, or in "high", TF32."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set torch's newer switches, one for each backend, which bar this one
+        with _matmul_switches("ieee" if precision == "highest" else "tf32"):
+            yield
+        return
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _matmul_switches(precision: str) -> Iterator[None]:
+    mkldnn: Any = torch.backends.mkldnn
+    backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.fp32_precision = was
 
 
 def _keep_freed_memory() -> None:

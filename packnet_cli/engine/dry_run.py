@@ -17,6 +17,7 @@ def plan_init(
     arch: str,
     *,
     weights: Path | None = None,
+    pretrained: bool = True,
     prune: float | None,
     name: str | None,
     data: Path | None = None,
@@ -31,10 +32,11 @@ def plan_init(
     origin = start_from(
         arch,
         weights=weights,
-        pretrained=False,
+        pretrained=pretrained,
         model_kwargs=model_kwargs,
         data_config=data_config,
-        keep_head=prune is not None and weights is not None,
+        keep_head=prune is not None,
+        fetch=False,
     )
     artifact = all_free(origin)
     if prune is not None:
@@ -50,7 +52,7 @@ def plan_task(
 ) -> plan.Plan:
     """Who would own what after `add_task` with these arguments, if `--rank` treats layers alike; writes nothing.
 
-    Raises what its share, its name and its images would, but for images that cannot be decoded.
+    Raises what `add_task` would for its share, its name and its images, except for images that cannot be decoded.
     """
     check_settings(prune)
     check_optimizer(recipe.opt)

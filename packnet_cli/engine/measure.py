@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import full_precision, in_precision
+from packnet_cli.engine.compute import in_precision, matmul_precision
 from packnet_cli.progress import Accuracy
 
 
@@ -32,7 +32,7 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
         yield logits, labels
 
 
-@full_precision()
+@matmul_precision("highest")  # so that what is measured during training holds in use
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
     """Top-1 and top-5 accuracy over all batches; with fewer than five classes, top-5 counts all."""

@@ -93,23 +93,23 @@ def init(
         say=say,
     )
     artifact = all_free(origin)
-    if prune is not None:
-        plan.check_release(artifact.free_counts(), prune, recipe)
-        classes = first_task.class_names(origin, class_names, data)
-        name = name or first_task.default_name(classes, data)
-        artifact.header.check_new_name(name)
-        images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
-        if data is not None:
-            say_what_is_left_out(data, say)
-        claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
-        session = Session(path, machine, resume, checkpoint_minutes, progress, say)
-        with session.training(name, claim, images, recipe, prune=prune) as task:
-            task.measure("dense")
-            task.prune_and_retrain(prune)
-            artifact = with_trained(task, data, prune)
-            write(artifact, path, task, unchanged_since)
-    else:
+    if prune is None:
         save(artifact, path, unchanged_since)
+        return artifact
+    plan.check_release(artifact.free_counts(), prune, recipe)
+    classes = first_task.class_names(origin, class_names, data)
+    name = name or first_task.default_name(classes, data)
+    artifact.header.check_new_name(name)
+    images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
+    if data is not None:
+        say_what_is_left_out(data, say)
+    claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
+    session = Session(path, machine, resume, checkpoint_minutes, progress, say)
+    with session.training(name, claim, images, recipe, prune=prune) as task:
+        task.measure("dense")
+        task.prune_and_retrain(prune)
+        artifact = with_trained(task, data, prune)
+        write(artifact, path, task, unchanged_since)
     return artifact
 
 

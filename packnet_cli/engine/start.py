@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +48,13 @@ def start_from(
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
     keep_head: bool = False,
+    fetch: bool = True,
     say: Say = unsaid,
 ) -> Origin:
     """A network with weights from the file `weights`, else pretrained ones from the hub, else random ones.
 
-    With `keep_head` the classifier comes from there too. `say` is told how the weights are fetched and fit.
+    With `keep_head` the classifier comes from there too. Without `fetch` those of the hub are replaced by random ones.
+    `say` is told how the weights are fetched and fit.
     `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
@@ -79,12 +80,13 @@ def start_from(
             say(remark)
         source = str(weights.resolve())
     elif pretrained:
-        model, source = _create_pretrained(arch, built, cfg, say)
+        source = _hub_source(arch, cfg)
+        model = _create_pretrained(arch, built, say) if fetch else create(name, built)
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
     header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
-    if pretrained and weights is None:
+    if pretrained and weights is None and fetch:
         _check_rebuilt(arch, model, header)
     return Origin(model, header)
 
@@ -155,18 +157,23 @@ def _agreed(
     return arguments, preprocessing
 
 
-def _create_pretrained(arch: str, arguments: dict[str, Any], cfg: dict[str, Any], say: Say) -> tuple[nn.Module, str]:
+def _hub_source(arch: str, cfg: dict[str, Any]) -> str:
+    """Where timm's pretrained weights of an architecture are. Raises NetworkError if there are none."""
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and not arch.startswith("hf-hub:"):
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
+    return str(source or arch)
+
+
+def _create_pretrained(arch: str, arguments: dict[str, Any], say: Say) -> nn.Module:
     say(f"fetching the pretrained weights of {arch}, unless they are here (to find no hub takes a minute) ...")
     otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
-        return create(arch, arguments, pretrained=True), str(source or arch)
+        return create(arch, arguments, pretrained=True)
 
 
 def _check_rebuilt(arch: str, model: nn.Module, header: Header) -> None:
-    """The hub's configuration has built it; the next time the file alone will."""
+    """Raise NetworkError unless what the file will hold rebuilds this network without the hub's configuration."""
     if not network.fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict()):
         raise NetworkError(
             f"{arch}: these weights are of another {header.arch} than timm {timm.__version__} builds by that name; "
@@ -210,8 +217,10 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
         str_to_interp_mode(resolved["interpolation"])
     except KeyError:
         raise UsageError(f"--interpolation {resolved['interpolation']!r} is unknown; try bilinear or bicubic") from None
-    if math.isnan(resolved["crop_pct"]):  # which is neither less nor more than any bound
-        raise UsageError("--crop-pct must be a number, not nan")
+    if not 0 < wanted.get("crop_pct", 1) <= 1:
+        raise UsageError(f"--crop-pct must be a number above 0, up to 1, not {wanted['crop_pct']}")
+    if wanted.get("img_size", 1) < 1:
+        raise UsageError(f"--img-size must be at least 1, not {wanted['img_size']}")
     channels, height, width = resolved["input_size"]
     channels, size = wanted.get("in_chans", channels), wanted.get("img_size")
     if channels not in CHANNELS:

@@ -9,6 +9,7 @@ MD5 sums it checks).
 import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from timm.data import create_dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli import extras
+from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine import network
 from packnet_cli.errors import DataError, PackNetError, reason
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
@@ -37,9 +39,15 @@ class Subset:
     names: list[str] = field(default_factory=list)
 
 
-@lru_cache(maxsize=2)  # asked for more than once, and slow to open
 def read(data: Path) -> dict[str, ClassFiles]:
     """The images of each split, by class in order of label. Raises DataError, or UsageError if a package is missing."""
+    kind, *rest = data.parts
+    shards = sorted(local(*rest).rglob("*")) if kind == "wds" else []
+    return _read(data, tuple(stamp(shard) for shard in shards))
+
+
+@lru_cache(maxsize=2)  # asked for more than once, and slow to open
+def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
     kind, *rest = data.parts
     try:
         with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision prints about downloads
@@ -65,7 +73,7 @@ def _by_class(where: str, part: Subset) -> ClassFiles:
     unknown = [label for label in files if label is None or (names and not 0 <= label < len(names))]
     if unknown:
         raise DataError(f"{files[unknown[0]][0]} has the label {unknown[0]}, which is no class")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, count in Counter(names).items() if count > 1}
     called = {k: str(k) if not names else f"{names[k]} {k}" if names[k] in twice else names[k] for k in files}
     return {called[label]: files[label] for label in sorted(files)}
 
@@ -91,9 +99,10 @@ def _torch(name: str, *folder: str) -> Iterator[tuple[str, Subset]]:
             root.mkdir(parents=True, exist_ok=True)
             dataset = opening(download=True)
         targets = getattr(dataset, "targets", None)
-        labels = np.asarray([label for _, label in dataset] if targets is None else targets)
+        labels = np.asarray([label for label, _ in dataset.index] if targets is None else targets)  # iNaturalist's
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST's other columns say who wrote the digit
-        names = [", ".join(name) if isinstance(name, tuple) else name for name in getattr(dataset, "classes", ())]
+        classes: Any = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", ())
+        names = [", ".join(name) if isinstance(name, tuple) else name for name in classes]
         yield split, Subset(partial(_first, dataset), labels.tolist(), names)
 
 
