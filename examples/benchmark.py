@@ -90,21 +90,7 @@ def packed_artifact(arch: str, img_size: int, folder: Path, tasks: int = 2) -> t
         model = network.build(artifact.header, 10)
         own = {name: array for name, array in network.read(model).items() if name not in owner}
         values = {layer: masks.keep_visible(artifact.shared[layer], mask, index) for layer, mask in owner.items()}
-        entry = Task(
-            index=index,
-            name=f"task{index}",
-            classes=tuple(f"class{number}" for number in range(10)),
-            prune=0.5,
-            owned={},
-            accuracy={},
-            top1=None,
-            top5=None,
-            images=0,
-            data="",
-            recipe={},
-            search={},
-            digest="",
-        )
+        entry = Task(index, f"task{index}", tuple(f"class{number}" for number in range(10)), prune=0.5)
         artifact = edit.with_task(artifact, entry, values, owner, own)
     format.save(artifact, path)
     return path, artifact

@@ -32,7 +32,7 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
     after = format.make(before.header, shared, mask, (*before.own, own))
     for changed in verify.altered_tasks(after, verify.NEWEST):
-        raise ForgettingError(f"training changed task {changed.index} ({changed.name}); nothing was written")
+        raise ForgettingError(f"training changed task {changed}; nothing was written")
     task = dataclasses.replace(
         task,
         owned={name: masks.count_owned(array, task.index) for name, array in mask.items()},
@@ -58,7 +58,7 @@ def without_task(before: Artifact, task: Task) -> Artifact:
     mask = {name: masks.free_unseen(array, last) for name, array in before.mask.items()}
     after = format.make(header, before.shared, mask, own[: last + 1])
     for changed in verify.altered_tasks(after):
-        raise ForgettingError(f"that would change task {changed.index} ({changed.name}); nothing was written")
+        raise ForgettingError(f"that would change task {changed}; nothing was written")
     return after
 
 
@@ -73,8 +73,7 @@ def without_newest(artifact: Artifact) -> Artifact:
 def freed_by(header: Header, task: Task) -> int:
     """How many weights become free when `task` is removed."""
     last = max((other.index for other in header.tasks if other is not task), default=0)
-    owned = {other.index: other.owned for other in header.tasks} | header.removed
-    return sum(sum(counts.values()) for index, counts in owned.items() if index > last)
+    return sum(sum(counts.values()) for index, counts in header.owned.items() if index > last)
 
 
 def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:

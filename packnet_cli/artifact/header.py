@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from packnet_cli.artifact import codec, rules
 from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
+
+Counts = dict[str, int]
 
 PLAIN, COMPACT = 1, 2  # the formats
 # Limits of the metadata, to bound the memory and time that a hostile file can cost: 255 tasks of a thousand tensors
@@ -17,28 +20,36 @@ MAX_CHARACTERS, MAX_BRACKETS = 2**25, 2**17
 SEALED = re.compile(r'\{"seal":"(sha256:[0-9a-f]{64})",')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Task:
     """The metadata of one task. Accuracies are in percent, and unknown without held-out images."""
 
     index: int
     name: str
     classes: tuple[str, ...]
-    prune: float  # the fraction released, 0 if the task kept everything
-    owned: dict[str, int]  # weights owned, by packed parameter
-    accuracy: dict[str, float]  # top-1 "dense" and, if pruned, "pruned" and "retrained"
-    top1: float | None
-    top5: float | None
-    images: int  # held-out images measured
-    data: str  # what it was trained on: the absolute path of a folder or list, or a dataset's name; "" if not recorded
-    recipe: dict[str, Any]  # every setting that the training depends on; "amp": in bfloat16
-    search: dict[str, float]  # `prune` fractions that were tried -> top-1 on images set aside for that
-    digest: str
+    prune: float = 0.0  # the fraction released, 0 if the task kept everything
+    owned: Counts = field(default_factory=dict)  # weights owned, by packed parameter
+    accuracy: dict[str, float] = field(default_factory=dict)  # top-1 "dense" and, if pruned, "pruned" and "retrained"
+    top1: float | None = None
+    top5: float | None = None
+    images: int = 0  # held-out images measured
+    data: str = ""  # what it was trained on: a folder's or list's absolute path, a dataset's name; "" if not recorded
+    recipe: dict[str, Any] = field(default_factory=dict)  # every setting of its training; "amp": in bfloat16
+    search: dict[str, float] = field(default_factory=dict)  # fractions that were tried -> top-1 on images set aside
+    digest: str = ""
     skipped: int = 0  # unreadable images, left out
     temperature: float | None = None  # logits divided by it are calibrated; unknown without held-out images
 
+    def __str__(self) -> str:
+        return f"{self.index} ({self.name})"
 
-@dataclasses.dataclass(frozen=True)
+    @property
+    def has_images(self) -> bool:
+        """Whether it can be measured again, on images that are on record."""
+        return bool(self.data and self.images)
+
+
+@dataclass(frozen=True)
 class Compact:
     """How a compact file is encoded."""
 
@@ -48,7 +59,7 @@ class Compact:
     originals: dict[int, str]  # task index -> its digest in the file that this one was made from
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Header:
     """The metadata of an artifact: all that is known without reading a tensor."""
 
@@ -58,8 +69,8 @@ class Header:
     source: str
     data_config: dict[str, Any]
     tasks: tuple[Task, ...] = ()  # in order of index
-    removed: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)  # index of a task -> its `owned`
-    tensors: dict[str, str] = dataclasses.field(default_factory=dict)  # key of a tensor -> its digest
+    removed: dict[int, Counts] = field(default_factory=dict)  # index of a task -> its `owned`
+    tensors: dict[str, str] = field(default_factory=dict)  # key of a tensor -> its digest
     compact: Compact | None = None  # in a compact file only
 
     @property
@@ -67,12 +78,17 @@ class Header:
         """The index of the newest task, 0 if there is none. No removed task has a greater one."""
         return self.tasks[-1].index if self.tasks else 0
 
+    @property
+    def owned(self) -> dict[int, Counts]:
+        """The weights that each index owns, by packed parameter; removed tasks' too."""
+        return {task.index: task.owned for task in self.tasks} | self.removed
+
     def task(self, wanted: str | int) -> Task:
         """The task with this index or name. Raises TaskError that lists the existing ones."""
         for task in self.tasks:
             if str(wanted) in (str(task.index), task.name):
                 return task
-        known = ", ".join(f"{task.index} ({task.name})" for task in self.tasks) or "none yet"
+        known = ", ".join(map(str, self.tasks)) or "none yet"
         raise TaskError(f"no task {str(wanted)!r} in this artifact; its tasks: {known}")
 
     def check_changeable(self, path: Path) -> None:

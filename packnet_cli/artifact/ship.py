@@ -65,7 +65,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     after = format.assemble(output, about, stored)  # what a reader will have
     changed = verify.altered_tasks(after)
     if dtype == "float32" and changed:
-        raise ForgettingError(f"that would change task {changed[0].index} ({changed[0].name}); nothing was written")
+        raise ForgettingError(f"that would change task {changed[0]}; nothing was written")
     digests = [after.digest(task.index) if task in changed else task.digest for task in about.tasks]
     tasks = (dataclasses.replace(task, digest=d) for task, d in zip(about.tasks, digests, strict=True))
     about = dataclasses.replace(about, tasks=tuple(tasks))

@@ -32,9 +32,12 @@ class Summary:
         return sum(self.layers.values())
 
     @property
+    def free_weights(self) -> int:
+        return self.packed_weights - sum(sum(owned.values()) for owned in self.header.owned.values())
+
+    @property
     def free_fraction(self) -> float:
-        owners = [*(task.owned for task in self.header.tasks), *self.header.removed.values()]
-        return (self.packed_weights - sum(sum(owned.values()) for owned in owners)) / self.packed_weights
+        return self.free_weights / self.packed_weights
 
     @property
     def removed_fraction(self) -> float:
@@ -49,12 +52,15 @@ class Summary:
 
     def owned(self, layer: str) -> list[int]:
         """How many of a layer's weights each index owns, from 1, removed tasks included."""
-        owned = {task.index: task.owned for task in self.header.tasks} | self.header.removed
-        return [owned[index].get(layer, 0) for index in range(1, self.header.last_index + 1)]
+        return [owned.get(layer, 0) for _, owned in sorted(self.header.owned.items())]
 
     def shares(self, layer: str) -> list[float]:
         """The same as fractions of the layer; the rest is free."""
         return [count / max(1, self.layers[layer]) for count in self.owned(layer)]
+
+    def free_share(self, layer: str) -> float:
+        """The fraction of a layer that is free."""
+        return 1 - sum(self.owned(layer)) / max(1, self.layers[layer])
 
 
 def summarize(path: Path) -> Summary:

@@ -47,7 +47,7 @@ def load_verified(path: Path) -> Artifact:
 def check_task(path: Path, artifact: Artifact, task: Task) -> None:
     """Raise DamageError unless the task is, to the bit, what it was when added."""
     if artifact.digest(task.index) != task.digest:
-        raise _damage(path, f"task {task.index} ({task.name}) is not what was added")
+        raise _damage(path, f"task {task} is not what was added")
 
 
 def _damage(path: Path, problem: str) -> DamageError:
@@ -71,7 +71,7 @@ def _examine(path: Path, which: slice = ALL) -> tuple[Artifact | None, list[Find
         return None, [*findings, Finding(str(error))]
     findings += _wrong_counts(artifact)
     for task in altered_tasks(artifact, which):
-        findings.append(Finding(f"task {task.index} ({task.name}) is not what was added", task.index))
+        findings.append(Finding(f"task {task} is not what was added", task.index))
     return artifact, findings
 
 
@@ -95,10 +95,9 @@ def _damaged_tensors(header: Header, tensors: State) -> list[Finding]:
 def _wrong_counts(artifact: Artifact) -> list[Finding]:
     """Tasks that own more or fewer weights of a layer than the metadata says."""
     header = artifact.header
-    owned = {task.index: task.owned for task in header.tasks} | header.removed
     there = {name: masks.count_by_owner(mask) for name, mask in artifact.mask.items()}
     findings = []
-    for index, counts in sorted(owned.items()):
+    for index, counts in sorted(header.owned.items()):
         for name in sorted(counts.keys() | there.keys()):
             found = there[name][index] if name in there else 0
             if found != counts.get(name, 0):

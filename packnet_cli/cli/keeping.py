@@ -34,7 +34,7 @@ def verify(
         from packnet_cli.engine.using.evaluate import check_accuracies
 
         changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
-        measured = sum(bool(task.data and task.images) for task in header.tasks)
+        measured = sum(task.has_images for task in header.tasks)
         if not measured:
             report.warning("no task has images on record: nothing was measured")
     rounded_to = compact.dtype if compact and compact.dtype != "float32" else None

@@ -103,7 +103,7 @@ def check_head(model: nn.Module, header: Header, task: Task, own: State) -> None
     _classifiers(model, header)
     for prefix in header.head:
         if len(own[f"{prefix}.weight"]) != len(task.classes):
-            raise NetworkError(f"task {task.index} ({task.name}) has other classes than its head has outputs for")
+            raise NetworkError(f"task {task} has other classes than its head has outputs for")
 
 
 def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:

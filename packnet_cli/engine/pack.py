@@ -218,16 +218,16 @@ def prune_task(
     newest = artifact.header.tasks[-1]
     if entry != newest:
         raise TaskError(
-            f"task {entry.index} ({entry.name}) cannot be pruned any more: later tasks run on its weights. "
+            f"task {entry} cannot be pruned any more: later tasks run on its weights. "
             f"Only the newest can, {newest.index} ({newest.name})"
         )
     if not any(entry.owned.values()):
-        raise CapacityError(f"task {entry.index} ({entry.name}) owns no weights that it could release")
+        raise CapacityError(f"task {entry} owns no weights that it could release")
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
     recipe = given.to_prune(trained)
     if kept := [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(given, name) != getattr(recipe, name)]:
-        say(f"{', '.join(kept)}: as task {entry.index} ({entry.name}) was added")
+        say(f"{', '.join(kept)}: as task {entry} was added")
     check_settings(prune)
     check_optimizer(recipe.opt)
     choose_device(machine.device)

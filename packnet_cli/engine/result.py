@@ -26,7 +26,6 @@ def with_trained(
         name=task.name,
         classes=task.images.classes,
         prune=prune,
-        owned={},
         accuracy=task.accuracy,
         top1=final.top1 if final else None,
         top5=final.top5 if final else None,
@@ -34,7 +33,6 @@ def with_trained(
         data=location(data) if data else "",
         recipe=dataclasses.asdict(task.recipe) | {"amp": task.amp},
         search=search or {},
-        digest="",
         skipped=task.images.skipped,
         temperature=task.temperature(),
     )

@@ -74,8 +74,8 @@ def _layers(numbers: Summary) -> str:
     indices = [str(index) for index in range(1, numbers.header.last_index + 1)]
     rows = []
     for layer, weights in numbers.layers.items():
-        shares = numbers.shares(layer)
-        rows.append([escape(layer), f"{weights:,}", *map(_percent, [*shares, abs(1 - sum(shares))])])
+        shares = [*numbers.shares(layer), numbers.free_share(layer)]
+        rows.append([escape(layer), f"{weights:,}", *map(_percent, shares)])
     return _table(["layer", "weights", *(f"task {index}" for index in indices), "free"], rows)
 
 

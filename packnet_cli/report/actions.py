@@ -27,7 +27,7 @@ def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_jso
         document = {"output": str(output), "task": documents.named(task), "num_classes": len(task.classes)}
         console.print_json(document | {"opened_by": opened.get(form, plain)})
         return
-    console.tell(f"{output}: task {task.index} ({task.name}), {len(task.classes)} classes. To open it:")
+    console.tell(f"{output}: task {task}, {len(task.classes)} classes. To open it:")
     console.tell(f"  {opened.get(form, plain)}")
     if form:  # a folder's config.json holds the preprocessing
         console.tell(f"  with images of {documents.preprocessing(header.data_config)}")
@@ -97,8 +97,8 @@ def verified(
 
 def explain_removal(header: "Header", task: "Task", freed: int) -> None:
     """What removing a task would do, on stderr, before the user confirms it."""
-    later = ", ".join(f"{other.index} ({other.name})" for other in header.tasks if other.index > task.index)
-    console.say(f"task {task.index} ({task.name}): its name, its head and its own tensors go for good.")
+    later = ", ".join(str(other) for other in header.tasks if other.index > task.index)
+    console.say(f"task {task}: its name, its head and its own tensors go for good.")
     if later:
         owned = console.count(sum(task.owned.values()))
         console.say(f"Its {owned} weights do not become free: later tasks run on them: {later}.")
@@ -119,7 +119,7 @@ def removed(path: Path, task: "Task | None", freed: int, *, as_json: bool) -> No
     weights = ""  # a task trained as a head alone owns none
     if freed or any(task.owned.values()):
         weights = f"; {console.count(freed)} weights are free again" if freed else "; later tasks keep its weights"
-    console.tell(f"{path}: task {task.index} ({task.name}) removed{weights}")
+    console.tell(f"{path}: task {task} removed{weights}")
 
 
 def renamed(path: Path, task: "Task", *, as_json: bool) -> None:

@@ -20,12 +20,12 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
             console.error(result.problem)
         if result.missing:
             console.warning(
-                f"task {result.task.index} ({result.task.name}): {len(result.missing)} of {len(result.task.classes)} "
+                f"task {result.task}: {len(result.missing)} of {len(result.task.classes)} "
                 f"classes have no images here, {result.missing[0]!r} among them"
             )
         if result.unsplit:
             console.say(
-                f"task {result.task.index} ({result.task.name}): no images are held out here, and this is not the very "
+                f"task {result.task}: no images are held out here, and this is not the very "
                 "place that it was added with; all are measured, which says little of those that it was trained on"
             )
         if result.doubt:

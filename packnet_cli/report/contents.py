@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.plan import Plan, Seat
     from packnet_cli.artifact.summary import Summary
 
-BAR = 14  # columns of the terminal
+BAR, OWNERS = 14, 20  # columns of the terminal
 DIGITS = string.digits + string.ascii_lowercase
 
 
@@ -49,8 +49,7 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     if task.prune:
         console.add_row(table, "pruned by", f"{task.prune:g}")
     console.add_row(table, "weights owned", console.share(sum(task.owned.values()), numbers.packed_weights))
-    free = round(numbers.free_fraction * numbers.packed_weights)
-    console.add_row(table, "weights free", console.share(free, numbers.packed_weights))
+    console.add_row(table, "weights free", console.share(numbers.free_weights, numbers.packed_weights))
     console.show(table)
     if task.search:
         console.out.print("* on images set aside from the training ones")
@@ -145,15 +144,15 @@ def _layers_table(numbers: "Summary") -> Table:
     table.add_column("free", justify="right")
     table.add_column("owned by task", no_wrap=True)
     for layer, weights in numbers.layers.items():
-        shares = numbers.shares(layer)
-        console.add_row(table, layer, console.count(weights), f"{100 * abs(1 - sum(shares)):.1f} %", _owners(shares))
+        free = f"{100 * numbers.free_share(layer):.1f} %"
+        console.add_row(table, layer, console.count(weights), free, _owners(numbers.shares(layer)))
     return table
 
 
-def _owners(shares: list[float], width: int = 20) -> str:
+def _owners(shares: list[float]) -> str:
     """`11112233....`: the shares of tasks 1, 2, ..., each by a digit or letter, and . for the free part."""
     ends = list(accumulate(shares))
-    owners = (bisect_right(ends, (place + 0.5) / width) for place in range(width))
+    owners = (bisect_right(ends, (place + 0.5) / OWNERS) for place in range(OWNERS))
     return "".join(DIGITS[(owner + 1) % len(DIGITS)] if owner < len(shares) else "." for owner in owners)
 
 
@@ -166,7 +165,7 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
     def line(name: str, value: str) -> None:
         console.tell(f"{name:20}{value}")  # no table: it would break digests and paths
 
-    line("task", f"{task.index} ({task.name})")
+    line("task", str(task))
     line("classes", f"{len(task.classes):,}: {task.classes[0]} to {task.classes[-1]}")
     for phase, top1 in task.accuracy.items():
         line(f"top-1 {phase}", f"{top1:.2f} %")

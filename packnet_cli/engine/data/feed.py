@@ -5,7 +5,6 @@ generator at its start. Images that are not cached are read by threads, the next
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +217,7 @@ def batches(
         lambda images: normalise(collate(images)),
         at_hand=() if augmentation and not together else kept.kept,
         shuffled=augmentation is not None,
-        workers=min(8, os.cpu_count() or 1) if workers is None else workers,
+        workers=pictures.READERS if workers is None else workers,
     )
 
 

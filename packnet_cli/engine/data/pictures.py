@@ -11,6 +11,7 @@ from packnet_cli.errors import is_out_of_memory, reason
 from packnet_cli.images import Picture
 
 MOST_ASPECT = 1000  # resized by its short side, a longer picture would fill the memory
+READERS = min(8, os.cpu_count() or 1)  # threads, where the user gives no other number
 ENDINGS = (*IMG_EXTENSIONS, ".gif", ".avif")
 
 

@@ -53,7 +53,7 @@ class HeldOut:
         if not (self.drawn and task.data) or count == task.images:
             return None
         return (
-            f"task {task.index} ({task.name}) was added with {task.images:,} images held out, and of those here "
+            f"task {task} was added with {task.images:,} images held out, and of those here "
             f"{count:,} are; it may have been trained on some of them"
         )
 
@@ -155,7 +155,7 @@ def remembered(task: Task, hint: str) -> Path:
     """Where the images are that a task was added with. Raises DataError with this hint if they are gone."""
     where = Path(task.data)
     if not (os.path.exists(where) or is_dataset(where)):
-        raise DataError(f"the data of task {task.index} ({task.name}) is no longer at {where}; {hint}")
+        raise DataError(f"the data of task {task} is no longer at {where}; {hint}")
     return where
 
 

@@ -38,7 +38,7 @@ def evaluate_auto(
     Raises DataError if no task has recorded images, or those of one are gone; ArtifactError.
     """
     packed = Packed(format.load(path))
-    remembering = [task for task in packed.tasks if task.data and task.images]
+    remembering = [task for task in packed.tasks if task.has_images]
     if not remembering:
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
     held_outs = [evaluate.held_out_images(path, task, None) for task in remembering]

@@ -62,7 +62,7 @@ def evaluate_tasks(
     if not tasks:
         raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
     torch_device = choose_device(device)
-    there = [task for task in tasks if wanted != "all" or data or (task.data and task.images)]
+    there = [task for task in tasks if wanted != "all" or data or task.has_images]
     if artifact.header.compact is not None and not (data or as_in):
         raise DataError("a compact file remembers no images; say where a task's are with --task NAME --data DIR")
     held_outs: dict[int, splits.HeldOut | DataError] = {}
@@ -115,7 +115,7 @@ def check_accuracies(
     findings: list[Finding] = []
     held_outs: dict[int, splits.HeldOut] = {}
     for task in artifact.header.tasks:
-        if task.data and task.images:
+        if task.has_images:
             try:
                 held_outs[task.index] = held_out_images(path, task, None)
             except DataError as error:
@@ -129,7 +129,7 @@ def check_accuracies(
         if found.images != task.images or abs(found.top1 - task.top1) > max(0.1, 100.5 / task.images):
             findings.append(
                 Finding(
-                    f"task {task.index} ({task.name}) has top-1 {found.top1:.2f} % on {found.images:,} images, "
+                    f"task {task} has top-1 {found.top1:.2f} % on {found.images:,} images, "
                     f"not the recorded {task.top1:.2f} % on {task.images:,}",
                     task.index,
                 )
@@ -163,7 +163,7 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
     Raises DataError.
     """
     if not (data or task.data):
-        raise DataError(f"task {task.index} ({task.name}) has no images on record; say where they are with --data")
+        raise DataError(f"task {task} has no images on record; say where they are with --data")
     elsewhere = f"put it back, or say where it is: `packnet eval {path} --task {task.index} --data DIR`"
     where = data or splits.remembered(task, elsewhere)
     try:
@@ -178,5 +178,5 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
         if not held_out.split.paths:
             raise DataError(f"{where} holds no readable images to evaluate on")
     except DataError as error:
-        raise DataError(f"task {task.index} ({task.name}) cannot be measured: {error}") from None
+        raise DataError(f"task {task} cannot be measured: {error}") from None
     return held_out

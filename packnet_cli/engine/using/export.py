@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models._hub import save_for_hf  # newer versions also have it in timm.models
+from timm.models import save_for_hf
 from torch import nn
 
 from packnet_cli.artifact import atomic, ship

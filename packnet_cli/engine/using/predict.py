@@ -127,7 +127,7 @@ def _entropy(prediction: Prediction) -> float:
 def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
     """The files in batches, decoded by several threads."""
     images, waiting = iter(images), deque[tuple[list[Path], list[Future[Read]]]]()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(pictures.READERS) as pool:
         while paths := list(islice(images, size)):
             waiting.append((paths, [pool.submit(_read, path, transform) for path in paths]))
             if len(waiting) > read_ahead:
