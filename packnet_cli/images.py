@@ -69,6 +69,14 @@ def location(data: Path) -> str:
     return str(Path(*data.parts[:place])) + str(_resolved(folder)) if folder and os.path.exists(folder) else str(data)
 
 
+def is_gone(data: str) -> bool:
+    """Whether what `location` has recorded is no longer on this machine; of a dataset on a hub that is not known."""
+    kind, *name = Path(data).parts
+    if os.path.exists(data) or kind not in ("torch", "wds") or not name[kind == "torch" :]:
+        return not (os.path.exists(data) or is_dataset(Path(data)))
+    return not os.path.exists(Path("/", *name[kind == "torch" :]))
+
+
 def _resolved(path: Path) -> Path:
     """The absolute path, links followed, but for a loop of links, of which Path.resolve makes an error."""
     return Path(os.path.realpath(path))

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from packnet_cli.artifact import edit
+
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'packnet'; from packnet_cli.cli import main; main()"]
 COLOUR = ("\x1b[31m", "\x1b[1;31m")  # red, which errors are
 
@@ -95,5 +97,9 @@ def test_the_shell_completes_task_names(full):
     assert complete(f"packnet extract -o x {full} --task g") == ["green"]
     for command in ("predict", "info", "prune", "remove-task", "rename"):
         assert complete(f"packnet {command} {full} --task b") == ["blue"]
+    for trap in ("x\\$(touch /tmp/x)", "`x`", "'x", '"x'):
+        edit.rename(full, "green", trap)
+        assert complete(f"packnet eval {full} --task ") == ["red", "blue"]
+        edit.rename(full, trap, "green")
     assert complete("packnet eval none.st --task ") == complete("packnet eval --task ") == []
     assert complete("packnet pre") == ["predict"]

@@ -26,6 +26,7 @@ from packnet_cli import __main__, __version__, cli, report
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 from packnet_cli.engine import network
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.report import console
 
@@ -163,6 +164,24 @@ def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, p
     told = packnet("eval", packed, "--task", 1, "--workers", 0, "--json")
     assert "it may have been trained on some of them" in told.stderr and answer(told)["tasks"][0]["images"] == 6
     assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", folder.parent / "val").stderr == ""
+
+
+def test_held_out_images_that_are_gone_are_made_up_for_by_others(packed, tmp_path, packnet, monkeypatch):
+    """By as many that were trained on, which is said. Elsewhere, and by another path, the same ones are the same."""
+    folder = make_folder(tmp_path / "data") / "train"
+    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    before = format.load_header(packed).task(1)
+    held_out = splits.open_held_out(folder, before.classes, val_split=0.2, seed=0).split.paths
+    monkeypatch.chdir(tmp_path)
+    for told in (packnet("eval", packed, "--data", "data/train"), packnet("verify", packed, "--data")):
+        assert told.exit_code == 0 and told.stderr == ""
+    for image in held_out:
+        image.rename(tmp_path / f"{image.parent.name}-{image.name}")
+    told = packnet("eval", packed, "--workers", 0, "--json")
+    assert "it may have been trained on some of them" in told.stderr and answer(told)["tasks"][0]["images"] == 3
+    told = packnet("verify", packed, "--data", "--workers", 0)
+    assert told.exit_code == 6 and "may have been trained on some" in told.stdout
+    assert "dense" in packnet("prune", packed, "--task", 1, "--prune", 0.1, *QUICK[2:], "--progress", "json").stderr
 
 
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):

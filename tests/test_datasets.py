@@ -163,9 +163,14 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     assert splits.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
     kept, aside = splits.set_aside(images.train, 0.25, 0)
     assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
-    assert splits.fingerprint(images) != splits.fingerprint(splits.open_training(named, val_split=0.3, seed=1))
+    before = splits.fingerprint(images)
+    assert before != splits.fingerprint(splits.open_training(named, val_split=0.3, seed=1))
     with pictures.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
         assert image.size == (36, 36)
+    shard = where / "set-part-0.tar"
+    bits = shard.read_bytes()
+    shard.write_bytes(bits[:600] + bytes([bits[600] ^ 1]) + bits[601:])  # in the first image
+    assert before != splits.fingerprint(splits.open_training(named, val_split=0.3, seed=0))
 
 
 def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
@@ -193,6 +198,10 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
         ({"a.png": b"x", "a.cls": b"0", "b.png": b"x", "b.cls": b"7"}, "image 1 has the label 7, which is no class"),
         ({"a.png": b"x", "a.cls": b"-1", "b.png": b"x", "b.cls": b"0"}, "image 0 has the label -1, which is no class"),
         ({"a.png": b"x", "a.cls": b"\xff"}, "set/a.tar is damaged: .*utf-8"),
+        ({"a.gif": b"x"}, "the sample 'a' has no label"),
+        ({"a.jp2": b"x", "a.cls": b"0"}, "the sample 'a' has a label but no image of a kind that can be read"),
+        ({"a.png": b"x", "a.cls": b"cat", "b.png": b"x", "b.cls": b" "}, "the sample 'b' has no label"),
+        ([("a.png", b"x"), ("a.cls", b"0"), ("a.jpg", b"x")], "the sample 'a' is there twice"),
         (b"x" * 600, "set/a.tar is damaged: (invalid header|truncated|bad checksum|not a tar)"),
     ],
 )
@@ -204,13 +213,66 @@ def test_shards_that_cannot_be_used(packed, tmp_path, packnet, content, message)
         (tmp_path / "set" / "a.tar").write_bytes(content)
     else:
         with tarfile.open(tmp_path / "set" / "a.tar", "w") as tar:
-            for name, inside in content.items():
+            for name, inside in content.items() if isinstance(content, dict) else content:
                 add(tar, name, inside)
     named = Path("wds", str(tmp_path / "set")[1:])
     with pytest.raises(DataError, match=message):
         datasets.read(named)
     result = packnet("add-task", packed, "--data", named)
     assert result.exit_code == 6 and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", ["cut", "in a header", "flipped", "zeros", "two in one"])
+def test_a_shard_that_is_damaged_in_its_middle(tmp_path, spoil):
+    """Is not one that ends there, for which tarfile takes it."""
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(4):
+            add(tar, f"{number}.png", b"x")
+            add(tar, f"{number}.cls", b"cat")
+    named, whole = Path("wds", str(tmp_path)[1:]), shard.read_bytes()
+    assert len(datasets.read(named)["train"]["cat"]) == 4
+    half = 4 * 2 * tarfile.BLOCKSIZE
+    spoilt = {
+        "cut": whole[:half],
+        "in a header": whole[: half + 100],
+        "flipped": whole[:half] + b"?" + whole[half + 1 :],
+        "zeros": whole[:half] + bytes(1024) + whole[half + 1024 :],
+        "two in one": whole + whole,
+    }
+    shard.write_bytes(spoilt[spoil])
+    with pytest.raises(DataError, match=r"a.tar is damaged: after \d images comes neither .*; copy it again"):
+        datasets.read(named)
+
+
+def test_a_dataset_that_is_gone(packed, tmp_path, folders, packnet, monkeypatch):
+    """Is not looked for elsewhere, let alone downloaded there."""
+    where = shards(folders[0], tmp_path / "set")
+    kinds = {"red": Path("wds", str(where)[1:]), "mnist": Path("torch/mnist", str(mnist(tmp_path / "root"))[1:])}
+    for name, named in kinds.items():
+        assert packnet("add-task", packed, "--data", named, "--name", name, *QUICK, "--prune", 0.5).exit_code == 0
+    where.rename(tmp_path / "moved")
+    (tmp_path / "root").rename(tmp_path / "moved-root")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in kinds:
+        result = packnet("eval", packed, "--task", name)
+        assert result.exit_code == 6 and "is no longer at" in result.stderr and "say where it is" in result.stderr
+    assert not list(Path().iterdir())
+
+
+def test_what_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch):
+    """Nor takes away what was there."""
+    (tmp_path / "there").mkdir()
+
+    def fail(name, download=False, **how):
+        raise OSError("no network") if download else RuntimeError("not found")
+
+    monkeypatch.setattr(datasets, "create_dataset", fail)
+    for place in ("there", "new"):
+        with pytest.raises(DataError, match="no network"):
+            datasets.read(Path("torch/cifar10", str(tmp_path / place)[1:]))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +305,7 @@ def test_tensorflows(monkeypatch):
     """What its catalogue gives: encoded images in a fixed order, and names; a stand-in, as the package is large."""
     png = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(png, "png")
-    records = {"train": [1, 0, 1], "test": [0], "extra": [1]}
+    records = {"train": [1, 0, 1], "validation": [-1, -1], "test": [0], "extra": [1]}  # -1: without labels
     features = ModuleType("features")
     features.Image, features.ClassLabel = type("Image", (), {}), type("ClassLabel", (), {"names": ["cat", "dog"]})
 
@@ -284,6 +346,17 @@ def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
     with pytest.raises(DataError, match="cannot open the dataset"):
         datasets.read(named)
+    for subset in (datasets.Subset(lambda index: None, [0, 1], ["x", " "]), datasets.Subset(lambda index: None, [""])):
+        datasets._read.cache_clear()
+        monkeypatch.setitem(datasets.READERS, "wds", lambda *rest, subset=subset: iter([("train", subset)]))
+        with pytest.raises(DataError, match="whose name is blank"):
+            datasets.read(named)
+
+
+def test_a_column_of_images_may_have_gaps():
+    """Which are named for what they are."""
+    with pytest.raises(ValueError, match="there is no image"):
+        datasets._encoded([{"image": None}], "image", 0)
 
 
 def test_classes_of_one_name_stay_apart():

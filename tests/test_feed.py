@@ -208,6 +208,13 @@ def test_an_image_that_goes_away_is_named(split):
         batches(split, workers=2)
 
 
+def test_an_image_that_becomes_too_large_is_told_why(split, monkeypatch):
+    """An exception may come without words."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(DataError, match="png can no longer be read: more than 1 pixels; nothing was written"):
+        batches(split, workers=2)
+
+
 def test_memory_that_runs_out_is_no_fault_of_the_image(split):
     """It is told as such, with what to try."""
 

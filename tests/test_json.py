@@ -122,6 +122,8 @@ def test_an_error_is_a_document_of_its_own(full, tmp_path, packnet, told, monkey
     assert packnet("info", tmp_path / "none.st").stdout == packnet("extract", full, "--task", 1).stdout == ""
     monkeypatch.setenv("PACKNET_INFO_JSON", "1")
     assert documents(packnet("info", tmp_path / "none.st")) == [document]
+    [document] = documents(packnet("info", full, "--bogus"))
+    assert document["exit_code"] == 2
 
 
 def test_a_removal_that_is_not_confirmed_is_a_document(full, packnet, told, monkeypatch):

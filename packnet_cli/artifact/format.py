@@ -29,9 +29,13 @@ the first, so that equal content makes equal bytes. Its text without the seal ha
 * `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
   `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
   interpolation.
-* `tasks`: a list, in order of index, of objects with the fields of `header.Task`. `temperature` is left out if it is
-  unknown, as in files from before the field existed; no weight depends on it. A task's `digest` is that of its state
-  dict. If it matches, the task is what it was when it was added.
+* `tasks`: a list, in order of index, of objects. A task's `digest` is that of its state dict: if it matches, the task
+  is what it was when it was added. `index`, 1 to 255; `name`; `classes`, the names of the head's outputs, in order.
+  `prune`: the fraction released, less than 1. `owned`: by packed parameter, how many weights it owns. `accuracy`: top-1
+  "dense" and, if it was pruned, "pruned" and "retrained"; `top1` and `top5`, null if they are not known: all in
+  percent, on so many held-out `images`; so many more were `skipped` as unreadable. `data`: the path or dataset that it
+  was trained on, or "". `recipe`: the settings. `search`: by fraction tried, the top-1. Left out if they are not known:
+  `temperature`, by which logits are divided to be calibrated; `held_out`, the SHA-256 of the held-out images' names.
 * `removed`: by index, for each removed task older than the newest, how many weights of each packed parameter it owns.
 * `tensors`: by key, the digest of every tensor in the file, as a state dict of its own. They show any change to a bit
   of a tensor, free weights included, or to its name, type or shape; but only `packnet verify` and the commands that

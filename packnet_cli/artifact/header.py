@@ -39,6 +39,7 @@ class Task:
     digest: str = ""
     skipped: int = 0  # unreadable images, left out
     temperature: float | None = None  # logits divided by it are calibrated; unknown without held-out images
+    held_out: str | None = None  # digest of the held-out images' names
 
     def __str__(self) -> str:
         return f"{self.index} ({self.name})"
@@ -122,8 +123,9 @@ def write(header: Header) -> str:
     if header.compact is None:
         del fields["compact"]
     for task in fields["tasks"]:
-        if task["temperature"] is None:
-            del task["temperature"]
+        for name in rules.OF_MEASURED:
+            if task[name] is None:
+                del task[name]
     return seal(fields | {"format": COMPACT if header.compact else PLAIN}, allow_nan=False)
 
 

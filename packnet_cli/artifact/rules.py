@@ -148,8 +148,9 @@ COMPACT_RULES: dict[str, Rule] = {
 
 OF_COMPACT: dict[str, Rule] = {"compact": _is_compact}  # the artifact's additional field in format 2
 
-OF_MEASURED: dict[str, Rule] = {  # a task's additional field if it had held-out images
-    "temperature": lambda value: _is_number(value) and 1e-3 <= value <= 1e3
+OF_MEASURED: dict[str, Rule] = {  # a task's additional fields if it had held-out images
+    "temperature": lambda value: _is_number(value) and 1e-3 <= value <= 1e3,
+    "held_out": _is_digest,
 }
 
 TASK_RULES: dict[str, Rule] = {

@@ -32,13 +32,17 @@ class _Group(TyperGroup):
     """The commands, in order of their panels; expected errors end in one line, see `failing`."""
 
     def make_context(self, info_name: Any, args: list[str], *more: Any, **kwargs: Any) -> Any:
-        json_wanted = "--json" in args  # parsing empties the list
+        # Before anything is parsed, which may fail; parsing also empties the list.
+        named = next((arg for arg in args if arg in self.commands), "")
+        variable = os.environ.get(f"PACKNET_{named.upper().replace('-', '_')}_JSON", "")
+        json_wanted = "--json" in args or variable.lower() in ("1", "true", "t", "yes", "y", "on")
         with in_one_line(lambda: "packnet", lambda: json_wanted):
-            return super().make_context(info_name, args, *more, **kwargs)
+            ctx = super().make_context(info_name, args, *more, **kwargs)
+            ctx.meta[JSON_WANTED] = json_wanted
+            return ctx
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
-        ctx.meta[JSON_WANTED] = "--json" in ctx.args  # in case an error comes before the option is parsed
 
         def command() -> str:
             return " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
@@ -106,7 +110,9 @@ def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         tasks = format.load_header(Path(path)).tasks
     except PackNetError:  # not named yet, or no artifact
         return []
-    return [(t.name, f"task {t.index}, {len(t.classes)} classes") for t in tasks if t.name.startswith(incomplete)]
+    # A file may come from anywhere, and a shell might run what is in a name.
+    safe = [task for task in tasks if task.name.startswith(incomplete) and not set(task.name) & set("\\$`'\"")]
+    return [(task.name, f"task {task.index}, {len(task.classes)} classes") for task in safe]
 
 
 # Arguments that several commands share.

@@ -79,4 +79,4 @@ def are_as_measured(task: Task, data: Path | None, images: splits.TrainingImages
         return True
     if doubt := held_out.doubt(task):
         say(doubt, warning=True)
-    return (location(data), len(held_out.split.paths)) == (task.data, task.images)
+    return location(data) == task.data and held_out.are_those_of(task)

@@ -7,6 +7,7 @@ MD5 sums it checks).
 """
 
 import re
+import shutil
 import sys
 import tarfile
 from collections import Counter
@@ -21,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import create_dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from packnet_cli import extras
 from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine import network
+from packnet_cli.engine.data.pictures import ENDINGS
 from packnet_cli.errors import DataError, PackNetError, reason
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
 
@@ -51,7 +52,7 @@ def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
     kind, *rest = data.parts
     try:
         with redirect_stdout(sys.stderr), network.without_hub_log():  # torchvision prints about downloads
-            parts = dict(READERS[kind](*rest))
+            parts = _labelled(READERS[kind](*rest))
         found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     except PackNetError:
         raise
@@ -73,14 +74,27 @@ def _by_class(where: str, part: Subset) -> ClassFiles:
     unknown = [label for label in files if label is None or (names and not 0 <= label < len(names))]
     if unknown:
         raise DataError(f"{files[unknown[0]][0]} has the label {unknown[0]}, which is no class")
+    if nameless := [label for label in files if not (names[label] if names else str(label)).strip()]:
+        raise DataError(f"{files[nameless[0]][0]} is of a class whose name is blank; name all classes")
     twice = {name for name, count in Counter(names).items() if count > 1}
     called = {k: str(k) if not names else f"{names[k]} {k}" if names[k] in twice else names[k] for k in files}
     return {called[label]: files[label] for label in sorted(files)}
 
 
+def _labelled(parts: Iterator[tuple[str, Subset]]) -> dict[str, Subset]:
+    """The split to train on, and the first to hold out, of those that have labels; test sets may come without."""
+    found = {}
+    for split, part in parts:
+        if set(part.labels) != {-1}:
+            found[split] = part
+        if found.keys() & HELD_OUT:
+            break
+    return found
+
+
 def _used(splits: Any) -> list[str]:
-    """The split to train on and the one held out, as far as they are there."""
-    return [TRAIN] * (TRAIN in splits) + [split for split in HELD_OUT if split in splits][:1]
+    """The split to train on and those to hold out, as far as they are there."""
+    return [split for split in (TRAIN, *HELD_OUT) if split in splits]
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------
@@ -96,8 +110,14 @@ def _torch(name: str, *folder: str) -> Iterator[tuple[str, Subset]]:
         try:
             dataset = opening()
         except RuntimeError:  # not there
+            new = not root.exists()
             root.mkdir(parents=True, exist_ok=True)
-            dataset = opening(download=True)
+            try:
+                dataset = opening(download=True)
+            except Exception:
+                if new:
+                    shutil.rmtree(root, ignore_errors=True)
+                raise
         targets = getattr(dataset, "targets", None)
         labels = np.asarray([label for label, _ in dataset.index] if targets is None else targets)  # iNaturalist's
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST's other columns say who wrote the digit
@@ -124,13 +144,14 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
         kinds = {column: type(feature) for column, feature in dataset.features.items()}
         image, label = _column(kinds, datasets.Image), _column(kinds, datasets.ClassLabel, "label")
         labels, names = list(dataset[label]), getattr(dataset.features[label], "names", [])
-        if set(labels) != {-1}:  # a test set may come without labels
-            column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-            yield split, Subset(partial(_encoded, column, image), labels, names)
+        column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        yield split, Subset(partial(_encoded, column, image), labels, names)
 
 
 def _encoded(dataset: Any, column: str, index: int) -> Any:
     found = dataset[index][column]
+    if found is None:
+        raise ValueError("there is no image")
     return BytesIO(found["bytes"]) if found["bytes"] else found["path"]
 
 
@@ -212,22 +233,44 @@ def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
 
 def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
     """The image and label of each sample: the files whose names agree up to the first dot."""
-    images, labels = {}, {}
+    images: dict[tuple[str, str], Member] = {}
+    labels: dict[tuple[str, str], str] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 stem, _, ending = info.name.rpartition("/")[2].partition(".")
-                key = info.name.rpartition("/")[0], stem
-                if info.isreg() and ending.lower() == "cls":
-                    labels[key] = Member(shard, info.offset_data, info.size).read().decode().strip()
-                elif info.isreg() and f".{ending.lower()}" in IMG_EXTENSIONS:
-                    images[key] = Member(shard, info.offset_data, info.size)
+                key, member = (info.name.rpartition("/")[0], stem), Member(shard, info.offset_data, info.size)
+                is_label = ending.lower() == "cls"
+                if not info.isreg() or not (is_label or f".{ending.lower()}" in ENDINGS):
+                    continue
+                if key in (labels if is_label else images):
+                    raise DataError(f"{shard}: the sample {stem!r} is there twice; give each a name of its own")
+                if is_label:
+                    labels[key] = member.read().decode().strip()
+                else:
+                    images[key] = member
+            if not _is_end(shard, tar.offset):  # tarfile stops at what is no header, as if nothing followed
+                raise tarfile.ReadError(f"after {len(images)} images comes neither another file nor the end of a tar")
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise DataError(f"{shard} is damaged: {error}; copy it again") from None
-    for key, image in images.items():
+    for key in images.keys() | labels.keys():
+        if key not in images:
+            raise DataError(f"{shard}: the sample {key[1]!r} has a label but no image of a kind that can be read")
         if not labels.get(key):
             raise DataError(f"{shard}: the sample {key[1]!r} has no label; expected is a file {key[1]}.cls beside it")
-        yield image, labels[key]
+    yield from ((image, labels[key]) for key, image in images.items())
+
+
+def _is_end(shard: Path, offset: int) -> bool:
+    """Whether a tar file ends at `offset`: with at least two blocks of zeros, and nothing else."""
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        rest = file.read(2 * tarfile.BLOCKSIZE)
+        return (
+            len(rest) == 2 * tarfile.BLOCKSIZE
+            and not any(rest)
+            and not any(map(any, iter(partial(file.read, 2**20), b"")))
+        )
 
 
 def _member(members: list[Member], index: int) -> BytesIO:

@@ -81,9 +81,8 @@ class Pictures:
         try:
             picture = self.decode(self.paths[number])
         except Exception as error:  # of any kind: PIL's plugins may fail in any way
-            if is_out_of_memory(error):
-                raise
-            raise DataError(f"{self.paths[number]} can no longer be read: {error}; nothing was written") from None
+            why = pictures.problem(error)
+            raise DataError(f"{self.paths[number]} can no longer be read: {why}; nothing was written") from None
         for room in self.rooms:
             if room.take(picture.nbytes):
                 try:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures, sources
 from packnet_cli.errors import DataError, few
-from packnet_cli.images import HELD_OUT, ClassFiles, Picture, is_dataset
+from packnet_cli.images import HELD_OUT, ClassFiles, Picture, is_gone
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
 UNLABELLED = -1  # in place of a label
@@ -47,14 +48,23 @@ class HeldOut:
     unsplit: bool = False
     drawn: bool = False
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the images' names."""
+        names = "\n".join(sorted(map(_called, self.split.paths)))
+        return f"sha256:{hashlib.sha256(names.encode(errors=NAMES)).hexdigest()}"
+
+    def are_those_of(self, task: Task) -> bool:
+        """Whether the task was measured on images of these names; if they are not on record, on as many."""
+        return self.digest == task.held_out if task.held_out else len(self.split.paths) == task.images
+
     def doubt(self, task: Task) -> str | None:
         """Why the task's accuracy on these may be too high, if it may be: lots are drawn among other images now."""
-        count = len(self.split.paths)
-        if not (self.drawn and task.data) or count == task.images:
+        if not (self.drawn and task.data) or self.are_those_of(task):
             return None
         return (
-            f"task {task} was added with {task.images:,} images held out, and of those here "
-            f"{count:,} are; it may have been trained on some of them"
+            f"other images of {self.where} are held out now than when task {task} was added; "
+            "it may have been trained on some of them"
         )
 
 
@@ -153,10 +163,9 @@ def open_held_out(
 
 def remembered(task: Task, hint: str) -> Path:
     """Where the images are that a task was added with. Raises DataError with this hint if they are gone."""
-    where = Path(task.data)
-    if not (os.path.exists(where) or is_dataset(where)):
-        raise DataError(f"the data of task {task} is no longer at {where}; {hint}")
-    return where
+    if is_gone(task.data):
+        raise DataError(f"the data of task {task} is no longer at {task.data}; {hint}")
+    return Path(task.data)
 
 
 def open_unlabelled(folder: Path) -> Split:
@@ -178,14 +187,26 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def fingerprint(images: TrainingImages) -> str:
-    """A digest of the images (class folder, name and size, or dataset and index), their labels and their splits."""
+    """A digest of the images (names, and sizes or, of a dataset, content), their labels and their splits."""
     sha = hashlib.sha256(repr(images.classes).encode())
     for split in images.splits:
-        for path, label in zip(split.paths, split.labels, strict=True):
-            file = f"{path.parent.name}/{path.name} {path.stat().st_size}" if isinstance(path, Path) else str(path)
-            sha.update(f"{file} {label}\n".encode(errors=NAMES))
+        for picture, label in zip(split.paths, split.labels, strict=True):
+            sha.update(f"{_called(picture)} {_content(picture)} {label}\n".encode(errors=NAMES))
         sha.update(b"--\n")
     return sha.hexdigest()
+
+
+def _called(picture: Picture) -> str:
+    """An image's class folder and name, or its index in its dataset."""
+    return f"{picture.parent.name}/{picture.name}" if isinstance(picture, Path) else picture.name
+
+
+def _content(picture: Picture) -> str:
+    """What tells an image from others of its name: a file's size, or the digest of what a dataset has stored."""
+    stored = picture if isinstance(picture, Path) else picture.images(picture.index)
+    if isinstance(stored, BytesIO):
+        return hashlib.sha256(stored.getbuffer()).hexdigest()
+    return str(os.path.getsize(stored)) if isinstance(stored, str | Path) else ""  # torchvision's do not change
 
 
 def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:

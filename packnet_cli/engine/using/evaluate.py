@@ -107,7 +107,7 @@ def _measured(
 def check_accuracies(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
 ) -> list[Finding]:
-    """The tasks whose accuracy, on the data that they remember, is not the recorded one, or cannot be measured.
+    """The tasks whose accuracy, on the images that they remember, is not the recorded one, or cannot be measured.
 
     Raises ArtifactError, UsageError.
     """
@@ -125,6 +125,8 @@ def check_accuracies(
         task, found = result.task, result.accuracy
         if found is None or task.top1 is None:
             continue
+        if result.doubt:
+            findings.append(Finding(result.doubt, task.index))
         # Another device or batch size rounds otherwise, which may turn a close call.
         if found.images != task.images or abs(found.top1 - task.top1) > max(0.1, 100.5 / task.images):
             findings.append(
