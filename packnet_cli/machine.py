@@ -8,7 +8,7 @@ Cache = Literal["auto", "ram", "device", "off"]  # where decoded images are kept
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and how it is used. Only the number format, `amp`, is meant to change the result."""
+    """A device and how it is used. Apart from the number format, `amp`, results differ only as devices round."""
 
     device: str = "auto"
     workers: int | None = None  # threads that read images; None: one per core, up to 8

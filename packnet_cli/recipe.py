@@ -43,25 +43,25 @@ class Recipe:
     """
 
     epochs: int = _setting(20, "Epochs on all free weights.")
-    retrain_epochs: int = _setting(10, "Epochs from the first release on.")
+    retrain_epochs: int = _setting(10, "Epochs after the first release of weights.")
     lr: float = _setting(1e-3, "Learning rate.")
-    retrain_lr: float = _setting(1e-4, "Learning rate from the first release on.")
+    retrain_lr: float = _setting(1e-4, "Learning rate after the first release of weights.")
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
     layer_decay: float = _setting(1.0, "Learning rate of each layer, as a multiple of the next one's, up to 1.")
     lr_scale: str = _setting(
-        "free", "free: rates times weights / free weights, tenfold at most (not on VGG); or none: as they are."
+        "free", "free: the higher, the fewer weights a task trains, up to tenfold (not on VGG); none: as they are."
     )
-    batch_size: int = _setting(32, "Images in a batch; auto: fewer than the recipe's if memory is short.")
+    batch_size: int = _setting(32, "Images in a batch; auto: the recipe's, or fewer if memory is short.")
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay of matrices and filters; none of biases and norms.")
-    sched: str = _setting("step", "timm schedule; step is a tenth from half-way on, poly is linear.")
+    sched: str = _setting("step", "timm schedule; step: a tenth of the rate in the second half; poly: linear.")
     anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     hflip: float = _setting(0.5, "How often a training image is mirrored, 0 to 1; 0 for digits, text or arrows.")
     vflip: float = _setting(0.0, "How often it is mirrored top to bottom; 0.5 for images without an up and down.")
     prune_steps: int = _setting(6, "Release in so many steps, one an epoch.")
     rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
-    keep_at_least: int = _setting(0, "Leave a task so many weights in each layer, if it has them.")
+    keep_at_least: int = _setting(0, "Leave a task at least so many of its weights in each layer.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(
         0.9, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."

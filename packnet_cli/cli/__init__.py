@@ -163,9 +163,17 @@ def packnet(
     version: Annotated[
         bool,
         # Not from the environment: PACKNET_VERSION is what a container may well be labelled with.
-        Option("--version", callback=_show_version, is_eager=True, allow_from_autoenv=False, help="Show it."),
+        Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+            help="Show the version and exit.",
+        ),
     ] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="No talk and no progress; warnings and errors stay.")] = False,
+    quiet: Annotated[
+        bool, Option("--quiet", "-q", help="No messages and no progress; warnings and errors stay.")
+    ] = False,
     verbose: Annotated[
         bool, Option("--verbose", "-v", help="Also what was chosen, how long it took, and where an error arose.")
     ] = False,

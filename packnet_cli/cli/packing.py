@@ -15,7 +15,7 @@ from packnet_cli.recipe import AUTO, SETTINGS, flag
 PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
 
-DryRun = Annotated[bool, Option("--dry-run", help="Only show who would own what.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Show who would own which weights; change nothing.")]
 DISTILL = "Retrain on any images, without labels: the unpruned network is the teacher."
 
 
@@ -151,7 +151,7 @@ def add_task(
         str | None,
         Option(
             metavar="FRACTION|auto",
-            help="Fraction of its weights to release to later tasks, below 1; default, 0; auto: as the next two say.",
+            help="Fraction of its weights to release to later tasks, below 1; default, 0; auto: see the next two.",
         ),
     ] = None,
     tasks_left: Annotated[int | None, Option(min=0, max=254, help="Leave equal shares to so many later tasks.")] = None,

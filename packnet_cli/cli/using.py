@@ -225,7 +225,7 @@ def compact(
     path: Packed,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The compact file to write.")],
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Option(help="Of all numbers; they are rounded but for float32.")
+        Literal["float32", "bfloat16", "float16"], Option(help="Number format; all but float32 round.")
     ] = "float32",
     check: Annotated[
         bool, Option("--check", help="Also measure every task in both, on the images that it remembers.")
@@ -235,7 +235,7 @@ def compact(
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Write the smallest file that runs the tasks: for use, not for more tasks. eval, predict, extract, ... read it."""
+    """Write the smallest file that runs the tasks, to which none can be added. eval, predict, extract, ... read it."""
     from packnet_cli.artifact.ship import make_compact
 
     accuracies = []
