@@ -25,7 +25,7 @@ def line(task: str, phase: str, seen: Step | Accuracy) -> Line | None:
 def read(folder: Path) -> dict[str, list[Line]]:
     """The lines of each task in a log, in order; other lines, and those torn by a crash, are skipped.
 
-    A resumed or repeated run logs an epoch or accuracy again: that replaces the old line and all of the task's lines
+    A resumed or repeated run logs an epoch or accuracy again: that replaces the old line and all of the earlier run's
     after it. Raises UsageError if there is no log.
     """
     try:
@@ -33,16 +33,21 @@ def read(folder: Path) -> dict[str, list[Line]]:
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read the log {folder / FILE}: {reason}; training writes one with --log DIR") from None
-    tasks: dict[str, dict[Any, Line]] = defaultdict(dict)
+    tasks: dict[str, list[Line]] = defaultdict(list)
+    starts: dict[str, int] = defaultdict(int)  # of the lines of a task's latest run
     for found in filter(None, map(_parse, text.splitlines())):
-        lines = tasks[found["task"]]
-        place = found["phase"], found["epoch"] if found["event"] == "epoch" else None
-        if place in lines:
-            places = list(lines)
-            for later in places[places.index(place) :]:
-                del lines[later]
-        lines[place] = found
-    return {task: list(lines.values()) for task, lines in tasks.items()}
+        lines, start = tasks[found["task"]], starts[found["task"]]
+        old = next((at for at, line in enumerate(lines) if _place(line) == _place(found)), None)
+        if old is not None:
+            del lines[old : start if old < start else None]
+            starts[found["task"]] = old
+        lines.append(found)
+    return dict(tasks)
+
+
+def _place(line: Line) -> tuple[str, int | None]:
+    """What a line is about, of which a run has one."""
+    return line["phase"], line["epoch"] if line["event"] == "epoch" else None
 
 
 NUMBERS = {"epoch": ("epoch", "loss", "lr"), "accuracy": ("top1",)}  # the fields that are plotted

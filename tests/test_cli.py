@@ -22,9 +22,9 @@ from rich.console import Console
 from safetensors import safe_open
 from test_format import rewrite
 
-from packnet_cli import __main__, __version__, cli, report
+from packnet_cli import __main__, __version__, report
 from packnet_cli.artifact import edit, format, verify
-from packnet_cli.cli import app, capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
+from packnet_cli.cli import app, capacity, keeping, packing, streams, using  # noqa: F401  (importing them adds their commands)
 from packnet_cli.engine import network
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.using.packed import Packed
@@ -702,7 +702,7 @@ def test_talk_that_nobody_hears(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb", buffering=0) as stream:
-        monkeypatch.setattr(sys, "stderr", cli._Expendable(stream, line_buffering=True))
+        monkeypatch.setattr(sys, "stderr", streams._Expendable(stream, line_buffering=True))
         for name in ("talk", "err"):
             monkeypatch.setattr(console, name, Console(**console.PLAIN, stderr=True))
         console.say("something")

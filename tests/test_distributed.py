@@ -15,7 +15,7 @@ import torch
 from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.engine import pack
+from packnet_cli.engine import distributed, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.freezer import Freezer
@@ -129,11 +129,14 @@ def test_two_train_what_one_trains(tmp_path, folder, alone):
         np.testing.assert_allclose(found.shared[layer], values, atol=2e-4)
     whole = path.read_bytes()
     path.write_bytes(before)
-    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, event=interrupt)
+    log = folder.parent / "log-of-two"
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--log", log, event=interrupt)
     assert codes == [130, 130] and said.count("error: interrupted") == 1, said
     assert path.read_bytes() == before and (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()
-    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--resume")
+    codes, said = run(tmp_path, "add-task", path, "--data", folder, *LIKE_ALONE, "--log", log, "--resume")
     assert codes == [0, 0] and path.read_bytes() == whole, said
+    lines = map(json.loads, (log / "metrics.jsonl").read_text().splitlines())
+    assert told == [(line["loss"], line["accuracy"]) for line in lines if line["event"] == "epoch"]
     assert os.listdir(tmp_path) == ["packed.st"]
 
 
@@ -207,9 +210,22 @@ def test_one_verb_after_the_other(tmp_path, folder):
 
 
 def test_what_another_process_finds_is_not_said_to_be_kept(tmp_path, folder, packed):
-    """The first alone writes checkpoints."""
-    codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, event=gone)
+    """The first alone writes checkpoints. The one that fails prints the document."""
+    codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, "--json", event=gone)
     assert codes == [130, 6] and "0.png is gone" in said and "--resume" not in said, said
+    [document] = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert document["exit_code"] == 6 and "0.png is gone" in document["error"]
+
+
+def test_a_process_that_ends_when_all_is_written(tmp_path, folder, packed):
+    """Takes nothing away, and nobody says that it did."""
+    codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, event=die_at_the_end)
+    assert codes == [0, -signal.SIGKILL] and "error" not in said, said
+    assert format.load_header(packed).tasks[0].name == "two"
+
+
+def die_at_the_end():
+    distributed.wait_for_all = die
 
 
 def gone():

@@ -138,6 +138,23 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
     assert [line.get("loss") == 9 for line in found] == [True, False, False, False, False]
 
 
+def test_another_run_takes_the_place_of_the_last_one(tmp_path):
+    """In the order of its own lines, though weights are released in fewer steps now."""
+
+    def log(*phases):
+        for number, phase in enumerate(phases):
+            seen = {"epoch": int(phase[-1]), "loss": 1, "accuracy": 1, "lr": 1} if phase[-1].isdigit() else {"top1": 1}
+            event = "epoch" if "epoch" in seen else "accuracy"
+            lines.append({"event": event, "task": "red", "phase": phase.split()[0], "number": number, **seen})
+
+    lines = []
+    log("train 1", "dense", "retrain 1", "retrain 2", "pruned", "retrain 3", "retrained")
+    log(*(again := ["pruned", "retrain 1", "retrain 2", "retrained"]))
+    (tmp_path / metrics.FILE).write_text("\n".join(map(json.dumps, lines)))
+    found = metrics.read(tmp_path)["red"]
+    assert found == [*lines[:2], *lines[-len(again) :]]
+
+
 def test_what_is_no_metric_is_passed_over(tmp_path):
     """Torn lines, lines of others; no log at all is an error that says how to get one."""
     good = {"event": "accuracy", "task": "red", "phase": "dense", "top1": 50.0}

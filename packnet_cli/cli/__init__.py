@@ -1,17 +1,12 @@
 """The command-line application. Each command imports its verb inside its body, so that --help stays fast."""
 
-import codecs
 import inspect
-import json
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial, wraps
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from packnet_cli import __version__, report
+from packnet_cli.cli import streams
 from packnet_cli.cli.failing import in_one_line
+from packnet_cli.cli.streams import is_a_further_process
 from packnet_cli.errors import PackNetError, UsageError
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
@@ -190,46 +187,9 @@ def packnet(
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too
 
 
-def is_a_further_process() -> bool:
-    """Whether torchrun started this process, and it is not the first, which alone speaks."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
-
-
-def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
-    """How to write what a stream's encoding cannot: a byte of a path as it is, a character as a JSON escape."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeEncodeError as unknown:
-        return json.dumps(unknown.object[unknown.start : unknown.end])[1:-1], unknown.end
-
-
-class _Expendable(TextIOWrapper):
-    """stderr, of which nothing is a result: no command ends because its reader, or the room on its disk, is gone."""
-
-    def write(self, text: str, /) -> int:
-        with suppress(OSError):
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            super().flush()
-
-    def close(self) -> None:
-        """Nothing: the buffer is that of the stream that this one replaces."""
-
-
 def main() -> None:
     """The `packnet` program."""
     from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
 
-    codecs.register_error("packnet", _as_written)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None or (name == "stdout" and is_a_further_process()):
-            setattr(sys, name, open(os.devnull, mode))
-        elif isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="packnet")
-            if name == "stderr":
-                sys.stderr = _Expendable(stream.buffer, stream.encoding, "packnet", line_buffering=True)
+    streams.prepare()
     app()

@@ -4,7 +4,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 
 from packnet_cli import report
 from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
@@ -32,7 +32,9 @@ def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> 
         if not hasattr(error, "format_message"):  # where an argument is wrong, the line says
             log.info("raised here:", exc_info=True)
         if json_wanted() and not getattr(error, "in_results", False):
-            with suppress(OSError):  # of a stdout that takes nothing the line on stderr can still tell
+            # A further process of torchrun has no stdout, except to tell what the first one does not.
+            stdout = sys.__stdout__ if getattr(error, "is_of_all", False) else sys.stdout
+            with suppress(OSError), redirect_stdout(stdout):  # a full disk: the line on stderr can still tell
                 report.failed(message, exit_code)
         report.error(message)
         sys.exit(exit_code)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from packnet_cli import report
-from packnet_cli.cli import MACHINE, Device, Option, Workers, is_a_further_process, with_options
+from packnet_cli.cli import MACHINE, Device, Option, Workers, with_options
+from packnet_cli.cli.streams import is_a_further_process
 from packnet_cli.errors import UsageError
 from packnet_cli.machine import CHECKPOINT_MINUTES, Cache, Machine
 

@@ -59,7 +59,13 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
         kwargs["machine"] = dataclasses.replace(machine, device=kind)  # each process takes a GPU of its own
         with _joined(kind), _one_message(), nullcontext() if rank() else atomic.locked(path):
             result = verb(path, *args, **kwargs)
-            wait_for_all()
+            try:
+                wait_for_all()
+            except InterruptedRun:
+                if rank():  # the first has written the result, and knows
+                    raise InterruptedRun(
+                        f"another process of this run has ended at its end; see `packnet info {path}` for its result"
+                    ) from None
             return result
 
     return run
@@ -101,6 +107,7 @@ def _one_message() -> Iterator[None]:
         with suppress(RuntimeError):  # the store may have ended with its process
             if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}/{verb}", 1) > 1:
                 raise ToldElsewhere(getattr(error, "exit_code", 130)) from None
+        error.is_of_all = True  # type: ignore[attr-defined]
         raise
 
 

@@ -62,7 +62,7 @@ class Keeper:
         self.file = atomic.checkpoint(artifact)
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
-        self.asked = self.stopping = False
+        self.asked = self.stopping = self.due = False
         self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint; returns whether there is one
 
     def has_one(self) -> bool:
@@ -95,11 +95,11 @@ class Keeper:
         return Checkpoint(tensors, notes)
 
     def agree(self) -> None:
-        """Have all processes of the run stop after the same step, if one was asked to."""
-        self.stopping = distributed.total([self.asked])[0] > 0
-
-    def is_due(self) -> bool:
-        return self.stopping or time.monotonic() - self.written > self.every
+        """Have all processes of the run stop after the same step, if one was asked to, or keep a checkpoint."""
+        is_late = not distributed.rank() and time.monotonic() - self.written > self.every
+        asked, late = distributed.total([self.asked, is_late])
+        self.stopping = asked > 0
+        self.due = self.stopping or late > 0
 
     def save(self, tensors: Tensors, notes: dict[str, Any]) -> bool:
         """Write a checkpoint in place of the last one, which stays if that fails; returns whether it succeeded.

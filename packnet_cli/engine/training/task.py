@@ -232,7 +232,10 @@ class TaskInTraining:
         if not looked:
             return
         self.keeper.agree()
-        if self.keeper.is_due():
+        if self.keeper.due:
+            losses, hits, images = map(sum, zip(*distributed.gathered(place.sums), strict=True))
+            place = dataclasses.replace(place, sums=(losses, hits, images))
+            self._reached = phase, place, weakref.ref(optimizer)
             self.keep_result()
         self.keeper.stop_if_asked()
 

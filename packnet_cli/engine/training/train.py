@@ -26,7 +26,8 @@ PAUSE = 0.5  # seconds between two readings of a GPU's results, each of which wa
 class Place:
     """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0.
 
-    `sums` are the epoch's losses, hits and images so far, as this process's meter has read them.
+    `sums` are the epoch's losses, hits and images so far, as this process's meter has read them; in a checkpoint those
+    of all processes.
     """
 
     epoch: int = 0
