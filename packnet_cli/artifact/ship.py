@@ -58,7 +58,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     about = dataclasses.replace(
         before.header,
         source=source(before.header),
-        tasks=tuple(dataclasses.replace(task, data="") for task in before.header.tasks),
+        tasks=tuple(dataclasses.replace(task, data="", held_out=None) for task in before.header.tasks),
         tensors=format.tensor_digests(stored),
         compact=how,
     )
