@@ -1,7 +1,7 @@
 """What --data can name (a folder, a list or a dataset), and how an image in each is referred to. Imports no torch."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,22 @@ class Item:
         return f"{self.where}, image {self.index}"
 
 
+@dataclass(frozen=True)
+class Subset:
+    """One split of a dataset: what opens an image by index, each one's label, and the labels' names, if any."""
+
+    images: Callable[[int], Any]
+    labels: list[Any]
+    names: list[str] = field(default_factory=list)
+
+
 Picture = Path | Item  # an image file, or an image without a file of its own
 ClassFiles = dict[str, list[Picture]]  # class name -> its images
+
+
+def in_use(splits: Container[str]) -> list[str]:
+    """The split to train on and those to hold out, as far as they are there."""
+    return [split for split in (TRAIN, *HELD_OUT) if split in splits]
 
 
 def is_list(data: Path) -> bool:

@@ -1,19 +1,16 @@
 """Datasets by timm's names: torch/NAME, hfds/NAME, tfds/NAME, and wds/FOLDER of web-dataset shards.
 
 Each gives images by index, with their class names. timm reads the last two as streams; here each image has an index, so
-that the same ones are held out again, and shards, which are plain tar files, are read at the offsets of their members.
-No code that comes with a dataset is run, and nothing is unpickled except by torchvision itself (CIFAR's files, whose
-MD5 sums it checks).
+that the same ones are held out again. No code that comes with a dataset is run, and nothing is unpickled except by
+torchvision itself (CIFAR's files, whose MD5 sums it checks).
 """
 
 import re
 import shutil
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -26,25 +23,16 @@ from timm.data import create_dataset
 from packnet_cli import extras
 from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine import network
-from packnet_cli.engine.data.pictures import ENDINGS
+from packnet_cli.engine.data import shards
 from packnet_cli.errors import DataError, PackNetError, reason
-from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, local, location
-
-
-@dataclass(frozen=True)
-class Subset:
-    """One split of a dataset: what opens an image by index, each one's label, and the labels' names, if any."""
-
-    images: Callable[[int], Any]
-    labels: list[Any]
-    names: list[str] = field(default_factory=list)
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Subset, in_use, local, location
 
 
 def read(data: Path) -> dict[str, ClassFiles]:
     """The images of each split, by class in order of label. Raises DataError, or UsageError if a package is missing."""
     kind, *rest = data.parts
-    shards = sorted(local(*rest).rglob("*")) if kind == "wds" else []
-    return _read(data, tuple(stamp(shard) for shard in shards))
+    files = sorted(local(*rest).rglob("*")) if kind == "wds" else []
+    return _read(data, tuple(map(stamp, files)))
 
 
 @lru_cache(maxsize=2)  # asked for more than once, and slow to open
@@ -92,11 +80,6 @@ def _labelled(parts: Iterator[tuple[str, Subset]]) -> dict[str, Subset]:
     return found
 
 
-def _used(splits: Any) -> list[str]:
-    """The split to train on and those to hold out, as far as they are there."""
-    return [split for split in (TRAIN, *HELD_OUT) if split in splits]
-
-
 # --- torch ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +122,7 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
     import datasets
 
     where = str(local(*name))
-    for split in _used(datasets.get_dataset_split_names(where)):
+    for split in in_use(datasets.get_dataset_split_names(where)):
         dataset = datasets.load_dataset(where, split=split)
         kinds = {column: type(feature) for column, feature in dataset.features.items()}
         image, label = _column(kinds, datasets.Image), _column(kinds, datasets.ClassLabel, "label")
@@ -167,7 +150,7 @@ def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
     builder.download_and_prepare()
     kinds = {column: type(feature) for column, feature in builder.info.features.items()}
     image, label = _column(kinds, tfds.features.Image), _column(kinds, tfds.features.ClassLabel)
-    for split in _used(builder.info.splits):
+    for split in in_use(builder.info.splits):
         stored = builder.as_dataset(split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()})
         pairs = [(record[image], int(record[label])) for record in tfds.as_numpy(stored)]
         images, labels = [one for one, _ in pairs], [number for _, number in pairs]
@@ -185,101 +168,9 @@ def _column(kinds: dict[str, type], wanted: type, otherwise: str | None = None) 
     return found
 
 
-# --- web-dataset shards ---------------------------------------------------------------------------------------------
-
-
-SPLITS = {split: split for split in (TRAIN, *HELD_OUT)} | {"training": TRAIN, "valid": "val", "testing": "test"}
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in a shard: its bytes begin at `start`."""
-
-    shard: Path
-    start: int
-    size: int
-
-    def read(self) -> bytes:
-        with open(self.shard, "rb") as file:
-            file.seek(self.start)
-            return file.read(self.size)
-
-
-def _wds(*folder: str) -> Iterator[tuple[str, Subset]]:
-    """Shards in a folder and below: each sample has an image, and its label in `.cls`.
-
-    The first word of SPLITS in a shard's path says which split it belongs to; without one it is train. A file
-    `classnames.txt`, one name a line, names the labels if they are numbers.
-    """
-    root = local(*folder)
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root} of web-dataset shards")
-    shards: dict[str, list[Path]] = {}
-    for shard in sorted(root.rglob("*.tar")):
-        words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
-        shards.setdefault(next((SPLITS[word] for word in words if word in SPLITS), TRAIN), []).append(shard)
-    listed = root / "classnames.txt"
-    try:
-        names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
-    except UnicodeDecodeError as error:
-        raise DataError(f"{listed} is not in UTF-8: {error}") from None
-    for split in _used(shards):
-        samples = [sample for shard in shards[split] for sample in _samples(shard)]
-        labels: list[Any] = [label for _, label in samples]
-        numbered = all(label.removeprefix("-").isdecimal() for label in labels)
-        labels = list(map(int, labels)) if numbered else labels
-        yield split, Subset(partial(_member, [image for image, _ in samples]), labels, names if numbered else [])
-
-
-def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
-    """The image and label of each sample: the files whose names agree up to the first dot."""
-    images: dict[tuple[str, str], Member] = {}
-    labels: dict[tuple[str, str], str] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                stem, _, ending = info.name.rpartition("/")[2].partition(".")
-                key, member = (info.name.rpartition("/")[0], stem), Member(shard, info.offset_data, info.size)
-                is_label = ending.lower() == "cls"
-                if not info.isreg() or not (is_label or f".{ending.lower()}" in ENDINGS):
-                    continue
-                if key in (labels if is_label else images):
-                    raise DataError(f"{shard}: the sample {stem!r} is there twice; give each a name of its own")
-                if is_label:
-                    labels[key] = member.read().decode().strip()
-                else:
-                    images[key] = member
-            if not _is_end(shard, tar.offset):  # tarfile stops at what is no header, as if nothing followed
-                raise tarfile.ReadError(f"after {len(images)} images comes neither another file nor the end of a tar")
-    except (tarfile.TarError, UnicodeDecodeError) as error:
-        raise DataError(f"{shard} is damaged: {error}; copy it again") from None
-    for key in images.keys() | labels.keys():
-        if key not in images:
-            raise DataError(f"{shard}: the sample {key[1]!r} has a label but no image of a kind that can be read")
-        if not labels.get(key):
-            raise DataError(f"{shard}: the sample {key[1]!r} has no label; expected is a file {key[1]}.cls beside it")
-    yield from ((image, labels[key]) for key, image in images.items())
-
-
-def _is_end(shard: Path, offset: int) -> bool:
-    """Whether a tar file ends at `offset`: with at least two blocks of zeros, and nothing else."""
-    with open(shard, "rb") as file:
-        file.seek(offset)
-        rest = file.read(2 * tarfile.BLOCKSIZE)
-        return (
-            len(rest) == 2 * tarfile.BLOCKSIZE
-            and not any(rest)
-            and not any(map(any, iter(partial(file.read, 2**20), b"")))
-        )
-
-
-def _member(members: list[Member], index: int) -> BytesIO:
-    return BytesIO(members[index].read())
-
-
 READERS: dict[str, Callable[..., Iterator[tuple[str, Subset]]]] = {
     "torch": _torch,
     "hfds": _hfds,
     "tfds": _tfds,
-    "wds": _wds,
+    "wds": lambda *folder: shards.read(local(*folder)),
 }

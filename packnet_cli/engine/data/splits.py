@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 from packnet_cli.artifact.format import Task
 from packnet_cli.engine import distributed
-from packnet_cli.engine.data import pictures, sources
+from packnet_cli.engine.data import identity, pictures, sources
 from packnet_cli.errors import DataError, few
 from packnet_cli.images import HELD_OUT, ClassFiles, Picture, is_gone
 
-NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
 UNLABELLED = -1  # in place of a label
 SHARE = 32  # images that a thread looks at together: a future for each would take 2 KB
 
@@ -51,8 +49,7 @@ class HeldOut:
     @property
     def digest(self) -> str:
         """The SHA-256 of the images' names."""
-        names = "\n".join(sorted(map(_called, self.split.paths)))
-        return f"sha256:{hashlib.sha256(names.encode(errors=NAMES)).hexdigest()}"
+        return identity.digest_of_names(self.split.paths)
 
     def are_those_of(self, task: Task) -> bool:
         """Whether the task was measured on images of these names; if they are not on record, on as many."""
@@ -186,29 +183,6 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return split.where(lambda path: path not in chosen), split.where(chosen.__contains__)
 
 
-def fingerprint(images: TrainingImages) -> str:
-    """A digest of the images (names, and sizes or, of a dataset, content), their labels and their splits."""
-    sha = hashlib.sha256(repr(images.classes).encode())
-    for split in images.splits:
-        for picture, label in zip(split.paths, split.labels, strict=True):
-            sha.update(f"{_called(picture)} {_content(picture)} {label}\n".encode(errors=NAMES))
-        sha.update(b"--\n")
-    return sha.hexdigest()
-
-
-def _called(picture: Picture) -> str:
-    """An image's class folder and name, or its index in its dataset."""
-    return f"{picture.parent.name}/{picture.name}" if isinstance(picture, Path) else picture.name
-
-
-def _content(picture: Picture) -> str:
-    """What tells an image from others of its name: a file's size, or the digest of what a dataset has stored."""
-    stored = picture if isinstance(picture, Path) else picture.images(picture.index)
-    if isinstance(stored, BytesIO):
-        return hashlib.sha256(stored.getbuffer()).hexdigest()
-    return str(os.path.getsize(stored)) if isinstance(stored, str | Path) else ""  # torchvision's do not change
-
-
 def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:
     """The images that can be decoded. Raises DataError if some cannot, or with `skip_bad` if too few are left."""
     train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
@@ -265,7 +239,9 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
     """
     kept, held_out = {}, {}
     for name, paths in files.items():
-        ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors=NAMES)).digest())
+        ranked = sorted(
+            paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors=identity.NAMES)).digest()
+        )
         count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
         held_out[name], kept[name] = ranked[:count], ranked[count:]
     return kept, held_out
