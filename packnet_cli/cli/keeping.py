@@ -44,8 +44,8 @@ def verify(
     if changed:
         raise AccuracyError(
             f"{path} is whole, but {len(changed)} task(s) do not have the recorded accuracy, or cannot be "
-            "measured: the images, the hardware or the software have changed; to measure a task on a copy of the old ones: "
-            f"packnet eval {path} --task NAME --data DIR"
+            "measured: the images, the hardware or the software have changed; to measure a task on a copy of the "
+            f"old ones: packnet eval {path} --task NAME --data DIR"
         )
 
 
