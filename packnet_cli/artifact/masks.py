@@ -80,7 +80,7 @@ def owners_kept(mask: Mask, before: Mask) -> bool:
 
 
 def release_smallest(mask: Mask, values: Floats, task: int, count: int) -> Mask:
-    """A new mask in which the `count` smallest-magnitude weights owned by `task` are free.
+    """A new mask in which the `count` smallest-magnitude weights owned by `task` are free (PackNet, section 3).
 
     Exactly `count` are released: of ties at the cutoff, those at the lowest positions.
     Raises ValueError if `task` owns fewer than `count` weights.

@@ -26,7 +26,7 @@ def check_fraction(prune: float) -> None:
 
 
 def equal_share(tasks_left: int) -> float:
-    """The prune fraction that leaves this task as much as each of `tasks_left` later ones will get."""
+    """The prune fraction that leaves this task as much as each of the n = `tasks_left` later ones gets: n / (n + 1)."""
     return tasks_left / (tasks_left + 1)
 
 
@@ -100,7 +100,7 @@ class Plan:
 
 
 def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> Plan:
-    """Plan an artifact's tasks, and those to come, which `prunes` gives: name -> prune fraction."""
+    """Plan an artifact's tasks, and those to come, which `prunes` gives: name -> prune fraction. Raises UsageError."""
     seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
     free = artifact.free_counts()
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):

@@ -65,6 +65,7 @@ def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
 
 
 def is_depthwise(module: nn.Module) -> bool:
+    """Whether it is a convolution in which each input channel has filters of its own."""
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 

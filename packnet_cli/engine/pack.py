@@ -71,7 +71,8 @@ def init(
     layer is released, and the rest retrained on the labelled images in `data`, or on any images in `distill` with
     the unpruned network as teacher, or (neither) not at all. `class_names` is a file with the classifier's classes.
 
-    Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError.
+    Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError,
+    ConflictError, DivergedError, InterruptedRun.
     """
     recipe = recipe or Recipe()
     atomic.check_writable(path)

@@ -66,7 +66,10 @@ class Teacher:
         self.forward = self.ready()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
+        """Cross-entropy with the labels, and the divergence from the teacher (Hinton et al. 2015, arXiv 1503.02531).
+
+        Images are (N, C, H, W), labels (N,), logits (N, classes); the loss is a scalar, the mean over the images.
+        """
         # The teacher has no gradients. On a CPU they are enabled all the same, to select training's convolutions.
         with torch.set_grad_enabled(images.device.type == "cpu"):
             # Explicitly float32: autocast on a CPU leaves log_softmax in bfloat16.
