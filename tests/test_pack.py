@@ -63,7 +63,7 @@ def test_base_without_images(tmp_path, weights):
         np.testing.assert_array_equal(array[kept], given[name].numpy()[kept])
         assert not array[~kept].any()
     with pytest.raises(DataError, match="no images on record; say where they are with --data"):
-        list(evaluate.evaluate_tasks(tmp_path / "packed.st", "1"))
+        evaluate.evaluate_tasks(tmp_path / "packed.st", "1")
     [result] = evaluate.evaluate_tasks(tmp_path / "packed.st", "all")
     assert result.accuracy is None
 

@@ -1,6 +1,6 @@
 """Measure how well `auto` guesses an image's task, as the one that is most certain. Experimental."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network
 from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.data import feed
+from packnet_cli.engine.data.splits import HeldOut
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.measure import Batches, answers
 from packnet_cli.engine.using import evaluate
@@ -43,8 +44,19 @@ def evaluate_auto(
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
     held_outs = [evaluate.held_out_images(path, task, None) for task in remembering]
     torch_device = choose_device(device)
+    return _choices(packed, zip(remembering, held_outs, strict=True), torch_device, batch_size, workers, amp)
+
+
+def _choices(
+    packed: Packed,
+    asked_about: Iterable[tuple[Task, HeldOut]],
+    torch_device: torch.device,
+    batch_size: int,
+    workers: int | None,
+    amp: bool,
+) -> Iterator[Choice]:
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
-    for task, held_out in zip(remembering, held_outs, strict=True):
+    for task, held_out in asked_about:
         batches = evaluate.batches_of(
             packed.artifact,
             held_out,

@@ -73,7 +73,7 @@ def evaluate_tasks(
             if data or wanted != "all":
                 raise
             held_outs[task.index] = error
-    yield from _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers, amp=amp)
+    return _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers, amp=amp)
 
 
 def _measured(
