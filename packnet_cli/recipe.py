@@ -49,7 +49,7 @@ class Recipe:
     head_lr: float = _setting(1.0, "Learning rate of the head, as a multiple of the others'.")
     layer_decay: float = _setting(1.0, "Learning rate of each layer, as a multiple of the next one's, up to 1.")
     lr_scale: str = _setting(
-        "free", "free: the higher, the fewer weights a task trains, up to tenfold (not on VGG); none: as they are."
+        "free", "free: raise the rates for a task that trains few weights, up to tenfold (not on VGG); none: do not."
     )
     batch_size: int = _setting(32, "Images in a batch; auto: the recipe's, or fewer if memory is short.")
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
