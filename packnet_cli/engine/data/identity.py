@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packnet_cli.images import Picture
+from packnet_cli.images import Item, Picture
 
 if TYPE_CHECKING:
     from packnet_cli.engine.data.splits import TrainingImages
@@ -38,7 +38,9 @@ def _name(picture: Picture) -> str:
 
 def _content(picture: Picture) -> str:
     """What tells an image from others of its name: a file's size, or the digest of what a dataset has stored."""
+    if isinstance(picture, Item) and picture.where.startswith("torch/"):
+        return ""  # these do not change, and would have to be decoded
     stored = picture if isinstance(picture, Path) else picture.images(picture.index)
     if isinstance(stored, BytesIO):
         return hashlib.sha256(stored.getbuffer()).hexdigest()
-    return str(os.path.getsize(stored)) if isinstance(stored, str | Path) else ""  # torchvision's do not change
+    return str(os.path.getsize(stored))
