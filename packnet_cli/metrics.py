@@ -33,21 +33,19 @@ def read(folder: Path) -> dict[str, list[Line]]:
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read the log {folder / FILE}: {reason}; training writes one with --log DIR") from None
-    tasks: dict[str, list[Line]] = defaultdict(list)
-    starts: dict[str, int] = defaultdict(int)  # of the lines of a task's latest run
+    tasks: dict[str, tuple[dict[Any, Line], dict[Any, Line]]] = defaultdict(lambda: ({}, {}))
     for found in filter(None, map(_parse, text.splitlines())):
-        lines, start = tasks[found["task"]], starts[found["task"]]
-        old = next((at for at, line in enumerate(lines) if _place(line) == _place(found)), None)
-        if old is not None:
-            del lines[old : start if old < start else None]
-            starts[found["task"]] = old
-        lines.append(found)
-    return dict(tasks)
-
-
-def _place(line: Line) -> tuple[str, int | None]:
-    """What a line is about, of which a run has one."""
-    return line["phase"], line["epoch"] if line["event"] == "epoch" else None
+        earlier, latest = tasks[found["task"]]  # what is left of the runs before, and the lines of the latest
+        place = found["phase"], found["epoch"] if found["event"] == "epoch" else None
+        if place in latest:
+            earlier |= latest
+            latest.clear()
+        if place in earlier:
+            places = list(earlier)
+            for later in places[places.index(place) :]:
+                del earlier[later]
+        latest[place] = found
+    return {task: [*earlier.values(), *latest.values()] for task, (earlier, latest) in tasks.items()}
 
 
 NUMBERS = {"epoch": ("epoch", "loss", "lr"), "accuracy": ("top1",)}  # the fields that are plotted
