@@ -32,14 +32,10 @@ DIGESTS = ("images", "weights")  # of a run; that they differ can be said, but n
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state: tensors, named "model.*", "mask.*", "optimizer.*" or "teacher.*", and JSON."""
+    """A run's state as its file holds it, see `RunState`: tensors, and JSON."""
 
     tensors: Tensors
     notes: dict[str, Any]
-
-    def tensors_of(self, prefix: str) -> Tensors:
-        """Those whose names begin with `prefix` and a dot, by the rest of their names."""
-        return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def interrupted_run(artifact: Path) -> dict[str, Any]:

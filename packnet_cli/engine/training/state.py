@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from packnet_cli.artifact import masks
+from packnet_cli.engine.training.release import Goals
+from packnet_cli.engine.training.train import Place
 from packnet_cli.progress import Accuracy
 
 Tensors = dict[str, torch.Tensor]
@@ -27,6 +29,65 @@ class Stage:
     mask: dict[str, masks.Mask]
     accuracy: dict[str, float] = field(default_factory=dict)
     final: Accuracy | None = None
+
+
+@dataclass
+class RunState:
+    """All that a run resumes from: the phase that it was in, how far that had come, and what had changed by then."""
+
+    phase: str
+    place: Place
+    stage: Stage
+    teacher: Tensors  # its values; none without a teacher
+    moments: Tensors  # the optimizer's tensors and numbers, see `optimizer_state`
+    numbers: dict[str, Any]
+    random: dict[str, Any]  # see `random_state`
+    goals: Goals
+    in_part: dict[str, bool]  # see `Freezer`
+    found: Found | None
+
+    def tensors(self) -> Tensors:
+        """What a checkpoint holds as tensors, named "model.*", "mask.*", "optimizer.*" or "teacher.*"."""
+        mask = {layer: torch.from_numpy(array) for layer, array in self.stage.mask.items()}
+        parts = {"model": self.stage.state, "mask": mask, "optimizer": self.moments, "teacher": self.teacher}
+        return {f"{prefix}.{name}": value for prefix, held in parts.items() for name, value in held.items()}
+
+    def notes(self) -> dict[str, Any]:
+        """The rest, in JSON types."""
+        return {
+            "phase": self.phase,
+            "place": astuple(self.place),
+            "optimizer": self.numbers,
+            "random": self.random,
+            "goals": self.goals,
+            "in part": self.in_part,
+            "accuracy": self.stage.accuracy,
+            "final": asdict(self.stage.final) if self.stage.final else None,
+            "found": self.found,
+        }
+
+    @classmethod
+    def of(cls, tensors: Tensors, notes: dict[str, Any]) -> "RunState":
+        """The state that a checkpoint holds."""
+
+        def part(prefix: str) -> Tensors:
+            return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+        # Copies: the tensors map the checkpoint's file, which the next one replaces.
+        mask = {layer: value.numpy().copy() for layer, value in part("mask.").items()}
+        final = Accuracy(**notes["final"]) if notes["final"] else None
+        return cls(
+            notes["phase"],
+            Place(*notes["place"]),
+            Stage(part("model."), mask, notes["accuracy"], final),
+            part("teacher."),
+            part("optimizer."),
+            notes["optimizer"],
+            notes["random"],
+            {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()},
+            notes["in part"],
+            notes["found"],
+        )
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

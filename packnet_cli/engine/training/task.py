@@ -25,6 +25,7 @@ from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import (
     Found,
+    RunState,
     Stage,
     optimizer_state,
     random_state,
@@ -67,7 +68,7 @@ class TaskInTraining:
         if keeper is not None:
             keeper.rescue = self.keep_result
         self.progress = partial(silent if distributed.rank() else progress, name)
-        self.resumed: Checkpoint | None = None  # until the phase in which it was written resumes
+        self.resumed: RunState | None = None  # of a stopped run, until the phase in which it was resumes
         self.going_on = False
         self.index, self.mask = claim.index, dict(claim.mask)
         self.accuracy: dict[str, float] = {}
@@ -161,7 +162,7 @@ class TaskInTraining:
             self._teacher = self._new_teacher()
             weights = partial(network.read, self.model, set(self.mask))
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
-        if not self.resumed or Place(*self.resumed.notes["place"]).epoch == 0:
+        if not self.resumed or self.resumed.place.epoch == 0:
             release(1)  # in a resumed run only measures, and that only if it had not
         # Named, to keep the optimizer alive for the checkpoint if an error ends the loop.
         epochs = self._epochs(phase, self.retrain_epochs, self.recipe.retrain_lr, self._teacher)
@@ -177,7 +178,7 @@ class TaskInTraining:
         return Teacher(self.model, self.distill_weight, self.forward_of, self.amp) if taught else None
 
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
-        if self.resumed and self.resumed.notes["phase"] != phase:
+        if self.resumed and self.resumed.phase != phase:
             return iter(())  # done before the run was stopped
         going_on = self._resume()
         around = (0, self.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
@@ -261,50 +262,41 @@ class TaskInTraining:
             self.freezer.forget_released(optimizer)
         self.freezer.write_parameters()
         moments, numbers = optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
-        parts = {"model": self.model.state_dict(), "optimizer": moments}
-        parts["mask"] = {layer: torch.from_numpy(array) for layer, array in self.mask.items()}
-        if self._teacher:
-            parts["teacher"] = self._teacher.model.state_dict()
-        notes = {
-            "phase": phase,
-            "place": dataclasses.astuple(place),
-            "optimizer": numbers,
-            "random": random_state(self.device),
-            "goals": self._goals,
-            "in part": self.freezer.in_part,
-            "accuracy": self.accuracy,
-            "final": dataclasses.asdict(self.final) if self.final else None,
-            "found": self.found,
-        }
-        tensors = {f"{prefix}.{name}": value for prefix, held in parts.items() for name, value in held.items()}
-        return self.keeper.save(tensors, notes)
+        state = RunState(
+            phase,
+            place,
+            Stage(self.model.state_dict(), self.mask, self.accuracy, self.final),
+            self._teacher.model.state_dict() if self._teacher else {},
+            moments,
+            numbers,
+            random_state(self.device),
+            self._goals,
+            self.freezer.in_part,
+            self.found,
+        )
+        return self.keeper.save(state.tensors(), state.notes())
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         """Restore a stopped run from its checkpoint, if there is one; the phase that it was in then resumes there."""
         if checkpoint is None:
             return
-        self.resumed, notes, self.going_on = checkpoint, checkpoint.notes, True
-        if checkpoint.tensors_of("teacher"):
+        self.resumed = state = RunState.of(checkpoint.tensors, checkpoint.notes)
+        self.going_on = True
+        if state.teacher:
             self._teacher = Teacher(self.model, self.distill_weight, self.forward_of, self.amp)
-            self._teacher.model.load_state_dict(checkpoint.tensors_of("teacher"))
+            self._teacher.model.load_state_dict(state.teacher)
             network.forget_computed(self._teacher.model)
-        self.freezer.in_part = notes["in part"]
-        self.found = notes["found"]
-        self._goals = {layer: (claimed, count) for layer, (claimed, count) in notes["goals"].items()}
-        # Copies: the tensors map the checkpoint's file, which the next one replaces.
-        mask = {layer: value.numpy().copy() for layer, value in checkpoint.tensors_of("mask").items()}
-        final = Accuracy(**notes["final"]) if notes["final"] else None
-        self.go_back_to(Stage(checkpoint.tensors_of("model"), mask, notes["accuracy"], final))
+        self.freezer.in_part, self.found, self._goals = state.in_part, state.found, state.goals
+        self.go_back_to(state.stage)
 
     def _resume(self) -> Resume | None:
         """Where the phase that starts now resumes, if a stopped run was in it."""
-        checkpoint, self.resumed = self.resumed, None
-        if checkpoint is None:
+        state, self.resumed = self.resumed, None
+        if state is None:
             return None
-        tensors, notes = checkpoint.tensors_of("optimizer"), checkpoint.notes
         return Resume(
-            Place(*notes["place"]),
+            state.place,
             self.train_batches.skip,
-            partial(set_optimizer_state, self.freezer.trained(), tensors=tensors, numbers=notes["optimizer"]),
-            partial(set_random_state, notes["random"], self.device),
+            partial(set_optimizer_state, self.freezer.trained(), tensors=state.moments, numbers=state.numbers),
+            partial(set_random_state, state.random, self.device),
         )
