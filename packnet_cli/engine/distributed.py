@@ -64,7 +64,7 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
             except InterruptedRun:
                 if rank():  # the first has written the result, and knows
                     raise InterruptedRun(
-                        f"another process of this run has ended at its end; see `packnet info {path}` for its result"
+                        f"another process was lost as this run ended; `packnet info {path}` shows whether it was written"
                     ) from None
             return result
 
@@ -107,7 +107,7 @@ def _one_message() -> Iterator[None]:
         with suppress(RuntimeError):  # the store may have ended with its process
             if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}/{verb}", 1) > 1:
                 raise ToldElsewhere(getattr(error, "exit_code", 130)) from None
-        error.is_of_all = True  # type: ignore[attr-defined]
+        error.is_of_all = True  # type: ignore[attr-defined]  # whichever process it is, it speaks for the run
         raise
 
 
