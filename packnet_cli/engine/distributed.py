@@ -64,7 +64,7 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
             except InterruptedRun:
                 if rank():  # the first has written the result, and knows
                     raise InterruptedRun(
-                        f"another process was lost as this run ended; `packnet info {path}` shows whether it was written"
+                        f"another process was lost as this run ended; `packnet info {path}` shows what was written"
                     ) from None
             return result
 
