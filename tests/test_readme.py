@@ -71,6 +71,12 @@ def test_every_link_to_a_heading_leads_to_one():
             assert not anchor or anchor in anchors, f"{document.name}: {path}#{anchor}"
 
 
+def test_no_command_writes_to_a_folder_of_images():
+    """Whoever types them one after the other would be refused."""
+    read, written = set(re.findall(r"--data \./([\w-]+)", README)), set(re.findall(r"-o ([\w-]+)/", README))
+    assert read and written and not read & written
+
+
 def test_every_command_is_set_as_one():
     """Indented lines straight after a list would be part of its last item."""
     blocks = README.split("\n\n")

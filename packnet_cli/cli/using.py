@@ -137,7 +137,7 @@ def predict(
 
 @command(
     USE,
-    "packnet extract packed.st --task cubs -o cubs/",
+    "packnet extract packed.st --task cubs -o cubs-timm/",
     "packnet extract packed.st --task cubs -o cubs.onnx",
 )
 def extract(
