@@ -22,7 +22,7 @@ from packnet_cli.errors import ArtifactError
 STEPS = [
     (tempfile, "mkdtemp"),
     (format, "save_file"),
-    (os, "chmod"),
+    (Path, "chmod"),  # with os.chmod Python 3.10 does not look it up anew
     (os, "fsync"),
     (os, "replace"),
     (shutil, "rmtree"),

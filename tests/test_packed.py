@@ -130,6 +130,7 @@ def test_every_tensor_of_a_blank_network_is_written(tmp_path, folders, monkeypat
     }
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch before 2.6, of pickled tensors
 def test_the_transform_is_that_of_eval(full, tmp_path):
     """To the bit, and timm's own for the network's configuration; any kind of image is taken."""
     packed = packnet_cli.load(full)
