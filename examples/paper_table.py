@@ -32,16 +32,16 @@ from typer import Argument, Option
 
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.artifact.plan import equal_share
+from packnet_cli.artifact.plan import check_fraction, equal_share
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.device import choose_device
-from packnet_cli.engine.fit import settle_rates
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization, rates
+from packnet_cli.engine.training.optimize import Optimization
+from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import PackNetError
 from packnet_cli.machine import THIS_MACHINE
@@ -103,7 +103,7 @@ class Bench:
             batch_size=self.recipe.batch_size,
             workers=None,
             device=device,
-            rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, device),
+            budgets=feed.budgets(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, device),
         )
 
 
@@ -152,7 +152,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
         model,
         bench.feed(images.train, training=True),
         Freezer(model, recipe.opt),
-        optimization(recipe, rates(model, recipe, bench.header.head)),
+        optimization(recipe, multiples(model, recipe, bench.header.head)),
         epochs=recipe.epochs,
         train_norm=False,
         amp=False,
@@ -207,7 +207,9 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
     device = next(model.parameters()).device
     before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
     learners = nn.ModuleList([model, heads])
-    optimized = optimization(recipe, {f"0.{name}": multiple for name, multiple in rates(model, recipe, head).items()})
+    optimized = optimization(
+        recipe, {f"0.{name}": multiple for name, multiple in multiples(model, recipe, head).items()}
+    )
     optimizer = optimized.optimizer(learners, dict(learners.named_parameters()))
     scheduler = optimized.scheduler(optimizer, recipe.epochs, len(batches))
     for epoch in range(recipe.epochs):
@@ -292,6 +294,13 @@ def in_order(bench: Bench, order: str) -> list[Path]:
     return [bench.folders[int(number) - 1] for number in order.split(",")]
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"--prune takes a fraction from 0 to 1, or equal, not {text!r}") from None
+
+
 @with_settings(*SETTINGS)
 def main(
     out: Annotated[Path, Argument(help="A folder for what is measured.")],
@@ -313,11 +322,16 @@ def main(
     for one in order or []:
         if not set(one.split(",")) <= set(numbers):
             raise typer.BadParameter(f"--order {one} has other numbers than those of the folders, 1 to {len(folders)}")
+    ways, prunes = way or WAYS, prune or ["equal"]
+    bases = base or [None] * len(prunes)
+    if len(bases) != len(prunes):
+        raise typer.BadParameter(f"there are {len(bases)} --base and {len(prunes)} --prune; give one base for each")
+    for fraction in prunes:
+        if fraction != "equal":
+            check_fraction(_number(fraction))
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(out, start, folders, recipe_from(settings))
-    ways, prunes = way or WAYS, prune or ["equal"]
-    bases = base or [None] * len(prunes)
     if bench.base and bench.base.top1 is not None and not bench.rows:
         size = sum(array.nbytes for array in bench.start.values())
         bench.note("individual", "", 0, bench.base.name, bench.base.top1, size)

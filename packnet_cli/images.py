@@ -78,17 +78,24 @@ def location(data: Path) -> str:
     """What the artifact records of it: the absolute path; for a dataset its name, with that of its folder, if any."""
     if not is_dataset(data):
         return str(_resolved(data))
-    place = 2 if data.parts[0] == "torch" else 1
-    folder = local(*data.parts[place:]) if data.parts[place:] else None
-    return str(Path(*data.parts[:place])) + str(_resolved(folder)) if folder and os.path.exists(folder) else str(data)
+    name, folder = _divided(data)
+    there = local(*folder) if folder else None
+    return f"{Path(*name)}{_resolved(there)}" if there and os.path.exists(there) else str(data)
 
 
 def is_gone(data: str) -> bool:
     """Whether what `location` has recorded is no longer on this machine; of a dataset on a hub that is not known."""
-    kind, *name = Path(data).parts
-    if os.path.exists(data) or kind not in ("torch", "wds") or not name[kind == "torch" :]:
-        return not (os.path.exists(data) or is_dataset(Path(data)))
-    return not os.path.exists(Path("/", *name[kind == "torch" :]))
+    path = Path(data)
+    if os.path.exists(path) or not is_dataset(path):
+        return not os.path.exists(path)
+    name, folder = _divided(path)
+    return bool(folder) and name[0] in ("torch", "wds") and not os.path.exists(Path("/", *folder))
+
+
+def _divided(data: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A dataset's name, in parts, and those of its folder, if any: torch/NAME/FOLDER, else KIND/FOLDER."""
+    place = 2 if data.parts[0] == "torch" else 1
+    return data.parts[:place], data.parts[place:]
 
 
 def _resolved(path: Path) -> Path:

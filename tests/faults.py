@@ -26,7 +26,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import atomic, edit, format, verify
 from packnet_cli.engine import pack
-from packnet_cli.engine.training.checkpoint import Keeper
+from packnet_cli.engine.training.checkpoint import Checkpointer
 from packnet_cli.errors import InterruptedRun
 
 RUN = dict(machine=CPU, checkpoint_minutes=0)
@@ -63,7 +63,7 @@ def start(verb, pipe):
     if child:
         return child
     tell(format, "save", pipe, b"s", b"e")
-    tell(Keeper, "save", pipe, b"c", b"d")
+    tell(Checkpointer, "save", pipe, b"c", b"d")
     verb.run(False)
     os._exit(0)
 
@@ -190,7 +190,7 @@ def main():
                 put(path, verb.old)
                 when = kill(verb, rng, number // 4 % 2 == 0)
                 which, problems = problems_left(verb, path, allowed)
-                Keeper(path, {}, 0).remove()
+                Checkpointer(path, {}, 0).remove()
                 kills, failures = kills + 1, failures + (bool(problems) or which == "NEITHER FILE")
                 tally[f"{verb_name} killed {when}: {which}{''.join(f' [{problem}]' for problem in problems)}"] += 1
     for outcome, times in sorted(tally.items()):

@@ -297,7 +297,7 @@ def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
     assert packnet(*add_task).exit_code == 0
     (folder / "train" / "class0" / "broken.jpg").write_text("hello")
     refused(packnet(*add_task, "--name", "more"), 6, "broken.jpg", "with --skip-bad-images\n")
-    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "broken.jpg", "remove or mend them\n")
+    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 6, "broken.jpg", "remove or repair them\n")
 
 
 def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):
@@ -351,11 +351,11 @@ def test_a_release_of_nothing_is_refused(packed, folders, packnet, tmp_path):
     spared = ("--skip-layers", "*", *QUICK)
     add_task = ("add-task", packed, "--data", folders[0])
     for release in (("--prune", 0.5), ("--max-drop", 1), ("--prune", 0.5, "--dry-run")):
-        refused(packnet(*add_task, *release, *spared), 2, "would release no weight", "--skip-layers")
-    refused(packnet(*add_task, "--prune", 1e-9, *QUICK), 2, "it is less than one")
+        refused(packnet(*add_task, *release, *spared), 2, "would release nothing", "--skip-layers")
+    refused(packnet(*add_task, "--prune", 1e-9, *QUICK), 2, "that is less than one weight of each layer")
     assert packnet(*add_task, *spared).exit_code == 0
     before = packed.read_bytes()
-    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 2, "would release no weight", "--skip-layers")
+    refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 2, "would release nothing", "--skip-layers")
     assert packed.read_bytes() == before
     assert packnet("prune", packed, "--task", 1, "--prune", 0.5, "--skip-layers", "").exit_code == 0
 

@@ -18,7 +18,7 @@ from packnet_cli import extras
 from packnet_cli.artifact import format
 from packnet_cli.engine.data import datasets, identity, pictures, splits
 from packnet_cli.errors import DataError, UsageError
-from packnet_cli.images import is_dataset, location, task_name
+from packnet_cli.images import is_dataset, is_gone, location, task_name
 
 QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 SPLITS = {"train": "train", "val": "validation"}
@@ -203,7 +203,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
     ("content", "message"),
     [
         ({}, "has no images in a split"),
-        ({"a.png": b"x"}, "the sample 'a' has no label; expected is a file a.cls"),
+        ({"a.png": b"x"}, "the sample 'a' has no label; it needs a file a.cls"),
         ({"a.png": b"x", "a.cls": b"0", "b.png": b"x", "b.cls": b"7"}, "image 1 has the label 7, which is no class"),
         ({"a.png": b"x", "a.cls": b"-1", "b.png": b"x", "b.cls": b"0"}, "image 0 has the label -1, which is no class"),
         ({"a.png": b"x", "a.cls": b"\xff"}, "set/a.tar is damaged: .*utf-8"),
@@ -268,6 +268,13 @@ def test_a_dataset_that_is_gone(packed, tmp_path, folders, packnet, monkeypatch)
         result = packnet("eval", packed, "--task", name)
         assert result.exit_code == 6 and "is no longer at" in result.stderr and "say where it is" in result.stderr
     assert not list(Path().iterdir())
+
+
+def test_what_is_gone():
+    """Of a file that says of its images what this program never would, too."""
+    gone = {"": False, ".": False, "/": False, "nowhere": True, "torch": True, "torch/mnist": False, "hfds/x/y": False}
+    gone |= {"torch/mnist/nowhere": True, "wds/nowhere": True, "tfds/mnist": False}
+    assert {data: is_gone(data) for data in gone} == gone
 
 
 def test_what_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch):

@@ -157,6 +157,16 @@ def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
     assert abs(after.header.tasks[-1].top1 - expected.header.tasks[-1].top1) <= 25
 
 
+def test_a_warning_is_said_once(tmp_path, folder, full):
+    artifact = format.load(full)
+    *_, newest = tasks = list(artifact.header.tasks)
+    tasks[-1] = dataclasses.replace(newest, data=str(tmp_path / "nowhere"))
+    format.save(dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, tasks=tuple(tasks))), full)
+    how = ["--prune", "0.5", "--distill", folder, "--device", "cpu", "--retrain-epochs", "1"]
+    codes, said = run(tmp_path, "prune", full, "--task", newest.name, *how)
+    assert codes == [0, 0] and said.count("warning: its images are no longer at") == 1, said
+
+
 @pytest.mark.parametrize(
     ("event", "codes", "message"),
     [

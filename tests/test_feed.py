@@ -28,10 +28,10 @@ def split(tmp_path):
 
 def batches(split, *, seed=0, skip=0, training=True, cache="auto", gigabytes=1.0, workers=0, epochs=1, config=CONFIG):
     """All batches of some epochs, as [(images, labels), ...]."""
-    room = feed.rooms(cache, gigabytes, CPU)
+    room = feed.budgets(cache, gigabytes, CPU)
     augmentation = augment.Augmentation(crop_scale=0.3) if training else None
     found = feed.batches(
-        split, config, augmentation=augmentation, batch_size=5, workers=workers, device=CPU, rooms=room
+        split, config, augmentation=augmentation, batch_size=5, workers=workers, device=CPU, budgets=room
     )
     torch.manual_seed(seed)
     found.skip(skip)
@@ -82,9 +82,9 @@ def test_kept_images_are_decoded_once(split, monkeypatch):
         batches(split, cache=cache, gigabytes=gigabytes, epochs=3)
         assert len(read) == expected, cache
     with pytest.raises(UsageError, match="one of auto, ram, device, off, not 'disk'"):
-        feed.rooms("disk", 1, CPU)
+        feed.budgets("disk", 1, CPU)
     with pytest.raises(UsageError, match="--cache-gb must be a number from 0 up, not nan"):
-        feed.rooms("ram", float("nan"), CPU)
+        feed.budgets("ram", float("nan"), CPU)
 
 
 def test_no_two_crops_are_alike(split):
@@ -236,7 +236,7 @@ def test_a_device_that_has_less_memory_than_it_had(split):
             raise RuntimeError("CUDA out of memory")
         return picture
 
-    full, ram = feed.Room(Full(), 1e9), feed.Room(CPU, 1e9)
+    full, ram = feed.Budget(Full(), 1e9), feed.Budget(CPU, 1e9)
     pictures = feed.Pictures(split.paths, lambda path: torch.zeros(3, 4, 4, dtype=torch.uint8), [full, ram])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feed, "moved", moved)

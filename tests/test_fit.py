@@ -9,7 +9,8 @@ from conftest import CPU, QUICK
 from test_cli import answer, refused
 from test_resume import stop_at
 
-from packnet_cli.engine import fit, network, pack
+from packnet_cli.engine import network, pack
+from packnet_cli.engine.training import rates as rates_module
 from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import InterruptedRun, UsageError
 from packnet_cli.recipe import ADAMW, AtMost
@@ -64,7 +65,7 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
     assert (usual["lr"], usual["retrain_lr"]) == (given.get("lr", 1e-3), 1e-3)
     assert not any("third" in line for line in said)
     packed.write_bytes(before)
-    monkeypatch.setattr(fit, "ends_without_norm", lambda *_: True)
+    monkeypatch.setattr(rates_module, "ends_without_norm", lambda *_: True)
     lowered = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
     assert (lowered["lr"], lowered["retrain_lr"]) == rates
     assert "a third of the usual rate, 0.000333: no norm follows this network's last layers" in said

@@ -12,9 +12,9 @@ import structures
 from hypothesis import HealthCheck, given, settings
 from test_format import GOLDEN, rewrite
 
-from packnet_cli import report
 from packnet_cli.artifact import format, header, rules, ship, summary, verify
 from packnet_cli.errors import CapacityError, DamageError
+from packnet_cli.report.console import visible
 
 
 def test_a_short_run():
@@ -156,4 +156,4 @@ def test_names_reach_the_terminal_escaped(tmp_path, packnet):
     rewrite(tmp_path / "worse.st", lambda tensors, fields: tensors.update({f"{evil[:-1]}x": tensors["shared.w"]}))
     result = packnet("verify", tmp_path / "worse.st")
     assert result.exit_code == 9 and all(c.isprintable() or c == "\n" for c in result.stdout + result.stderr)
-    assert report.visible("ζ ☃ é") == "ζ ☃ é"
+    assert visible("ζ ☃ é") == "ζ ☃ é"

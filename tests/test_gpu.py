@@ -147,9 +147,9 @@ def test_batches_are_those_of_a_cpu(folders):
         found = []
         for device in (cpu, gpu):
             torch.manual_seed(0)
-            rooms = feed.rooms("auto", 1, device)
+            budgets = feed.budgets("auto", 1, device)
             augmentation = Augmentation(crop_scale=0.3, vflip=0.5) if training else None
-            how = dict(augmentation=augmentation, batch_size=5, workers=2, device=device, rooms=rooms)
+            how = dict(augmentation=augmentation, batch_size=5, workers=2, device=device, budgets=budgets)
             found.append([(images, labels) for images, labels in feed.batches(split, CONFIG, **how)])
         step = 1 / 255 / min(CONFIG["std"]) if training else 0
         for (images, labels), (others, other_labels) in zip(*found, strict=True):

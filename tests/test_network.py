@@ -133,7 +133,7 @@ def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, te
 @pytest.mark.parametrize("arch", ["vgg11", "halonet_h1"])
 def test_a_network_that_cannot_look_at_its_images(tmp_path, arch):
     """Is refused at once, and not when it is first trained."""
-    with pytest.raises(NetworkError, match="cannot look at images of 3 x 16 x 16 .*--img-size"):
+    with pytest.raises(NetworkError, match="cannot process images of 3 x 16 x 16 .*--img-size"):
         start.start_from(arch, weights=None, pretrained=False, model_kwargs={}, data_config={"img_size": 16})
 
 

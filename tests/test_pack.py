@@ -12,9 +12,10 @@ from PIL import Image
 
 from packnet_cli.artifact import edit, format, masks, plan, verify
 from packnet_cli.engine import pack
-from packnet_cli.engine.claim import claim_free, lr_scale
+from packnet_cli.engine.claim import claim_free
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.training import train
+from packnet_cli.engine.training.rates import lr_scale
 from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, ConflictError, DataError, NetworkError, TaskError, UsageError

@@ -39,31 +39,31 @@ def test_release_counts_spare_layers():
 def test_equal_shares_are_equal(tasks):
     """By p_k = (T - k) / (T - k + 1) every task gets as much, to the rounding of each step, and nothing is left."""
     artifact = empty(a=1000, b=7000)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, tasks), Recipe())
+    planned = plan.share_out(artifact, plan.equal_shares(artifact, tasks), Recipe())
     for layer, size in (("a", 1000), ("b", 7000)):
-        assert all(abs(seat.owned[layer] - size / tasks) <= 1 for seat in shares.seats)
-        assert shares.free[layer] == 0
-    assert shares.file_bytes == 5 * 8000 + 12 * (1 + tasks)
+        assert all(abs(share.owned[layer] - size / tasks) <= 1 for share in planned.shares)
+        assert planned.free[layer] == 0
+    assert planned.file_bytes == 5 * 8000 + 12 * (1 + tasks)
 
 
 def test_a_layer_that_runs_dry_is_named():
     """A layer of three weights has none for a fourth task."""
     artifact = empty(small=3, large=1000)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
-    assert [seat.dry for seat in shares.seats].count(["small"]) == 1
-    assert not any(shares.is_thin(seat) for seat in shares.seats)
-    assert shares.is_thin(plan.share_out(artifact, {"greedy": 0.99}, Recipe()).seats[0])
+    planned = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
+    assert [share.dry for share in planned.shares].count(["small"]) == 1
+    assert not any(planned.is_thin(share) for share in planned.shares)
+    assert planned.is_thin(plan.share_out(artifact, {"greedy": 0.99}, Recipe()).shares[0])
 
 
 def test_shares_go_on_from_the_tasks_that_are_there(full):
     """What earlier tasks own is what the file says."""
     artifact = format.load(full)
-    shares = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
-    assert [seat.name for seat in shares.seats] == ["red", "green", "blue", "task 4"]
-    assert [seat.name for seat in shares.planned] == ["task 4"] and shares.planned[0].total == 0
-    for index, seat in enumerate(shares.seats[:3], start=1):
-        assert seat.owned == {layer: masks.count_owned(mask, index) for layer, mask in artifact.mask.items()}
-    assert shares.removed == 0
+    planned = plan.share_out(artifact, plan.equal_shares(artifact, 4), Recipe())
+    assert [share.name for share in planned.shares] == ["red", "green", "blue", "task 4"]
+    assert [share.name for share in planned.planned] == ["task 4"] and planned.planned[0].total == 0
+    for index, share in enumerate(planned.shares[:3], start=1):
+        assert share.owned == {layer: masks.count_owned(mask, index) for layer, mask in artifact.mask.items()}
+    assert planned.removed == 0
 
 
 def test_a_table_is_never_cut(packed, packnet, monkeypatch):
@@ -81,20 +81,20 @@ def test_no_more_tasks_than_there_are_indices(full):
     newest_alone = dataclasses.replace(
         artifact, header=dataclasses.replace(artifact.header, tasks=artifact.header.tasks[2:])
     )
-    with pytest.raises(CapacityError, match="has given 3 tasks an index, and one file can give 255"):
+    with pytest.raises(CapacityError, match="has used 3 of its 255 task indices"):
         plan.check_capacity(full, newest_alone, more=253)
     with pytest.raises(CapacityError, match="no free weights"):
         plan.check_capacity(full, newest_alone, more=252)
 
 
 def test_what_removed_tasks_left_is_in_the_plan(full, packnet):
-    """So that the shares add up; a task that is not there has no line of its own."""
+    """So that the planned add up; a task that is not there has no line of its own."""
     assert packnet("remove-task", full, "--task", "red", "--yes").exit_code == 0
     result = packnet("plan", full, "--tasks", 3)
     assert result.exit_code == 5 and "no free weights are left" in result.stderr
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     told = json.loads(packnet("plan", full, "--tasks", 3, "--json").stdout)
-    shares = [task["owned_fraction"] for task in told["tasks"]]
-    whole = sum(shares) + told["free_fraction"] + told["removed_fraction"]
+    planned = [task["owned_fraction"] for task in told["tasks"]]
+    whole = sum(planned) + told["free_fraction"] + told["removed_fraction"]
     assert told["removed_fraction"] > 0.2 and whole == pytest.approx(1)
     assert "(removed)" in packnet("plan", full, "--tasks", 3).stdout

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-from functools import partialmethod
 from unittest.mock import Mock
 
 import pytest
@@ -200,6 +199,10 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path, folders):
     (tmp_path / "packed.st.resume" / "checkpoint.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
         add(path, folders[0], resume=True)
+    lacking = {checkpoint.NOTES: '{"run": {}}'}
+    save_file({"x": torch.zeros(1)}, tmp_path / "packed.st.resume" / "checkpoint.safetensors", lacking)
+    with pytest.raises(ArtifactError, match="damaged .*; remove .*packed.st.resume and start anew"):
+        add(path, folders[0], resume=True)
     older = {"packnet_resume.0": "{}"}
     save_file({"x": torch.zeros(1)}, tmp_path / "packed.st.resume" / "checkpoint.safetensors", older)
     with pytest.raises(ConflictError, match="written by another version of packnet"):
@@ -378,8 +381,11 @@ def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, fold
 def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
     """Some optimizers have lists of tensors."""
     said = []
-    keeper = checkpoint.Keeper(tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line))
-    assert not keeper.save({}, {"optimizer": {"Q/weight": [torch.ones(1)]}})
+    checkpointer = checkpoint.Checkpointer(
+        tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line)
+    )
+    run_state = Mock(**{"tensors.return_value": {}, "notes.return_value": {"optimizer": [torch.ones(1)]}})
+    assert not checkpointer.save(run_state)
     assert "no checkpoint could be kept" in said[0] and not os.listdir(tmp_path)
 
 
@@ -506,7 +512,7 @@ def test_what_is_pruned_and_not_retrained_is_not_pruned_again(tmp_path, folders,
 @pytest.mark.parametrize("pause", [0.0, 3600.0])
 def test_what_is_kept_is_of_the_last_step(tmp_path, folders, monkeypatch, pause):
     """Also where losses are looked at now and then only, as on a GPU."""
-    monkeypatch.setattr(train._Meter, "__init__", partialmethod(train._Meter.__init__, pause=pause or None))
+    monkeypatch.setattr(train._Meter, "is_due", lambda self: not pause)
     folder, path = tmp_path / "images", tmp_path / "packed.st"
     shutil.copytree(folders[0], folder)
     init(tmp_path / "whole.st")

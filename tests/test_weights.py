@@ -153,7 +153,7 @@ def test_what_is_no_state_dict_is_one_line(tmp_path, packnet, content):
     else:
         (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}, protocol=4) if content == "pickle" else content)
     result = packnet("init", "--arch", "test_resnet", "--weights", tmp_path / "x.pt", tmp_path / "a.st")
-    assert result.exit_code == 7 and result.stderr.count("\n") == 1 and "Expected is a state dict" in result.stderr
+    assert result.exit_code == 7 and result.stderr.count("\n") == 1 and "Expected: a state dict" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".st", ".safetensors"])

@@ -47,8 +47,8 @@ def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
     """Raise UsageError if a fraction above 0 releases nothing, or if no layer matches a pattern."""
     if not any(release_counts(owned, prune, recipe).values()) and prune:
         spares = recipe.keep_at_least or recipe.skip_layers
-        why = "--skip-layers and --keep-at-least spare all" if spares else "it is less than one"
-        raise UsageError(f"that would release no weight of any layer: {why}; give others")
+        why = "--skip-layers and --keep-at-least spare all" if spares else "that is less than one weight of each layer"
+        raise UsageError(f"that would release nothing: {why}; give another value")
 
 
 def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
@@ -66,7 +66,7 @@ def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Share:
     """The share of a task, existing or planned; `prune` is the fraction of the free weights that it releases."""
 
     index: int
@@ -88,31 +88,31 @@ class Seat:
 class Plan:
     """How the weights of an artifact are shared out. Counts are of weights, sizes are bytes."""
 
-    seats: tuple[Seat, ...]
-    planned: tuple[Seat, ...]  # the seats of tasks to come
+    shares: tuple[Share, ...]
+    planned: tuple[Share, ...]  # the shares of tasks to come
     removed: int  # weights that removed tasks left to later ones
-    free: dict[str, int]  # weights left after the last seat, by layer
+    free: dict[str, int]  # weights left after the last share, by layer
     packed_weights: int
     file_bytes: int  # without the heads of planned tasks, whose classes are not known
 
-    def is_thin(self, seat: Seat) -> bool:
-        return seat.total < THIN_SHARE * self.packed_weights
+    def is_thin(self, share: Share) -> bool:
+        return share.total < THIN_SHARE * self.packed_weights
 
 
 def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> Plan:
     """Plan an artifact's tasks, and those to come, which `prunes` gives: name -> prune fraction. Raises UsageError."""
-    seats = [Seat(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
+    shares = [Share(task.index, task.name, task.prune, task.owned) for task in artifact.header.tasks]
     free = artifact.free_counts()
     for index, (name, prune) in enumerate(prunes.items(), start=artifact.header.last_index + 1):
         released = release_counts(free, prune, recipe)
-        seats.append(Seat(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
+        shares.append(Share(index, name, prune, {layer: free[layer] - released[layer] for layer in free}))
         free = released
-    planned = seats[len(artifact.header.tasks) :]
+    planned = shares[len(artifact.header.tasks) :]
     weights = sum(mask.size for mask in artifact.mask.values())
     start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
     file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # per weight 4 bytes, and 1 for its owner
     removed = sum(sum(owned.values()) for owned in artifact.header.removed.values())
-    return Plan(tuple(seats), tuple(planned), removed, free, weights, file_bytes)
+    return Plan(tuple(shares), tuple(planned), removed, free, weights, file_bytes)
 
 
 def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: bool = False) -> None:
@@ -120,7 +120,7 @@ def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: 
     tasks = artifact.header.tasks
     if artifact.header.last_index + more > masks.MAX_TASKS:
         raise CapacityError(
-            f"{path} has given {artifact.header.last_index} tasks an index, and one file can give {masks.MAX_TASKS}; "
+            f"{path} has used {artifact.header.last_index} of its {masks.MAX_TASKS} task indices; "
             "remove the newest, or start another file"
         )
     if head_only and not tasks:

@@ -33,7 +33,7 @@ class _Group(TyperGroup):
         named = next((arg for arg in args if arg in self.commands), "")
         variable = os.environ.get(f"PACKNET_{named.upper().replace('-', '_')}_JSON", "")
         json_wanted = "--json" in args or variable.lower() in ("1", "true", "t", "yes", "y", "on")
-        with in_one_line(lambda: "packnet", lambda: json_wanted):
+        with in_one_line(lambda: "packnet", json_wanted):
             ctx = super().make_context(info_name, args, *more, **kwargs)
             ctx.meta[JSON_WANTED] = json_wanted
             return ctx
@@ -45,14 +45,10 @@ class _Group(TyperGroup):
             return " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
 
         try:
-            with in_one_line(command, lambda: bool(ctx.meta[JSON_WANTED])):
+            with in_one_line(command, ctx.meta[JSON_WANTED]):
                 return super().invoke(ctx)
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        panels = [PACK, USE, LOOK, KEEP]
-        return sorted(self.commands, key=lambda name: panels.index(getattr(self.commands[name], "rich_help_panel", "")))
 
 
 app = typer.Typer(
@@ -115,17 +111,8 @@ def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 # Arguments that several commands share.
 Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
 OneTask = Annotated[str, Option("--task", help="Index or name of the task.", autocompletion=complete_task)]
-
-
-def _remember_json(ctx: typer.Context, wanted: bool) -> bool:
-    ctx.meta[JSON_WANTED] = wanted
-    return wanted
-
-
-# Eager, so that it is known even if another argument is wrong.
-_json = partial(Option, "--json", callback=_remember_json, is_eager=True)
-Json = Annotated[bool, _json(help="Print one JSON document on stdout.")]
-JsonLines = Annotated[bool, _json(help="Print one JSON document a line for each image.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+JsonLines = Annotated[bool, Option("--json", help="Print one JSON document a line for each image.")]
 BatchSize = Annotated[int, Option(min=1, help="Images in a batch.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str,
@@ -140,7 +127,7 @@ Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Threads that read images, the next batch while one is computed; default, up to 8.",
+        help="Threads that read images, one batch ahead; default, one for each core, up to 8.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
@@ -189,7 +176,7 @@ def packnet(
 
 def main() -> None:
     """The `packnet` program."""
-    from packnet_cli.cli import capacity, keeping, packing, using  # noqa: F401  (importing them adds their commands)
+    from packnet_cli.cli import packing, capacity, using, keeping  # noqa: F401, I001  (adds their commands, in this order)
 
     streams.prepare()
     app()

@@ -36,9 +36,7 @@ def prune(
     """
     from packnet_cli.artifact import format
 
-    header = format.load_header(path)
-    header.check_changeable(path)
-    recipe = recipe_from(settings, Recipe.recorded(header.task(task).recipe))
+    recipe = recipe_from(settings, Recipe.recorded(format.load_header(path).task(task).recipe))
     from packnet_cli.engine import pack
 
     with run.of(path) as how:

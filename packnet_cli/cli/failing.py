@@ -15,7 +15,7 @@ log = logging.getLogger("packnet")
 
 
 @contextmanager
-def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> Iterator[None]:
+def in_one_line(command: Callable[[], str], json_wanted: bool) -> Iterator[None]:
     """Let every expected error of `command` end the program so; any other is a bug, and raised.
 
     With --json the error is also the document on stdout, unless the command has printed its own.
@@ -31,7 +31,7 @@ def in_one_line(command: Callable[[], str], json_wanted: Callable[[], bool]) -> 
         message, exit_code = found
         if not hasattr(error, "format_message"):  # where an argument is wrong, the line says
             log.info("raised here:", exc_info=True)
-        if json_wanted() and not getattr(error, "in_results", False):
+        if json_wanted and not getattr(error, "in_results", False):
             # A further process of torchrun has no stdout, except to tell what the first one does not.
             stdout = sys.__stdout__ if getattr(error, "is_of_all", False) else sys.stdout
             with suppress(OSError), redirect_stdout(stdout):  # a full disk: the line on stderr can still tell

@@ -69,7 +69,7 @@ def remove_task(
         if not sys.stdin.isatty():
             raise UsageError("remove-task asks before it removes, and there is no terminal to ask at; give --yes")
         report.explain_removal(header, found, freed)
-        if not report.confirm("Remove it?"):
+        if not report.confirm(f"Remove task {found}?"):
             report.removed(path, None, 0, as_json=json)
             return
     edit.remove_task(path, found.index, unchanged_since=unchanged_since)

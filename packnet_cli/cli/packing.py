@@ -57,7 +57,7 @@ def init(
         Path | None,
         Option(metavar="FILE", help="Its classes, one a line, in order of its outputs.", rich_help_panel=BASE),
     ] = None,
-    img_size: Annotated[int | None, Option(min=1, help="Image size, pixels.", rich_help_panel=PIXELS)] = None,
+    img_size: Annotated[int | None, Option(help="Image size, pixels.", rich_help_panel=PIXELS)] = None,
     in_chans: Annotated[int | None, Option(help="Image channels: 1, 3 or 4.", rich_help_panel=PIXELS)] = None,
     mean: Annotated[
         str | None, Option(metavar="M[,M,M]", help="Mean of the pixels, from 0 to 1.", rich_help_panel=PIXELS)
@@ -66,7 +66,7 @@ def init(
         str | None, Option(metavar="S[,S,S]", help="Standard deviation of the pixels.", rich_help_panel=PIXELS)
     ] = None,
     crop_pct: Annotated[
-        float | None, Option(min=0.01, max=1, help="Share of the short side in the test crop.", rich_help_panel=PIXELS)
+        float | None, Option(help="Share of the short side in the test crop.", rich_help_panel=PIXELS)
     ] = None,
     interpolation: Annotated[
         str | None, Option(help="bilinear, bicubic, nearest or lanczos.", rich_help_panel=PIXELS)

@@ -28,20 +28,23 @@ class Run:
     amp: Annotated[
         bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default, where that is fast.")
     ] = Machine.amp
-    compile: Annotated[bool | None, _OnMachine(help="Compile the training step; default, on a GPU CUDA graphs.")] = (
-        Machine.compile
-    )
+    compile: Annotated[
+        bool | None, _OnMachine(help="Compile the step with torch.compile; default, on a GPU CUDA graphs.")
+    ] = Machine.compile
     deterministic: Annotated[
         bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
     ] = Machine.deterministic
     cache: Annotated[
         Cache,
         _OnMachine(
-            help="Where decoded images are kept: auto, on the GPU and then in RAM; the rest is read in each epoch."
+            help="Where to keep decoded images: auto, on the GPU, then in RAM. The rest is read again in each epoch."
         ),
     ] = Machine.cache
     cache_gb: Annotated[
-        float, _OnMachine(min=0, help="Gigabytes for them, in each; of a GPU's free memory a quarter at most.")
+        float,
+        _OnMachine(
+            min=0, help="Gigabytes for images, on the GPU and in RAM each; at most a quarter of a GPU's free memory."
+        ),
     ] = Machine.cache_gb
     resume: Annotated[bool, _OnMachine("--resume", help="Go on with an interrupted run of the same command.")] = False
     checkpoint_minutes: Annotated[

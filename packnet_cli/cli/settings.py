@@ -107,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for name, value in found.items():
         if name not in SETTINGS:
             hint = did_you_mean(name, SETTINGS, 0.5) or f"there are {', '.join(SETTINGS)}"
-            options = "other options stand on the command line only"
+            options = "other options can only be given on the command line"
             raise UsageError(f"{path}: no setting is called {name!r}; {hint} ({options})")
         kind: Any = SETTINGS[name].type
         if type(value) is int and kind is float:

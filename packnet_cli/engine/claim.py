@@ -1,19 +1,11 @@
 """The weights that a task claims in an artifact, and the values that it starts from."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeVar
 
 from packnet_cli.artifact import edit, masks
 from packnet_cli.artifact.format import Artifact, State
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.recipe import Recipe
-
-T = TypeVar("T")
-
-MOST_SCALE = 10.0  # limit of `lr_scale`, however few weights a task owns
 
 
 @dataclass(frozen=True)
@@ -51,28 +43,5 @@ def claim_again(artifact: Artifact) -> Claim:
     return Claim(edit.without_newest(artifact), newest.index, artifact.mask, artifact.state(newest.index))
 
 
-def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
-    """The factor for the learning rates: the fewer weights the task owns, the larger.
-
-    A step's effect on the network is the sum of its effects through each weight: at the same rate, a network in which a
-    quarter of the weights can move learns about a quarter as fast as one in which all can. One that `ends_without_norm`
-    keeps the plain rate. `names` are the network's parameters, in order.
-    """
-    owned = sum(masks.count_owned(array, claim.index) for array in claim.mask.values())
-    if not owned or recipe.lr_scale == "none" or ends_without_norm(claim.artifact, names):
-        return 1.0
-    return min(MOST_SCALE, sum(array.size for array in claim.mask.values()) / owned)
-
-
-def ends_without_norm(artifact: Artifact, names: Sequence[str]) -> bool:
-    """Whether no norm follows the network's last two layers before the head, as in VGG: it dies at high rates.
-
-    `names` are the network's parameters, in order.
-    """
-    before_head = _without_head(artifact, dict.fromkeys(names))
-    layers = [layer for layer, _ in groupby(re.sub("(weight|bias)$", "weight", name) for name in before_head)]
-    return all(layer in artifact.mask for layer in layers[-2:])
-
-
-def _without_head(artifact: Artifact, state: dict[str, T]) -> dict[str, T]:
+def _without_head(artifact: Artifact, state: State) -> State:
     return {name: array for name, array in state.items() if not is_of_head(name, artifact.header.head)}

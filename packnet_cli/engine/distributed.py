@@ -24,6 +24,7 @@ from torch import distributed, nn
 from packnet_cli.artifact import atomic
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
 from packnet_cli.machine import THIS_MACHINE
+from packnet_cli.progress import silent, unsaid
 
 _together = False  # whether the processes are running a verb together
 _verbs = itertools.count()  # numbers this process's verbs, as in every other process of the run
@@ -58,6 +59,8 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
         kind = machine.device.partition(":")[0]
         kwargs["machine"] = dataclasses.replace(machine, device=kind)  # each process takes a GPU of its own
         with _joined(kind), _one_message(), nullcontext() if rank() else atomic.locked(path):
+            if rank():
+                kwargs["progress"], kwargs["say"] = silent, unsaid
             result = verb(path, *args, **kwargs)
             try:
                 wait_for_all()

@@ -41,7 +41,7 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     try:
         names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the class names in {path}: {error}") from None
+        raise DataError(f"cannot read the class names in {path}: {getattr(error, 'strerror', None) or error}") from None
     while names and not names[-1].strip():
         names = names[:-1]
     for number, name in enumerate(names, start=1):

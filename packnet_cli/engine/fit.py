@@ -1,4 +1,4 @@
-"""Settles what is left open: which of two recipes, its rates, and a batch size that fits into the device's memory."""
+"""Settles what is left open: which of two recipes, and a batch size that fits into the device's memory."""
 
 import dataclasses
 import gc
@@ -9,8 +9,8 @@ import torch
 from timm.utils import decay_batch_step
 
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.engine import distributed, network
-from packnet_cli.engine.claim import Claim, ends_without_norm
+from packnet_cli.engine import distributed
+from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
@@ -19,7 +19,7 @@ from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Say, silent
-from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe, UsualRate
+from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe
 
 
 def choose_recipe(
@@ -33,19 +33,6 @@ def choose_recipe(
     taken, other = (f"{each.opt}, lr {each.lr:g}, {each.sched} schedule" for each in (few_steps, recipe))
     say(f"few steps ({steps:,}): recipe adamw ({taken}), not sgd ({other})")
     return few_steps
-
-
-def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
-    """The recipe with its usual learning rates, if it has such, a third on a network that `ends_without_norm`."""
-    usual = {name: getattr(recipe, name) for name in ("lr", "retrain_lr")}
-    usual = {name: float(rate) for name, rate in usual.items() if isinstance(rate, UsualRate)}
-    if not usual:
-        return recipe
-    names = [name for name, _ in network.build_blank(artifact.header, 1).named_parameters()]
-    if ends_without_norm(artifact, names):
-        usual = {name: rate / 3 for name, rate in usual.items()}
-        say(f"a third of the usual rate, {min(usual.values()):.3g}: no norm follows this network's last layers")
-    return dataclasses.replace(recipe, **usual)
 
 
 def fit_batch_size(

@@ -222,7 +222,7 @@ def try_out(model: nn.Module, data_config: dict[str, Any]) -> None:
         if is_out_of_memory(error):
             raise
         raise NetworkError(
-            f"this network cannot look at images of {' x '.join(map(str, size))} ({reason(error)}); "
+            f"this network cannot process images of {' x '.join(map(str, size))} ({reason(error)}); "
             "try another --img-size or --model-kwargs"
         ) from None
     if getattr(logits, "shape", None) != (1, getattr(model, "num_classes", None)):  # a feature extractor has neither

@@ -75,7 +75,6 @@ def init(
     ConflictError, DivergedError, InterruptedRun.
     """
     recipe = recipe or Recipe()
-    atomic.check_writable(path)
     unchanged_since = atomic.stamp(path)
     if path.exists() and not force:
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")

@@ -48,7 +48,7 @@ def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since:
         save(artifact, path, unchanged_since)
     except (ArtifactError, CapacityError, ConflictError) as error:
         if task.keep_result():
-            raise type(error)(f"{error}. What was trained is kept: when that is mended, --resume writes it") from None
+            raise type(error)(f"{error}. What was trained is kept: once that is fixed, --resume writes it") from None
         raise
 
 

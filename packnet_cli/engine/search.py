@@ -16,7 +16,7 @@ def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -
     """
     if task.found:  # by a run that could not write its result
         return task.found
-    best = dense = task.stage()
+    best = dense = task.snapshot()
     curve = {"0": evaluate(task.model, selection).top1}
     low, high = 0.0, 1.0
     for _ in range(TRIES):
@@ -25,7 +25,7 @@ def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -
         task.prune_and_retrain(fraction, f"retrain at {fraction:g}")
         curve[f"{fraction:g}"] = top1 = evaluate(task.model, selection).top1
         if curve["0"] - top1 <= max_drop + ROUNDING:
-            low, best = fraction, task.stage()
+            low, best = fraction, task.snapshot()
         else:
             high = fraction
     task.go_back_to(best)

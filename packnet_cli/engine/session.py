@@ -11,8 +11,9 @@ from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import identity, splits
 from packnet_cli.engine.device import workable_batches
-from packnet_cli.engine.fit import fit_batch_size, settle_rates
-from packnet_cli.engine.training.checkpoint import Keeper
+from packnet_cli.engine.fit import fit_batch_size
+from packnet_cli.engine.training.checkpoint import Checkpointer
+from packnet_cli.engine.training.rates import settle_rates
 from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Progress, Say
@@ -52,13 +53,13 @@ class Session:
             self.path, claim, images, recipe, self.machine, retrain=retrain, resume=self.resume, say=self.say
         )
         run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=self.machine.amp)
-        keeper = Keeper(self.path, run, 60 * self.checkpoint_minutes, self.say)
-        with keeper.listening(), workable_batches(recipe.batch_size), training_on(self.machine):
-            task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, keeper)
+        checkpointer = Checkpointer(self.path, run, 60 * self.checkpoint_minutes, self.say)
+        with checkpointer.listening(), workable_batches(recipe.batch_size), training_on(self.machine):
+            task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, checkpointer)
             if self.resume:
-                task.go_on_from(keeper.load())
+                task.go_on_from(checkpointer.load())
             yield task
-            keeper.remove()
+            checkpointer.remove()
 
 
 def describe_run(

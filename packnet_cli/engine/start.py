@@ -166,7 +166,7 @@ def _hub_source(arch: str, cfg: dict[str, Any]) -> str:
 
 
 def _create_pretrained(arch: str, arguments: dict[str, Any], say: Say) -> nn.Module:
-    say(f"fetching the pretrained weights of {arch}, unless they are here (to find no hub takes a minute) ...")
+    say(f"fetching the pretrained weights of {arch}, unless they are cached (a minute, if the hub is out of reach) ...")
     otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
         return create(arch, arguments, pretrained=True)
@@ -193,7 +193,7 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             parsed[key] = {"true": True, "false": False, "null": None}.get(value.lower(), value)
         if parsed[key] is None:
-            raise UsageError(f"--model-kwargs {pair!r}: of what is null timm takes its own default; leave it out")
+            raise UsageError(f"--model-kwargs {pair!r}: null means timm's default; leave it out")
         try:
             json.dumps(parsed[key], allow_nan=False)
         except (TypeError, ValueError) as error:

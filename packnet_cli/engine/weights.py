@@ -43,9 +43,11 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
             for name in fitting:
                 if own[name].is_floating_point() and not renamed[name].is_floating_point():
                     kind = str(renamed[name].dtype).removeprefix("torch.")
-                    raise NetworkError(f"{path} is of no use: {name} holds {kind} numbers; take a file of float ones")
+                    raise NetworkError(f"{path} cannot be used: {name} holds {kind} numbers; take a file of float ones")
                 if own[name].isfinite().all() and not renamed[name].isfinite().all():  # bounds may be infinite
-                    raise NetworkError(f"{path} is of no use: not all numbers of {name} are finite; take another file")
+                    raise NetworkError(
+                        f"{path} cannot be used: not all numbers of {name} are finite; take another file"
+                    )
             model.load_state_dict({name: renamed[name] for name in fitting}, strict=False)
             unused = [name for name in renamed if name not in own]  # a classifier left out is not mentioned
             return _remark(path, len(body), remark, unused)
@@ -95,7 +97,7 @@ def _read(path: Path) -> Tensors:
         found = {name: _usual(value) for name, value in clean_state_dict(found).items()}
     except Exception as error:
         raise NetworkError(
-            f"cannot read weights from {path} ({type(error).__name__}: {reason(error)}). Expected is a state dict, as "
+            f"cannot read weights from {path} ({type(error).__name__}: {reason(error)}). Expected: a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or a checkpoint with one in it"
         ) from None
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
@@ -168,7 +170,7 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
     (_as_named, ""),
     (_without_prefix, "without the prefix of their names"),
     (_by_timms_converter, "with names and shapes converted by timm"),
-    (_by_order, "by order and shape, as their names are others"),
+    (_by_order, "by order and shape, as the names differ"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from packnet_cli.report.actions import compacted, explain_removal, extracted, removed, renamed, verified
 from packnet_cli.report.answers import chosen, evaluated, predictions
-from packnet_cli.report.console import confirm, error, failed, say, talk, visible, warning
+from packnet_cli.report.console import confirm, error, failed, say, talk, warning
 from packnet_cli.report.contents import added, plan, plotted, started, summary, task
 from packnet_cli.report.training import training
 
@@ -28,6 +28,5 @@ __all__ = [
     "task",
     "training",
     "verified",
-    "visible",
     "warning",
 ]

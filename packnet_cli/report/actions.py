@@ -46,7 +46,7 @@ def compacted(
         pairs = [{"before": documents.accuracy(one), "after": documents.accuracy(other)} for one, other in accuracies]
         console.print_json({"output": str(output), "bytes": documents.sizes(before, after), "tasks": pairs})
         return
-    table = console.new_table(None, "", "before, MB", "after, MB")
+    table = console.new_table("", "before, MB", "after, MB")
     names = {
         "weights": "weights (after: those that are owned)",
         "owners": "task-index masks",
@@ -59,7 +59,7 @@ def compacted(
         console.add_row(table, name, f"{getattr(before, part) / 1e6:,.3f}", f"{getattr(after, part) / 1e6:,.3f}")
     console.show(table)
     if accuracies:
-        table = console.new_table(None, "task", "name", "top-1 % before", "top-1 % after", "images")
+        table = console.new_table("task", "name", "top-1 % before", "top-1 % after", "images")
         for one, other in accuracies:
             images = f"{one.accuracy.images:,}" if one.accuracy else "0"
             top1 = [console.percent(result.accuracy.top1 if result.accuracy else None) for result in (one, other)]

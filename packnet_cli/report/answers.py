@@ -33,7 +33,7 @@ def evaluated(results: "list[Evaluation]", *, as_json: bool) -> None:
     if as_json:
         console.print_json({"tasks": [documents.accuracy(result) for result in results]})
         return
-    table = console.new_table(None, "task", "name", "top-1 %", "top-5 %", "images")
+    table = console.new_table("task", "name", "top-1 %", "top-5 %", "images")
     for result in results:
         task, accuracy = result.task, result.accuracy
         numbers = (
@@ -55,7 +55,7 @@ def chosen(choices: "list[Choice]", *, as_json: bool) -> None:
         tasks = [documents.choice(choice) for choice in choices]
         console.print_json({"right_task": right_task, "top1": top1, "images": images, "tasks": tasks})
         return
-    table = console.new_table(None, "task", "name", "right task %", "and class %", "images")
+    table = console.new_table("task", "name", "right task %", "and class %", "images")
     for choice in choices:
         cells = (f"{choice.right_task:.2f}", f"{choice.top1:.2f}", f"{choice.images:,}")
         console.add_row(table, str(choice.task.index), choice.task.name, *cells)

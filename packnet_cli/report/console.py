@@ -74,7 +74,7 @@ def print_csv(*cells: object) -> None:
     sys.stdout.flush()
 
 
-def new_table(title: str | None, *columns: str) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(columns), safe_box=True)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if column in ("", "name", "layer") and number < 2 else "right")

@@ -15,7 +15,7 @@ from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
     from packnet_cli.artifact.format import Artifact, Task
-    from packnet_cli.artifact.plan import Plan, Seat
+    from packnet_cli.artifact.plan import Plan, Share
     from packnet_cli.artifact.summary import Summary
 
 BAR, OWNERS = 14, 20  # columns of the terminal
@@ -38,7 +38,7 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
     if as_json:
         console.print_json({"task": documents.task(numbers, task), "free_fraction": numbers.free_fraction})
         return
-    table = console.new_table(f"task {task.index}: {task.name}", "", "")
+    table = console.new_table("", "", title=f"task {task.index}: {task.name}")
     for phase, top1 in task.accuracy.items():
         console.add_row(table, f"top-1 {phase}", f"{top1:.2f} %")
     for fraction, top1 in task.search.items():
@@ -55,46 +55,46 @@ def added(numbers: "Summary", *, as_json: bool) -> None:
         console.out.print("* on images set aside from the training ones")
 
 
-def plan(shares: "Plan", *, as_json: bool, layers: bool = False) -> None:
+def plan(planned: "Plan", *, as_json: bool, layers: bool = False) -> None:
     if as_json:
-        console.print_json(documents.plan(shares))
+        console.print_json(documents.plan(planned))
         return
-    table = console.new_table(None, "task", "name", "prune", "weights", "of all")
-    for seat in shares.seats:
+    table = console.new_table("task", "name", "prune", "weights", "of all")
+    for share in planned.shares:
         console.add_row(
             table,
-            str(seat.index),
-            seat.name,
-            f"{seat.prune:.4g}",
-            console.count(seat.total),
-            f"{100 * seat.total / shares.packed_weights:.2f} %",
+            str(share.index),
+            share.name,
+            f"{share.prune:.4g}",
+            console.count(share.total),
+            f"{100 * share.total / planned.packed_weights:.2f} %",
         )
-    for name, weights in (("(removed)", shares.removed), ("free", sum(shares.free.values()))):
+    for name, weights in (("(removed)", planned.removed), ("free", sum(planned.free.values()))):
         if weights or name == "free":
-            share = f"{100 * weights / shares.packed_weights:.2f} %"
-            console.add_row(table, "", name, "", console.count(weights), share)
+            of_all = f"{100 * weights / planned.packed_weights:.2f} %"
+            console.add_row(table, "", name, "", console.count(weights), of_all)
     console.show(table)
     if layers:
-        by_layer = console.new_table(None, "layer", *(str(seat.index) for seat in shares.seats), "free")
-        for layer, left in shares.free.items():
-            console.add_row(by_layer, layer, *(f"{seat.owned[layer]:,}" for seat in shares.seats), f"{left:,}")
+        by_layer = console.new_table("layer", *(str(share.index) for share in planned.shares), "free")
+        for layer, left in planned.free.items():
+            console.add_row(by_layer, layer, *(f"{share.owned[layer]:,}" for share in planned.shares), f"{left:,}")
         console.show(by_layer)
-    console.tell(f"{shares.file_bytes / 1e6:,.1f} MB in one file, without metadata and the heads of tasks to come")
-    thin = [seat for seat in shares.planned if shares.is_thin(seat)]
+    console.tell(f"{planned.file_bytes / 1e6:,.1f} MB in one file, without metadata and the heads of tasks to come")
+    thin = [share for share in planned.planned if planned.is_thin(share)]
     if thin:
-        least = min(seat.total for seat in thin) / shares.packed_weights
+        least = min(share.total for share in thin) / planned.packed_weights
         console.warning(f"{_tasks(thin)} little, down to {100 * least:.2g} % of the weights")
-    dry = [seat for seat in shares.planned if seat.dry]
+    dry = [share for share in planned.planned if share.dry]
     if dry:
-        most = max(dry, key=lambda seat: len(seat.dry))
+        most = max(dry, key=lambda share: len(share.dry))
         layers_dry = f"up to {len(most.dry)} of {len(most.owned)} layers, such as {most.dry[0]}"
         console.warning(f"{_tasks(dry)} nothing in {layers_dry}")
 
 
-def _tasks(seats: "list[Seat]") -> str:
+def _tasks(shares: "list[Share]") -> str:
     """`task 3 owns` or `tasks 3, 4 and 7 more own`."""
-    one = len(seats) == 1
-    return f"task{'' if one else 's'} {few([str(seat.index) for seat in seats])} own{'s' if one else ''}"
+    one = len(shares) == 1
+    return f"task{'' if one else 's'} {few([str(share.index) for share in shares])} own{'s' if one else ''}"
 
 
 def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
@@ -119,7 +119,7 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
 def _tasks_table(numbers: "Summary") -> Table:
     """The tasks, with a bar for each that shows its share of the weights."""
     bars = not console.out.options.ascii_only
-    table = console.new_table(None, "task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
+    table = console.new_table("task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
     taken = 0.0
     for task in numbers.header.tasks:
         share = numbers.owned_fraction(task)

@@ -69,25 +69,25 @@ def preprocessing(data_config: dict[str, Any]) -> str:
     return ", ".join(f"{key} {data_config[key]}" for key in shown if key in data_config)
 
 
-def plan(shares: "Plan") -> Document:
-    weights = shares.packed_weights
+def plan(planned: "Plan") -> Document:
+    weights = planned.packed_weights
     tasks = [
         {
-            "index": seat.index,
-            "name": seat.name,
-            "prune": seat.prune,
-            "owned_weights": seat.total,
-            "owned_fraction": seat.total / weights,
-            "owned": seat.owned,
+            "index": share.index,
+            "name": share.name,
+            "prune": share.prune,
+            "owned_weights": share.total,
+            "owned_fraction": share.total / weights,
+            "owned": share.owned,
         }
-        for seat in shares.seats
+        for share in planned.shares
     ]
     return {
         "tasks": tasks,
-        "free": shares.free,
-        "free_fraction": sum(shares.free.values()) / weights,
-        "bytes": shares.file_bytes,
-        "removed_fraction": shares.removed / weights,
+        "free": planned.free,
+        "free_fraction": sum(planned.free.values()) / weights,
+        "bytes": planned.file_bytes,
+        "removed_fraction": planned.removed / weights,
     }
 
 

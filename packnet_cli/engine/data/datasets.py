@@ -66,6 +66,8 @@ def _by_class(where: str, part: Subset) -> ClassFiles:
         raise DataError(f"{files[nameless[0]][0]} is of a class whose name is blank; name all classes")
     twice = {name for name, count in Counter(names).items() if count > 1}
     called = {k: str(k) if not names else f"{names[k]} {k}" if names[k] in twice else names[k] for k in files}
+    if len(set(called.values())) < len(called):
+        raise DataError(f"{where}: two of its classes cannot be told apart by name; give them other names")
     return {called[label]: files[label] for label in sorted(files)}
 
 
@@ -143,7 +145,9 @@ def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
     extras.require("tfds")
     wanted = "/".join(name)
     if not re.fullmatch(r"[\w/.-]+(:[\d.*]+)?", wanted):
-        raise DataError(f"tfds/{wanted} is no name in TensorFlow's catalogue; others come with code of their own")
+        raise DataError(
+            f"tfds/{wanted} is not a name in TensorFlow's catalogue; other datasets come with code of their own"
+        )
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(wanted)

@@ -33,14 +33,14 @@ Decode = Callable[[Picture], torch.Tensor]
 Draws = list[float]  # (DRAWS,): determine an image's augmentation in an epoch; empty in evaluation
 
 
-class Room:
+class Budget:
     """A budget of `size` bytes of a device's memory, for images."""
 
     def __init__(self, device: torch.device, size: float) -> None:
         self.device, self.left, self.lock = device, size, Lock()
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes; returns whether there was room."""
+        """Reserve `size` bytes; returns whether there was budget."""
         with self.lock:
             if size > self.left:
                 return False
@@ -48,10 +48,10 @@ class Room:
             return True
 
 
-def rooms(cache: Cache, gigabytes: float, device: torch.device) -> list[Room]:
+def budgets(cache: Cache, gigabytes: float, device: torch.device) -> list[Budget]:
     """Where images may be cached, first choice first: "ram", "device", "off", or "auto", the device and then the RAM.
 
-    Each room has so many gigabytes (1e9 bytes), a GPU's at most a quarter of its free memory. Raises UsageError.
+    Each has so many gigabytes (1e9 bytes), a GPU's at most a quarter of its free memory. Raises UsageError.
     """
     if cache not in get_args(Cache):
         raise UsageError(f"--cache must be one of {', '.join(get_args(Cache))}, not {cache!r}")
@@ -59,20 +59,20 @@ def rooms(cache: Cache, gigabytes: float, device: torch.device) -> list[Room]:
         raise UsageError(f"--cache-gb must be a number from 0 up, not {gigabytes}")
     size, found = 1e9 * gigabytes, []
     if device.type == "cuda" and cache in ("auto", "device"):
-        found.append(Room(device, min(size, torch.cuda.mem_get_info(device)[0] / 4)))
+        found.append(Budget(device, min(size, torch.cuda.mem_get_info(device)[0] / 4)))
     if cache in ("auto", "ram") or (cache == "device" and device.type != "cuda"):
-        found.append(Room(torch.device("cpu"), size))
+        found.append(Budget(torch.device("cpu"), size))
     return found
 
 
 class Pictures:
-    """The images of a split by number, uint8 (C, H, W); once decoded, one is kept in the first room that has space.
+    """The images of a split by number, uint8 (C, H, W); decoded ones are kept, as far as the budgets go.
 
     Raises DataError for an image that can no longer be read; out-of-memory errors are passed on.
     """
 
-    def __init__(self, paths: Sequence[Picture], decode: Decode, rooms: Sequence[Room]) -> None:
-        self.paths, self.decode, self.rooms = paths, decode, rooms
+    def __init__(self, paths: Sequence[Picture], decode: Decode, budgets: Sequence[Budget]) -> None:
+        self.paths, self.decode, self.budgets = paths, decode, budgets
         self.kept: dict[int, torch.Tensor] = {}
 
     def __getitem__(self, number: int) -> torch.Tensor:
@@ -83,14 +83,14 @@ class Pictures:
         except Exception as error:  # of any kind: PIL's plugins may fail in any way
             why = pictures.problem(error)
             raise DataError(f"{self.paths[number]} can no longer be read: {why}; nothing was written") from None
-        for room in self.rooms:
-            if room.take(picture.nbytes):
+        for budget in self.budgets:
+            if budget.take(picture.nbytes):
                 try:
-                    self.kept[number] = moved(picture, room.device)
+                    self.kept[number] = moved(picture, budget.device)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                    room.left = 0  # something else has taken the memory meanwhile
+                    budget.left = 0  # something else has taken the memory meanwhile
                     continue
                 return self.kept[number]
         return picture
@@ -174,7 +174,7 @@ def batches(
     batch_size: int,
     workers: int | None,
     device: torch.device,
-    rooms: Sequence[Room] = (),
+    budgets: Sequence[Budget] = (),
 ) -> Batches:
     """Batches of a split: for training, with `augmentation`; for evaluation, to the bit as timm transforms each image.
 
@@ -192,18 +192,18 @@ def batches(
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
         else:  # on the CPU
-            rooms = [room for room in rooms if room.device.type == "cpu"]
+            budgets = [budget for budget in budgets if budget.device.type == "cpu"]
         # Large photographs are reduced, to save memory. The smallest square crop keeps twice the network's resolution:
         # with less, two reductions would blur more than one.
         short_side = math.ceil(2 * max(size) / math.sqrt(augmentation.crop_scale))
-        kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), rooms)
+        kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), budgets)
 
         def read(number: int, draws: Draws) -> Any:
             crop = augmentation.crop(kept[number], draws)
             return crop if together else resized_alone(crop, size, interpolation)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
-        kept = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), rooms)
+        kept = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), budgets)
 
         def read(number: int, draws: Draws) -> Any:
             return kept[number]

@@ -80,7 +80,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 image = path.parent / row["path"] if row["path"] else None
                 yield Row(f"line {rows.line_num}", image, row["label"], row["split"] if "split" in columns else TRAIN)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {error}") from None
+        raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -95,7 +95,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             table = parquet.read_table(file, columns=wanted)
         names = _label_names(schema)
     except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
+        raise DataError(f"{path} is not a Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
     if "label" not in wanted or not {"path", "image"} & set(wanted):
         raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
     cells = table["image" if "image" in wanted else "path"]

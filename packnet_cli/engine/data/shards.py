@@ -85,7 +85,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
         if key not in images:
             raise DataError(f"{shard}: the sample {key[1]!r} has a label but no image of a kind that can be read")
         if not labels.get(key):
-            raise DataError(f"{shard}: the sample {key[1]!r} has no label; expected is a file {key[1]}.cls beside it")
+            raise DataError(f"{shard}: the sample {key[1]!r} has no label; it needs a file {key[1]}.cls beside it")
     yield from ((image, labels[key]) for key, image in images.items())
 
 

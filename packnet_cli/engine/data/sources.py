@@ -83,7 +83,7 @@ def images_below(folder: Path) -> list[Path]:
     _check_folder(folder)
     paths = _images_in(folder)
     if not paths:
-        raise DataError(f"{folder} holds no images (expected are .jpg, .png and the like, in it or below)")
+        raise DataError(f"{folder} holds no images (.jpg, .png and the like, in it or below)")
     return paths
 
 
@@ -94,11 +94,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _training_folder(folder: Path) -> Path:
-    _check_folder(folder)
+    held_out = _held_out_folder(folder)
     if (folder / TRAIN).is_dir():
         return folder / TRAIN
-    if _held_out_folder(folder) is not None:
-        raise DataError(f"{folder} has held-out images ({_held_out_folder(folder)}) but no train/ folder beside them")
+    if held_out is not None:
+        raise DataError(f"{folder} has held-out images ({held_out}) but no train/ folder beside them")
     return folder
 
 

@@ -224,7 +224,7 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
     if problems and not skip_bad:
         listed = few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(
-            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or mend them{hint}"
+            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or repair them{hint}"
         )
     return [split.where(lambda path: path not in problems) for split in splits]
 

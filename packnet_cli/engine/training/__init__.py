@@ -1,4 +1,4 @@
-"""A task in training: `task`, around the one loop in `train`, with an optimizer from `optimize`.
+"""A task in training: `task`, around the one loop in `train`, with an optimizer from `optimize` at the `rates`.
 
 `freezer` keeps frozen weights in place and gives the optimizer the trainable `parts`; `release` says which weights are
 pruned; a `checkpoint` holds all that, with the run's `state`.

@@ -11,31 +11,23 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from packnet_cli.artifact import atomic
 from packnet_cli.engine import distributed
-from packnet_cli.engine.training.state import Tensors
+from packnet_cli.engine.training.state import RunState
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Say, unsaid
 
 ANY_NOTES = "packnet_resume."
-NOTES = f"{ANY_NOTES}4"  # the version of the format
+NOTES = f"{ANY_NOTES}5"  # the version of the format
 
 DIGESTS = ("images", "weights")  # of a run; that they differ can be said, but not how
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A run's state as its file holds it, see `RunState`: tensors, and JSON."""
-
-    tensors: Tensors
-    notes: dict[str, Any]
 
 
 def interrupted_run(artifact: Path) -> dict[str, Any]:
@@ -47,7 +39,7 @@ def interrupted_run(artifact: Path) -> dict[str, Any]:
         return {}
 
 
-class Keeper:
+class Checkpointer:
     """Writes a run's checkpoints: at intervals of `every` seconds, and when the user or the system asks it to stop.
 
     `run` identifies the run: a checkpoint of another is refused, naming what differs. If one cannot be written, `say`
@@ -65,8 +57,8 @@ class Keeper:
         """Whether there is a checkpoint."""
         return self.file.exists()
 
-    def load(self) -> Checkpoint | None:
-        """The checkpoint to resume from, if any. Raises ArtifactError, or ConflictError if it is of another run."""
+    def load(self) -> RunState | None:
+        """The state to resume from, if any. Raises ArtifactError, or ConflictError if it is of another run."""
         if not self.has_one():
             return None
         try:
@@ -79,7 +71,7 @@ class Keeper:
                     )
                 notes = json.loads(found[NOTES])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-                run = dict(notes["run"])
+                run, state = dict(notes["run"]), RunState.of(tensors, notes)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{self.file} is damaged ({error}); remove {self.file.parent} and start anew") from None
         different = sorted(key for key in self.run.keys() | run.keys() if self.run.get(key) != run.get(key))
@@ -88,7 +80,7 @@ class Keeper:
                 f"{self.file.parent} is of another run: {_differences(run, self.run, different)}. "
                 "Repeat that command, or remove the folder and start anew"
             )
-        return Checkpoint(tensors, notes)
+        return state
 
     def agree(self) -> None:
         """Have all processes of the run stop after the same step, if one was asked to, or keep a checkpoint."""
@@ -97,7 +89,7 @@ class Keeper:
         self.stopping = asked > 0
         self.due = self.stopping or late > 0
 
-    def save(self, tensors: Tensors, notes: dict[str, Any]) -> bool:
+    def save(self, state: RunState) -> bool:
         """Write a checkpoint in place of the last one, which stays if that fails; returns whether it succeeded.
 
         Of several processes only the first writes.
@@ -105,11 +97,14 @@ class Keeper:
         self.written = time.monotonic()
         if distributed.rank():
             return True
-        whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        whole = {
+            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, value in state.tensors().items()
+        }
         try:
             self.file.parent.mkdir(exist_ok=True)
             with atomic.replacing(self.file) as temporary:
-                save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **notes})})
+                save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **state.notes()})})
         except (OSError, ArtifactError, TypeError) as error:  # JSON cannot hold the state of some optimizers
             self.say(f"no checkpoint could be kept: {error}", warning=True)
             with suppress(OSError):

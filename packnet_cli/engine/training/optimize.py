@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import DivergedError
-from packnet_cli.recipe import Recipe
 
 MOMENTUM = 0.9  # the paper's, for optimizers that have one
 
@@ -83,17 +81,6 @@ class Optimization:
                 parameters = [trained[name] for name in found if self.rates.get(name, 1.0) == multiple]
                 groups.append(group | {"params": parameters, "lr": self.lr * self.lr_scale * multiple})
         return [group for group in groups if group["params"]]
-
-
-def rates(model: nn.Module, recipe: Recipe, head: tuple[str, ...]) -> dict[str, float]:
-    """Trained parameters' multiples of the learning rate, by name; 1 for those that are not named.
-
-    In each of timm's layers it is `layer_decay` times the next one's, from 1 in the last, and `head_lr` in the head.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = param_groups_layer_decay(model, layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else []
-    by_layer = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
-    return by_layer | {name: recipe.head_lr for name in names.values() if is_of_head(name, head)}
 
 
 def fused(opt: str, device: torch.device) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from packnet_cli.artifact import masks
 from packnet_cli.engine.training.release import Goals
-from packnet_cli.engine.training.train import Place
+from packnet_cli.engine.training.train import Position
 from packnet_cli.progress import Accuracy
 
 Tensors = dict[str, torch.Tensor]
@@ -22,7 +22,7 @@ Found = tuple[float, dict[str, float]]
 
 
 @dataclass
-class Stage:
+class Snapshot:
     """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
 
     state: dict[str, torch.Tensor]
@@ -36,8 +36,8 @@ class RunState:
     """All that a run resumes from: the phase that it was in, how far that had come, and what had changed by then."""
 
     phase: str
-    place: Place
-    stage: Stage
+    position: Position
+    snapshot: Snapshot
     teacher: Tensors  # its values; none without a teacher
     moments: Tensors  # the optimizer's tensors and numbers, see `optimizer_state`
     numbers: dict[str, Any]
@@ -48,21 +48,21 @@ class RunState:
 
     def tensors(self) -> Tensors:
         """What a checkpoint holds as tensors, named "model.*", "mask.*", "optimizer.*" or "teacher.*"."""
-        mask = {layer: torch.from_numpy(array) for layer, array in self.stage.mask.items()}
-        parts = {"model": self.stage.state, "mask": mask, "optimizer": self.moments, "teacher": self.teacher}
+        mask = {layer: torch.from_numpy(array) for layer, array in self.snapshot.mask.items()}
+        parts = {"model": self.snapshot.state, "mask": mask, "optimizer": self.moments, "teacher": self.teacher}
         return {f"{prefix}.{name}": value for prefix, held in parts.items() for name, value in held.items()}
 
     def notes(self) -> dict[str, Any]:
         """The rest, in JSON types."""
         return {
             "phase": self.phase,
-            "place": astuple(self.place),
+            "position": astuple(self.position),
             "optimizer": self.numbers,
             "random": self.random,
             "goals": self.goals,
             "in part": self.in_part,
-            "accuracy": self.stage.accuracy,
-            "final": asdict(self.stage.final) if self.stage.final else None,
+            "accuracy": self.snapshot.accuracy,
+            "final": asdict(self.snapshot.final) if self.snapshot.final else None,
             "found": self.found,
         }
 
@@ -78,8 +78,8 @@ class RunState:
         final = Accuracy(**notes["final"]) if notes["final"] else None
         return cls(
             notes["phase"],
-            Place(*notes["place"]),
-            Stage(part("model."), mask, notes["accuracy"], final),
+            Position(*notes["position"]),
+            Snapshot(part("model."), mask, notes["accuracy"], final),
             part("teacher."),
             part("optimizer."),
             notes["optimizer"],

@@ -12,35 +12,36 @@ from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
 from packnet_cli.engine import compute, distributed, network
 from packnet_cli.engine.calibrate import measure_temperature
-from packnet_cli.engine.claim import Claim, lr_scale
+from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.network import Kind
-from packnet_cli.engine.training.checkpoint import Checkpoint, Keeper
+from packnet_cli.engine.training.checkpoint import Checkpointer
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.engine.training.optimize import Optimization, rates
+from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.parts import wants_copies
+from packnet_cli.engine.training.rates import lr_scale, multiples
 from packnet_cli.engine.training.release import Goals, release_goals, release_in_steps
 from packnet_cli.engine.training.state import (
     Found,
     RunState,
-    Stage,
+    Snapshot,
     optimizer_state,
     random_state,
     set_optimizer_state,
     set_random_state,
 )
-from packnet_cli.engine.training.train import Place, Resume, Teacher, train
+from packnet_cli.engine.training.train import Position, Resume, Teacher, train
 from packnet_cli.machine import Machine
-from packnet_cli.progress import Accuracy, Progress, Step, silent
+from packnet_cli.progress import Accuracy, Progress, Step
 from packnet_cli.recipe import Recipe
 
 TRAIN, RETRAIN, SEARCHED = "train", "retrain", "searched"
 
 # What a checkpoint holds: a phase, how far it has come, and its optimizer, if there is one.
-Reached = tuple[str, Place, Callable[[], torch.optim.Optimizer | None]]
+Reached = tuple[str, Position, Callable[[], torch.optim.Optimizer | None]]
 
 
 def _no_optimizer() -> None:
@@ -58,16 +59,16 @@ class TaskInTraining:
         recipe: Recipe,
         machine: Machine,
         progress: Progress,
-        keeper: Keeper | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         self.name, self.artifact, self.images = name, claim.artifact, images
-        self.recipe, self.keeper = recipe, keeper
+        self.recipe, self.checkpointer = recipe, checkpointer
         self.retrain_epochs = recipe.retrain_epochs if images.train.paths else 0
         self.labelled = images.labelled  # computed once: it looks at every label
         self.distill_weight = recipe.distill_weight if self.labelled else 1.0
-        if keeper is not None:
-            keeper.rescue = self.keep_result
-        self.progress = partial(silent if distributed.rank() else progress, name)
+        if checkpointer is not None:
+            checkpointer.rescue = self.keep_result
+        self.progress = partial(progress, name)
         self.resumed: RunState | None = None  # of a stopped run, until the phase in which it was resumes
         self.going_on = False
         self.index, self.mask = claim.index, dict(claim.mask)
@@ -83,16 +84,16 @@ class TaskInTraining:
         self.model = network.build(header, len(images.classes))
         network.check_fits(self.model, header, claim.state)
         self.device = device = choose_device(machine.device)
-        self.owns = any((array == claim.index).any() for array in claim.mask.values())
+        owns = any((array == claim.index).any() for array in claim.mask.values())
         is_first = not (header.tasks or header.removed)
         # Unlabelled images may be of any kind: norms trained on them would not fit the task's own images.
-        self.train_norm = self.owns and self.labelled and (recipe.norm == "task" or is_first)
+        self.train_norm = owns and self.labelled and (recipe.norm == "task" or is_first)
         self.amp = compute.in_bfloat16(machine.amp, device, self.model)
         copied = wants_copies(device, amp=self.amp, compiled=machine.compile)
         self.freezer = self._set_starting_values(claim.state, copied)
         names = [name for name, _ in self.model.named_parameters()]
         self.lr_scale = lr_scale(claim, recipe, names)
-        self.rates = rates(self.model, recipe, header.head)
+        self.rates = multiples(self.model, recipe, header.head)
         network.try_out(self.model, header.data_config)
         self.constants = network.constants(self.model)
         self.feed = self._feed(machine)
@@ -110,7 +111,7 @@ class TaskInTraining:
             batch_size=self.recipe.batch_size,
             workers=machine.workers,
             device=self.device,
-            rooms=feed.rooms(machine.cache, machine.cache_gb, self.device),
+            budgets=feed.budgets(machine.cache, machine.cache_gb, self.device),
         )
 
     def _set_starting_values(self, state: State, copied: bool) -> Freezer:
@@ -154,7 +155,7 @@ class TaskInTraining:
             release_in_steps(self.mask, self.freezer.parameters, self.index, self._goals, step / steps)
             self.freezer.hold(self._trainable())
             if step == 1 and not self.resumed:
-                self._reached = phase, Place(), _no_optimizer
+                self._reached = phase, Position(), _no_optimizer
             if step == steps:
                 self.measure("pruned", trial)
 
@@ -162,7 +163,7 @@ class TaskInTraining:
             self._teacher = self._new_teacher()
             weights = partial(network.read, self.model, set(self.mask))
             self._goals = release_goals(self.mask, self.index, prune, self.recipe, weights)
-        if not self.resumed or self.resumed.place.epoch == 0:
+        if not self.resumed or self.resumed.position.epoch == 0:
             release(1)  # in a resumed run only measures, and that only if it had not
         # Named, to keep the optimizer alive for the checkpoint if an error ends the loop.
         epochs = self._epochs(phase, self.retrain_epochs, self.recipe.retrain_lr, self._teacher)
@@ -213,50 +214,50 @@ class TaskInTraining:
         """The task's present temperature; None without held-out images."""
         return None if self.val_batches is None else measure_temperature(self.model, self.val_batches)
 
-    def stage(self) -> Stage:
+    def snapshot(self) -> Snapshot:
         """A copy of where the task stands, for `go_back_to`; in main memory, as a GPU may lack the room."""
         state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
-        return Stage(state, dict(self.mask), dict(self.accuracy), self.final)
+        return Snapshot(state, dict(self.mask), dict(self.accuracy), self.final)
 
-    def go_back_to(self, stage: Stage) -> None:
-        self.model.load_state_dict(stage.state)
+    def go_back_to(self, snapshot: Snapshot) -> None:
+        self.model.load_state_dict(snapshot.state)
         network.forget_computed(self.model)
-        self.mask, self.accuracy, self.final = dict(stage.mask), dict(stage.accuracy), stage.final
+        self.mask, self.accuracy, self.final = dict(snapshot.mask), dict(snapshot.accuracy), snapshot.final
         self.freezer.hold(self._trainable())
 
-    def _keep(self, phase: str, place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
+    def _keep(self, phase: str, position: Position, optimizer: torch.optim.Optimizer, looked: bool) -> None:
         """After a step: write a checkpoint if one is due, and stop if asked to."""
-        if self.keeper is None:
+        if self.checkpointer is None:
             return
         # A weak reference: the optimizer's moments need not outlive the phase.
-        self._reached = phase, place, weakref.ref(optimizer)
+        self._reached = phase, position, weakref.ref(optimizer)
         if not looked:
             return
-        self.keeper.agree()
-        if self.keeper.due:
-            losses, hits, images = map(sum, zip(*distributed.gathered(place.sums), strict=True))
-            place = dataclasses.replace(place, sums=(losses, hits, images))
-            self._reached = phase, place, weakref.ref(optimizer)
+        self.checkpointer.agree()
+        if self.checkpointer.due:
+            losses, hits, images = map(sum, zip(*distributed.gathered(position.sums), strict=True))
+            position = dataclasses.replace(position, sums=(losses, hits, images))
+            self._reached = phase, position, weakref.ref(optimizer)
             self.keep_result()
-        self.keeper.stop_if_asked()
+        self.checkpointer.stop_if_asked()
 
     def end_search(self, found: Found) -> None:
         """Record the result of a search for a prune fraction, which checkpoints hold from now on."""
         self.found = found
-        self._reached = SEARCHED, Place(), _no_optimizer
+        self._reached = SEARCHED, Position(), _no_optimizer
 
     def keep_result(self) -> bool:
         """Write a checkpoint of what was trained; returns whether there now is one.
 
         During a search the last one is that of the network before pruning, from which the search starts again.
         """
-        if self.keeper is None:
+        if self.checkpointer is None:
             return False
         if self._reached is None:  # nothing yet beyond the checkpoint that this run may have resumed from
             return self.going_on
-        phase, place, optimizer_now = self._reached
+        phase, position, optimizer_now = self._reached
         if phase not in (TRAIN, RETRAIN, SEARCHED):
-            return self.keeper.has_one()
+            return self.checkpointer.has_one()
         optimizer = optimizer_now()
         if optimizer:
             self.freezer.forget_released(optimizer)
@@ -264,8 +265,8 @@ class TaskInTraining:
         moments, numbers = optimizer_state(self.freezer.trained(), optimizer) if optimizer else ({}, {})
         state = RunState(
             phase,
-            place,
-            Stage(self.model.state_dict(), self.mask, self.accuracy, self.final),
+            position,
+            Snapshot(self.model.state_dict(), self.mask, self.accuracy, self.final),
             self._teacher.model.state_dict() if self._teacher else {},
             moments,
             numbers,
@@ -274,20 +275,20 @@ class TaskInTraining:
             self.freezer.in_part,
             self.found,
         )
-        return self.keeper.save(state.tensors(), state.notes())
+        return self.checkpointer.save(state)
 
-    def go_on_from(self, checkpoint: Checkpoint | None) -> None:
-        """Restore a stopped run from its checkpoint, if there is one; the phase that it was in then resumes there."""
-        if checkpoint is None:
+    def go_on_from(self, state: RunState | None) -> None:
+        """Restore a stopped run's state, if there is one; the phase that it was in then resumes there."""
+        if state is None:
             return
-        self.resumed = state = RunState.of(checkpoint.tensors, checkpoint.notes)
+        self.resumed = state
         self.going_on = True
         if state.teacher:
             self._teacher = Teacher(self.model, self.distill_weight, self.forward_of, self.amp)
             self._teacher.model.load_state_dict(state.teacher)
             network.forget_computed(self._teacher.model)
         self.freezer.in_part, self.found, self._goals = state.in_part, state.found, state.goals
-        self.go_back_to(state.stage)
+        self.go_back_to(state.snapshot)
 
     def _resume(self) -> Resume | None:
         """Where the phase that starts now resumes, if a stopped run was in it."""
@@ -295,7 +296,7 @@ class TaskInTraining:
         if state is None:
             return None
         return Resume(
-            state.place,
+            state.position,
             self.train_batches.skip,
             partial(set_optimizer_state, self.freezer.trained(), tensors=state.moments, numbers=state.numbers),
             partial(set_random_state, state.random, self.device),

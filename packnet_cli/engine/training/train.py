@@ -23,7 +23,7 @@ PAUSE = 0.5  # seconds between two readings of a GPU's results, each of which wa
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """How far a phase of training has come: `step` steps into epoch `epoch`, both from 0.
 
     `sums` are the epoch's losses, hits and images so far, as this process's meter has read them; in a checkpoint those
@@ -39,13 +39,13 @@ class Place:
 class Resume:
     """Where to resume a phase, and how to restore the state that a stopped run had there."""
 
-    place: Place
+    position: Position
     skip: Callable[[int], None]  # skips so many batches of the next epoch
     set_optimizer: Callable[[torch.optim.Optimizer], None]
     set_random: Callable[[], None]
 
 
-def _nothing(place: Place, optimizer: torch.optim.Optimizer, looked: bool) -> None:
+def _nothing(position: Position, optimizer: torch.optim.Optimizer, looked: bool) -> None:
     """The callback of a run without checkpoints."""
 
 
@@ -94,9 +94,9 @@ def train(
     teacher: Teacher | None = None,
     seed: int = 0,
     resume: Resume | None = None,
-    after_step: Callable[[Place, torch.optim.Optimizer, bool], None] = _nothing,
+    after_step: Callable[[Position, torch.optim.Optimizer, bool], None] = _nothing,
 ) -> Iterator[int]:
-    """Train in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
+    """Train in position, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
     yielded again, and the batches that it has seen are skipped.
@@ -117,7 +117,7 @@ def train(
     before, after = around
     scheduler = optimization.scheduler(optimizer, before + epochs + after, len(batches))
     finite = _finite(model)
-    at = resume.place if resume else Place()
+    at = resume.position if resume else Position()
     images: torch.Tensor | None = None
     if resume:
         resume.set_optimizer(optimizer)
@@ -135,7 +135,7 @@ def train(
         forward = ready() if ready else freezer.network
         if teacher:
             teacher.prepare()
-        meter = _Meter(device, at.sums if skip and not distributed.rank() else Place().sums)
+        meter = _Meter(device, at.sums if skip and not distributed.rank() else Position().sums)
         if resume and skip:
             resume.skip(skip)
         for step, (images, labels) in enumerate(batches, skip):
@@ -165,7 +165,7 @@ def train(
                     raise optimization.diverged(f"the loss is {value} {where}")
                 means = meter.means(of_all=step + 1 == len(batches))
                 progress(Step(epoch + 1, epochs, step + 1, len(batches), *means, rate))
-            after_step(Place(epoch, step + 1, meter.sums), optimizer, looked)
+            after_step(Position(epoch, step + 1, meter.sums), optimizer, looked)
         freezer.write_parameters()
         if train_norm:
             distributed.average_statistics(model)
@@ -197,10 +197,9 @@ def _answers_are_finite(model: nn.Module, images: torch.Tensor) -> bool:
 class _Meter:
     """Means over an epoch so far, of numbers left on the device until there is a reason to wait for them."""
 
-    def __init__(self, device: torch.device, sums: tuple[float, int, int], pause: float | None = None) -> None:
+    def __init__(self, device: torch.device, sums: tuple[float, int, int]) -> None:
         # Processes have to read at the same steps, to agree on when to stop.
-        at_once = device.type == "cpu" or distributed.world() > 1
-        self.pause = pause or (0.0 if at_once else PAUSE)
+        self.pause = 0.0 if device.type == "cpu" or distributed.world() > 1 else PAUSE
         self.sums, self.before = sums, sums[-1]
         self.began = self.last = time.perf_counter()
         self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # of each step: mean loss, hits, images

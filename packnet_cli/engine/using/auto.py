@@ -64,7 +64,7 @@ def _choices(
             workers=workers,
             device=torch_device,
             # Cached, as every task is asked about the same images.
-            rooms=feed.rooms(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, torch_device),
+            budgets=feed.budgets(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, torch_device),
         )
         with workable_batches(batch_size):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]

@@ -147,7 +147,7 @@ def batches_of(
     batch_size: int,
     workers: int | None,
     device: torch.device,
-    rooms: Sequence[feed.Room] = (),
+    budgets: Sequence[feed.Budget] = (),
 ) -> Batches:
     """Batches of held-out images as the artifact's network takes them."""
     return feed.batches(
@@ -156,7 +156,7 @@ def batches_of(
         batch_size=batch_size,
         workers=workers,
         device=device,
-        rooms=rooms,
+        budgets=budgets,
     )
 
 
