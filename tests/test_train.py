@@ -22,6 +22,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.release import smallest
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import DivergedError, UsageError
+from packnet_cli.recipe import Recipe
 
 OPTIMIZERS = ["momentum", "sgd", "adamw", "lion", "rmsprop", "adafactor", "lamb", "nadam", "adopt"]
 
@@ -361,11 +362,11 @@ def test_evaluate_counts_exactly():
 
 def test_unknown_optimizer():
     """The nearest of timm's are named."""
-    check_optimizer("adamw")
+    check_optimizer(Recipe(opt="adamw"))
     with pytest.raises(UsageError, match="did you mean .*radam"):
-        check_optimizer("adamv")
+        check_optimizer(Recipe(opt="adamv"))
     with pytest.raises(UsageError, match="Lookahead is not supported; take adamw alone"):
-        check_optimizer("lookahead_adamw")
+        check_optimizer(Recipe(opt="lookahead_adamw"))
 
 
 def test_write_back_is_exact_whatever_stands_there(monkeypatch):
@@ -386,11 +387,11 @@ def test_write_back_is_exact_whatever_stands_there(monkeypatch):
     assert model.weight.detach().numpy().tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("opt", ["adahessian", "bnbadamw"])
-def test_an_optimizer_that_cannot_step_here(opt):
-    """It needs second derivatives, or another package: better said before training."""
-    with pytest.raises(UsageError, match=f"{opt}' cannot be used here"):
-        check_optimizer(opt)
+@pytest.mark.parametrize("wrong", [{"opt": "adahessian"}, {"opt": "bnbadamw"}, {"opt": "madgrad", "retrain_lr": 0}])
+def test_an_optimizer_that_cannot_step_here(wrong):
+    """It needs second derivatives, another package, or a rate above 0: better said before training."""
+    with pytest.raises(UsageError, match=f"{wrong['opt']}' cannot be used here"):
+        check_optimizer(Recipe(**wrong))
 
 
 def test_the_teachers_loss_is_in_float32():

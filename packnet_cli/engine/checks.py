@@ -12,6 +12,7 @@ from packnet_cli.engine.data import sources, splits
 from packnet_cli.errors import UsageError, did_you_mean, reason
 from packnet_cli.images import location
 from packnet_cli.progress import Say
+from packnet_cli.recipe import Recipe
 
 
 def check_settings(prune: float, max_drop: float | None = None, head_only: bool = False) -> None:
@@ -25,8 +26,9 @@ def check_settings(prune: float, max_drop: float | None = None, head_only: bool 
         raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
 
 
-def check_optimizer(opt: str) -> None:
-    """Raise UsageError unless timm knows the optimizer and it can take a step on this machine."""
+def check_optimizer(recipe: Recipe) -> None:
+    """Raise UsageError unless timm knows the optimizer and it can take a step on this machine, at these rates."""
+    opt = recipe.opt
     if opt.startswith("lookahead_"):
         raise UsageError(f"Lookahead is not supported; take {opt.removeprefix('lookahead_')} alone")
     if opt not in list_optimizers():
@@ -35,8 +37,10 @@ def check_optimizer(opt: str) -> None:
     layer = nn.Linear(2, 2)
     layer(torch.zeros(1, 2)).sum().backward()
     try:
-        create_optimizer_v2(layer, opt=opt, lr=0.1).step()
-    except Exception as error:  # one that needs another package, a GPU, or second derivatives
+        for lr in (recipe.lr, recipe.retrain_lr):
+            optimizer = create_optimizer_v2(layer, opt=opt, lr=lr, weight_decay=recipe.weight_decay)
+        optimizer.step()
+    except Exception as error:  # one that needs another package, a GPU, second derivatives, or a rate above 0
         raise UsageError(
             f"the optimizer {opt!r} cannot be used here ({reason(error)}); try momentum or adamw"
         ) from None

@@ -28,7 +28,7 @@ def plan_init(
 ) -> plan.Plan:
     """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
     check_settings(prune or 0.0)
-    check_optimizer(recipe.opt)
+    check_optimizer(recipe)
     origin = start_from(
         arch,
         weights=weights,
@@ -55,7 +55,7 @@ def plan_task(
     Raises what `add_task` would for its share, its name and its images, except for images that cannot be decoded.
     """
     check_settings(prune)
-    check_optimizer(recipe.opt)
+    check_optimizer(recipe)
     artifact = format.load(path)
     artifact.header.check_changeable(path)
     plan.check_capacity(path, artifact)

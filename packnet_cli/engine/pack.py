@@ -80,7 +80,7 @@ def init(
         raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
     if prune is not None:
         check_settings(prune)
-        check_optimizer(recipe.opt)
+        check_optimizer(recipe)
         choose_device(machine.device)
     random_seed(recipe.seed)
     origin = start_from(
@@ -149,7 +149,7 @@ def add_task(
     # Try everything that can fail now, before hours of training.
     check_settings(prune, max_drop, head_only)
     for possible in (recipe, few_steps):
-        check_optimizer(possible.opt)
+        check_optimizer(possible)
     choose_device(machine.device)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
@@ -229,7 +229,7 @@ def prune_task(
     if kept := [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(given, name) != getattr(recipe, name)]:
         say(f"{', '.join(kept)}: as task {entry} was added")
     check_settings(prune)
-    check_optimizer(recipe.opt)
+    check_optimizer(recipe)
     choose_device(machine.device)
     plan.check_release(entry.owned, prune, recipe)
     if data is None and entry.data:

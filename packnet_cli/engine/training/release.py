@@ -43,7 +43,7 @@ def release_in_steps(
     """
     for layer, (claimed, count) in goals.items():
         so_far = claimed - masks.count_owned(mask[layer], index)
-        wanted = round(count * (1 - (1 - done) ** 3)) - so_far
+        wanted = max(0, round(count * (1 - (1 - done) ** 3)) - so_far)  # a resumed run may have released more
         weights = parameters[layer]
         if weights.device.type == "cuda":
             owned = torch.from_numpy(mask[layer] == index).to(weights.device)
