@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike[str]) -> "Packed":
-    """Load a packed model, which gives its tasks as plain timm networks. Raises ArtifactError.
+    """Load a packed model, which gives its tasks as plain timm networks. Raises ArtifactError, NetworkError.
 
     Only this call imports torch: `import packnet_cli` stays quick.
     """

@@ -97,9 +97,9 @@ def test_no_two_crops_are_alike(split):
 @pytest.mark.parametrize("training", [True, False])
 def test_threads_do_what_takes_time(split, training, monkeypatch):
     """They read and crop; what is kept, and to be shown as it is, is taken without them."""
-    found, take = [], feed.Pictures.__getitem__
+    found, take = [], feed.ImageCache.__getitem__
     monkeypatch.setattr(
-        feed.Pictures, "__getitem__", lambda *which: found.append(threading.current_thread()) or take(*which)
+        feed.ImageCache, "__getitem__", lambda *which: found.append(threading.current_thread()) or take(*which)
     )
     batches(split, training=training, workers=2, epochs=2)
     here = [thread is threading.main_thread() for thread in found]
@@ -222,7 +222,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_image(split):
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        feed.Pictures(split.paths, fail, [])[0]
+        feed.ImageCache(split.paths, fail, [])[0]
 
 
 def test_a_device_that_has_less_memory_than_it_had(split):
@@ -237,7 +237,7 @@ def test_a_device_that_has_less_memory_than_it_had(split):
         return picture
 
     full, ram = feed.Budget(Full(), 1e9), feed.Budget(CPU, 1e9)
-    pictures = feed.Pictures(split.paths, lambda path: torch.zeros(3, 4, 4, dtype=torch.uint8), [full, ram])
+    pictures = feed.ImageCache(split.paths, lambda path: torch.zeros(3, 4, 4, dtype=torch.uint8), [full, ram])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feed, "moved", moved)
         assert pictures[0].sum() == 0 and pictures[1].sum() == 0

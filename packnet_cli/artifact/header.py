@@ -92,6 +92,16 @@ class Header:
         known = ", ".join(map(str, self.tasks)) or "none yet"
         raise TaskError(f"no task {str(wanted)!r} in this artifact; its tasks: {known}")
 
+    def asked(self, wanted: str | int, path: Path) -> tuple[Task, ...]:
+        """The task with this index or name, or every one of the file `path` ("all", or "auto", which chooses of them).
+
+        Raises TaskError, also if there is none yet.
+        """
+        tasks = self.tasks if wanted in ("all", "auto") else (self.task(wanted),)
+        if not tasks:
+            raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+        return tasks
+
     def check_changeable(self, path: Path) -> None:
         """Raise ArtifactError if this is the header of a compact file, `path`."""
         if self.compact:

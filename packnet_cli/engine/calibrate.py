@@ -13,14 +13,14 @@ from torch import nn
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import matmul_precision
-from packnet_cli.engine.measure import Batches, answers
+from packnet_cli.engine.measure import Loader, answers
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40
 
 
 @matmul_precision("highest")
-def measure_temperature(model: nn.Module, batches: Batches) -> float:
+def measure_temperature(model: nn.Module, batches: Loader) -> float:
     """The temperature of a task, fitted on its held-out images."""
     # numpy arrays: older versions of torch warn when they gather tensors as objects.
     here = [(logits.float().cpu().numpy(), labels.cpu().numpy()) for logits, labels in answers(model, batches)]

@@ -11,8 +11,8 @@ from packnet_cli.engine.compute import in_precision, matmul_precision
 from packnet_cli.progress import Accuracy
 
 
-class Batches(Protocol):
-    """Batches of images (N, C, H, W), float32, and labels (N,), int64; each iteration goes through them once."""
+class Loader(Protocol):
+    """Loader of images (N, C, H, W), float32, and labels (N,), int64; each iteration goes through them once."""
 
     def __len__(self) -> int: ...
 
@@ -20,7 +20,7 @@ class Batches(Protocol):
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def answers(model: nn.Module, batches: Loader, *, amp: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The network's logits (N, classes) for each batch, and its labels (N,), both on the network's device."""
     device = next(model.parameters()).device
     model.eval()
@@ -34,7 +34,7 @@ def answers(model: nn.Module, batches: Batches, *, amp: bool = False) -> Iterato
 
 @matmul_precision("highest")  # so that what is measured during training holds in use
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Batches, *, amp: bool = False) -> Accuracy:
+def evaluate(model: nn.Module, batches: Loader, *, amp: bool = False) -> Accuracy:
     """Top-1 and top-5 accuracy over all batches; with fewer than five classes, top-5 counts all."""
     counts, seen = torch.zeros(2, dtype=torch.int64), 0
     for logits, labels in answers(model, batches, amp=amp):

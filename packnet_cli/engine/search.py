@@ -1,6 +1,6 @@
 """How much a task can release: the largest prune fraction that it recovers from."""
 
-from packnet_cli.engine.measure import Batches, evaluate
+from packnet_cli.engine.measure import Loader, evaluate
 from packnet_cli.engine.training.state import Found
 from packnet_cli.engine.training.task import TaskInTraining
 
@@ -8,7 +8,7 @@ TRIES = 4  # retrainings: a resolution of 1/16
 ROUNDING = 1e-9  # of percentages, far less than an image
 
 
-def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Batches) -> Found:
+def prune_as_far_as(task: TaskInTraining, max_drop: float, selection: Loader) -> Found:
     """Prune and retrain `task` by the largest fraction that costs at most `max_drop` points, found by bisection.
 
     Accuracy is measured on `selection`, images that are neither trained on nor reported. The fraction is 0 if all those

@@ -65,7 +65,7 @@ def budgets(cache: Cache, gigabytes: float, device: torch.device) -> list[Budget
     return found
 
 
-class Pictures:
+class ImageCache:
     """The images of a split by number, uint8 (C, H, W); decoded ones are kept, as far as the budgets go.
 
     Raises DataError for an image that can no longer be read; out-of-memory errors are passed on.
@@ -196,14 +196,14 @@ def batches(
         # Large photographs are reduced, to save memory. The smallest square crop keeps twice the network's resolution:
         # with less, two reductions would blur more than one.
         short_side = math.ceil(2 * max(size) / math.sqrt(augmentation.crop_scale))
-        kept = Pictures(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), budgets)
+        kept = ImageCache(split.paths, partial(decoded, mode=CHANNELS[channels], short_side=short_side), budgets)
 
         def read(number: int, draws: Draws) -> Any:
             crop = augmentation.crop(kept[number], draws)
             return crop if together else resized_alone(crop, size, interpolation)
     else:
         transform = create_transform(**data_config, is_training=False, normalize=False)
-        kept = Pictures(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), budgets)
+        kept = ImageCache(split.paths, partial(transformed, mode=CHANNELS[channels], transform=transform), budgets)
 
         def read(number: int, draws: Draws) -> Any:
             return kept[number]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import Ready, in_precision
-from packnet_cli.engine.measure import Batches
+from packnet_cli.engine.measure import Loader
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.parts import CASTABLE
@@ -81,7 +81,7 @@ class Teacher:
 
 def train(
     model: nn.Module,
-    batches: Batches,
+    batches: Loader,
     freezer: Freezer,
     optimization: Optimization,
     *,

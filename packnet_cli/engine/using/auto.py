@@ -14,7 +14,7 @@ from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.data import feed
 from packnet_cli.engine.data.splits import HeldOut
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.measure import Batches, answers
+from packnet_cli.engine.measure import Loader, answers
 from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import DataError
@@ -76,9 +76,7 @@ def _choices(
         yield Choice(task, 100 * int(right_task.sum()) / images, 100 * int(right_class.sum()) / images, images)
 
 
-def _ask(
-    packed: Packed, model: nn.Module, task: Task, batches: Batches, amp: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _ask(packed: Packed, model: nn.Module, task: Task, batches: Loader, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The entropy (N,) of a task's prediction for each image, and whether the predicted class is the label (N,)."""
     packed.switch(model, task.index)
     found = [

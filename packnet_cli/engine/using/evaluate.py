@@ -14,9 +14,9 @@ from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import network
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.measure import Batches, evaluate
+from packnet_cli.engine.measure import Loader, evaluate
 from packnet_cli.engine.using.packed import Packed
-from packnet_cli.errors import DataError, TaskError
+from packnet_cli.errors import DataError
 from packnet_cli.images import location
 from packnet_cli.progress import Accuracy
 from packnet_cli.recipe import Recipe
@@ -52,15 +52,13 @@ def evaluate_tasks(
     """Evaluate one task (by index or name) or "all", on the data that it remembers or on `data`.
 
     A compact file remembers none: `as_in` is the path of the file it was made of, which does.
-    Raises TaskError, DataError, ArtifactError; of "all" on remembered data, what is wrong with one task's is in its
-    Evaluation.
+    Raises TaskError, DataError, ArtifactError, NetworkError; of "all" on remembered data, what is wrong with one task's
+    is in its Evaluation.
     """
     artifact = format.load(path)
     if as_in is not None:
         artifact = dataclasses.replace(artifact, header=format.load_header(as_in))
-    tasks = artifact.header.tasks if wanted == "all" else (artifact.header.task(wanted),)
-    if not tasks:
-        raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    tasks = artifact.header.asked(wanted, path)
     torch_device = choose_device(device)
     there = [task for task in tasks if wanted != "all" or data or task.has_images]
     if artifact.header.compact is not None and not (data or as_in):
@@ -109,7 +107,7 @@ def check_accuracies(
 ) -> list[Finding]:
     """The tasks whose accuracy, on the images that they remember, is not the recorded one, or cannot be measured.
 
-    Raises ArtifactError, UsageError.
+    Raises ArtifactError, NetworkError, UsageError.
     """
     artifact, torch_device = format.load(path), choose_device(device)
     findings: list[Finding] = []
@@ -148,8 +146,8 @@ def batches_of(
     workers: int | None,
     device: torch.device,
     budgets: Sequence[feed.Budget] = (),
-) -> Batches:
-    """Batches of held-out images as the artifact's network takes them."""
+) -> Loader:
+    """Loader of held-out images as the artifact's network takes them."""
     return feed.batches(
         held_out.split,
         network.preprocessing(artifact.header),

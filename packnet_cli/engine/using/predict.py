@@ -18,7 +18,6 @@ from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.data import pictures, sources
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.using.packed import Packed, Transform
-from packnet_cli.errors import TaskError
 
 Read = torch.Tensor | str  # a picture (C, H, W), or why there is none
 Batch = tuple[list[Path], list[Read]]
@@ -60,14 +59,12 @@ def predict(
     """An answer for each image file, in order, as soon as its batch is done; each file is decoded once.
 
     `wanted` is the index or name of a task, "all", or "auto": for each picture the task with the lowest entropy (see
-    `auto.py`). With `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, TaskError,
-    UsageError.
+    `auto.py`). With `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, NetworkError,
+    TaskError, UsageError.
     """
     torch_device = choose_device(device)
     packed = Packed(format.load(path))
-    tasks = packed.tasks if wanted in ("all", "auto") else (packed.task(wanted),)
-    if not tasks:
-        raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+    tasks = packed.artifact.header.asked(wanted, path)
     answers = _answers(packed, tasks, _batches(images, packed.transform, batch_size, read_ahead), torch_device, amp)
     if wanted != "auto":
         return answers
