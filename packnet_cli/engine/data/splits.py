@@ -208,6 +208,14 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
     )
 
 
+def readable(held_out: HeldOut, classes: tuple[str, ...], *, skip_bad: bool) -> HeldOut:
+    """The images that can be decoded. Raises DataError for others, unless `skip_bad`, and if none is left."""
+    [split] = check_images(held_out.split, skip_bad=skip_bad)
+    if not split.paths:
+        raise DataError(f"{held_out.where} holds no readable images to evaluate on")
+    return dataclasses.replace(held_out, split=split, missing=_missing(split, classes))
+
+
 def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list[Split]:
     """Decode every image once, so that an unreadable one is named now and not after an hour of training.
 
@@ -258,12 +266,6 @@ def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOu
 def _missing(split: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
     there = set(split.labels)
     return tuple(name for label, name in enumerate(classes) if label not in there)
-
-
-def readable(held_out: HeldOut, classes: tuple[str, ...], *, skip_bad: bool) -> HeldOut:
-    """The images that can be decoded. Raises DataError for those that cannot, unless they are to be skipped."""
-    [split] = check_images(held_out.split, skip_bad=skip_bad)
-    return dataclasses.replace(held_out, split=split, missing=_missing(split, classes))
 
 
 def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...]) -> None:

@@ -175,9 +175,6 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
             seed=task.recipe.get("seed", Recipe.seed),
             trained_on=location(where) == task.data,
         )
-        held_out = splits.readable(held_out, task.classes, skip_bad=task.skipped > 0)
-        if not held_out.split.paths:
-            raise DataError(f"{where} holds no readable images to evaluate on")
+        return splits.readable(held_out, task.classes, skip_bad=task.skipped > 0)
     except DataError as error:
         raise DataError(f"task {task} cannot be measured: {error}") from None
-    return held_out
