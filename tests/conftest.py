@@ -28,6 +28,11 @@ QUICK = Recipe(
 )
 
 
+def noting(lines):
+    """A `say` callback that adds what is said to these lines, warnings too."""
+    return lambda line, warning=False: lines.append(line)
+
+
 def make_folder(folder: Path, *, classes: int = 3, train: int = 6, val: int = 3, seed: int = 0) -> Path:
     """train/ and val/ with folders of noise, each class of its own shade."""
     rng = np.random.default_rng(seed)

@@ -678,6 +678,9 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
     refused(packnet(*init, "--name", 3), 4, "3")
+    refused(packnet(*init, "--distill", tmp_path / "none"), 6, "none is not a folder; name a folder of images")
+    (tmp_path / "a.st").touch()
+    refused(packnet(*init), 3, "exists already")
 
 
 def test_a_dry_run_of_init_refuses_what_has_no_classifier(tmp_path, packnet):
@@ -724,6 +727,8 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
+    ranked = packnet("add-task", packed, "--data", folders[0], "--rank", "global", "--prune", 0.5, "--dry-run")
+    assert ranked.exit_code == 0 and "what is shown is --rank layer" in ranked.stderr
     refused(packnet("add-task", packed, "--data", folders[0], "--head-only", "--dry-run"), 2, "--head-only")
     refused(packnet("add-task", packed, "--data", folders[0], "--opt", "AdamW", "--dry-run"), 2, "AdamW")
 

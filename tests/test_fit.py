@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from conftest import CPU, QUICK
+from conftest import CPU, QUICK, noting
 from test_cli import answer, refused
 from test_resume import stop_at
 
@@ -48,7 +48,7 @@ def test_the_result_is_that_of_the_size_that_was_found(packed, folders, room_for
     """To the byte, recipe and all; and it is said."""
     before, said = packed.read_bytes(), []
     room_for(5)
-    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), say=said.append, **RUN)
+    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), say=noting(said), **RUN)
     found = packed.read_bytes()
     packed.write_bytes(before)
     artifact = pack.add_task(packed, folders[0], recipe=with_size(4), **RUN)
@@ -61,12 +61,12 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
     """And only there; a rate that was given is taken as it is. What is recorded is what was used."""
     before, said = packed.read_bytes(), []
     recipe = dataclasses.replace(ADAMW, epochs=1, retrain_epochs=1, **given)
-    usual = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
+    usual = pack.add_task(packed, folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1).recipe
     assert (usual["lr"], usual["retrain_lr"]) == (given.get("lr", 1e-3), 1e-3)
     assert not any("third" in line for line in said)
     packed.write_bytes(before)
     monkeypatch.setattr(rates_module, "ends_without_norm", lambda *_: True)
-    lowered = pack.add_task(packed, folders[0], recipe=recipe, say=said.append, **RUN).header.task(1).recipe
+    lowered = pack.add_task(packed, folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1).recipe
     assert (lowered["lr"], lowered["retrain_lr"]) == rates
     assert "a third of the usual rate, 0.000333: no norm follows this network's last layers" in said
 
@@ -74,11 +74,11 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
 def test_what_fits_at_once_is_left_as_it_is(packed, folders):
     """A size that was given is not even tried."""
     before, said = packed.read_bytes(), []
-    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), say=said.append, **RUN)
+    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), say=noting(said), **RUN)
     assert said[1:] == ["batches of 8"]
     after = packed.read_bytes()
     packed.write_bytes(before)
-    pack.add_task(packed, folders[0], recipe=with_size(8), say=said.append, **RUN)
+    pack.add_task(packed, folders[0], recipe=with_size(8), say=noting(said), **RUN)
     assert packed.read_bytes() == after and said == [said[0], "batches of 8", said[0]]
 
 
@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on_with_its_own_size(packed, folders, room_for):
         pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), progress=stop_at("retrain", 1, 1), **RUN)
     room_for(100)
     said = []
-    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), resume=True, say=said.append, **RUN)
+    pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), resume=True, say=noting(said), **RUN)
     assert packed.read_bytes() == whole and "batches of" not in "".join(said)
 
 

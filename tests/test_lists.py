@@ -118,6 +118,14 @@ def test_a_missing_list_and_a_folder_of_that_name(tmp_path):
     assert task_name(tmp_path / "v1.0") == "v1.0" and task_name(tmp_path / "birds.csv") == "birds"
 
 
+def test_an_image_by_two_paths_is_listed_twice(tmp_path, monkeypatch):
+    """Though the list itself is named by a relative one."""
+    monkeypatch.chdir(tmp_path)
+    Path("two.csv").write_text(f"path,label,split\na.png,x,train\n{tmp_path / 'a.png'},x,val\n")
+    with pytest.raises(DataError, match="line 3: .*a.png is listed twice"):
+        splits.open_training(Path("two.csv"), val_split=0.2, seed=0)
+
+
 def parquet(path, columns, metadata=None):
     """A Parquet file."""
     pyarrow = pytest.importorskip("pyarrow")

@@ -96,8 +96,8 @@ def test_a_log_that_cannot_be_written(packed, tmp_path, folders, packnet):
     log.mkdir()
     (log / "metrics.jsonl").symlink_to("/dev/full")
     result = packnet("-q", *add, "--log", log)
-    assert result.exit_code == 0 and result.stderr.startswith(f"warning: cannot write the log {log} any more: No space")
-    assert result.stderr.count("warning") == 1
+    assert result.exit_code == 0 and f"warning: cannot write the log {log} any more: No space" in result.stderr
+    assert result.stderr.count("warning: cannot write") == 1
 
 
 def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path, folders, packnet):

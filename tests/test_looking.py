@@ -42,6 +42,19 @@ def test_bars_fit_into_80_columns(full, packnet):
     assert layers.count("11111111112222233333") == len(format.load_header(full).tasks[0].owned)
 
 
+def test_an_ordinary_name_fits_into_an_ordinary_terminal(full, packnet, monkeypatch):
+    """Without the bars, if need be; and what a search has found is told apart from its fractions."""
+    artifact = format.load(full)
+    *others, last = artifact.header.tasks
+    last = replace(last, name="caltech-birds-200-2011", search={"0.8125": 47.37})
+    format.save(replace(artifact, header=replace(artifact.header, tasks=(*others, last))), full)
+    monkeypatch.setenv("COLUMNS", "80")
+    text = packnet("info", full).stdout
+    table = text[text.index("┏") : text.rindex("┘")]
+    assert last.name in table and "█" not in table and max(map(len, table.splitlines())) <= 80
+    assert "top-1 at 0.8125     47.37 %" in packnet("info", full, "--task", last.name).stdout
+
+
 def test_bytes_of_other_ways_are_counted_from_the_tensors(full, packed, tmp_path, packnet):
     """One network for each task, and adapters of rank 8 on one network; of a compact file the same."""
     artifact = format.load(full)
@@ -75,7 +88,7 @@ def test_plot_draws_what_each_task_owns(full, tmp_path, packnet):
     """In the colours of its legend, on every layer; the same file twice is the same picture."""
     for name in ("a.png", "b.png", "a.svg", "b.svg", "a.html", "b.html"):
         result = packnet("plot", full, "-o", tmp_path / name)
-        assert result.exit_code == 0 and "3 tasks" in result.stdout, result.stderr
+        assert result.exit_code == 0 and "tasks: 3" in result.stdout, result.stderr
     for suffix in ("png", "svg", "html"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CPU, QUICK, make_folder
+from conftest import CPU, QUICK, make_folder, noting
 from PIL import Image
 
 from packnet_cli.artifact import edit, format, masks, plan, verify
@@ -186,25 +186,25 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     """Files of other names in a class folder, and links to folders, which are not followed; GIFs are images."""
     folder, said = make_folder(tmp_path / "set"), []
     inside = folder / "train" / "class0"
-    pack.add_task(packed, folder, name="clean", prune=0.5, recipe=QUICK, machine=CPU, say=said.append)
+    pack.add_task(packed, folder, name="clean", prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))
     assert said == [f"clean: 3 classes, 18 images to train on, 9 held out ({folder / 'val'})"]
     with Image.open(inside / "0.png") as image:
         image.save(inside / "0.gif")
     (inside / "notes.heic").write_text("x")
     (inside / ".hidden").write_text("x")
     (inside / "more").symlink_to(folder / "val")
-    task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append).header.tasks[-1]
-    [line] = [line for line in said if line.startswith("left out: 2 files or links")]
-    assert str(inside) in line
+    task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=noting(said)).header.tasks[-1]
+    [line] = [line for line in said if line.startswith("left out, not being named like images: ")]
+    assert str(inside) in line and line.endswith(" and 1 more")
     assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
-    pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=said.append)
+    pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))
     assert said.count(line) == 2
 
 
 def test_that_the_first_task_keeps_everything_is_said(packed, folders):
     """Of the first alone: that the last of several is not pruned is as it should be."""
     said: list[str] = []
-    how = {"recipe": QUICK, "machine": CPU, "say": said.append}
+    how = {"recipe": QUICK, "machine": CPU, "say": noting(said)}
     pack.add_task(packed, folders[0], prune=0.5, **how)
     pack.add_task(packed, folders[1], **how)
     assert len(said) == 2 and "without" not in "".join(said)
@@ -247,7 +247,7 @@ def test_a_class_with_one_image_is_named(packed, tmp_path):
     shutil.rmtree(folder / "val")
     for number in range(1, 6):
         (folder / "train" / "class1" / f"{number}.png").unlink()
-    pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=said.append)
+    pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=noting(said))
     assert said[:1] == ["some: 3 classes, 11 images to train on, 2 held out"]
     assert said[1] == "1 of 3 classes have no image to hold out, 'class1' among them: trained on, not measured"
 
@@ -309,7 +309,7 @@ def test_prune_measures_on_what_the_task_never_saw(packed, folders):
     before = pack.add_task(packed, folders[0] / "train", recipe=first, machine=CPU)
     given = dict(seed=1, val_split=0.5, epochs=9, lr=1.0, restart="zero", anneal="once", opt="adamw", retrain_lr=0.5)
     recipe, said = dataclasses.replace(first, **given), []
-    after = pack.prune_task(packed, "train", prune=0.0, recipe=recipe, machine=CPU, say=said.append)
+    after = pack.prune_task(packed, "train", prune=0.0, recipe=recipe, machine=CPU, say=noting(said))
     assert said == ["epochs, lr, anneal, restart, seed, val_split: as task 1 (train) was added"]
     assert after.header.tasks[0].accuracy["dense"] == after.header.tasks[0].top1 == before.header.tasks[0].top1
     assert after.header.tasks[0].images == before.header.tasks[0].images

@@ -113,6 +113,12 @@ def test_paths_on_stdin(full, pictures, packnet):
         assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
 
 
+def test_paths_on_stdin_stand_alone(full, packnet):
+    """A file of that name would else be taken for them, or they would never be read."""
+    result = packnet("predict", full, "--task", 1, "-", "a.png", *QUICK, input=b"b.png")
+    assert result.exit_code == 2 and "leave out the other images" in result.stderr
+
+
 def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packnet):
     """With exit code 6 at the end."""
     (pictures / "class2" / "0.png").write_text("hello")

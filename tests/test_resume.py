@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
-from packnet_cli.artifact import format
+from packnet_cli.artifact import atomic, format
 from packnet_cli.engine import pack
 from packnet_cli.engine.data import pictures
 from packnet_cli.engine.training import checkpoint, freezer, state, train
@@ -121,6 +121,18 @@ def test_an_optimizer_goes_on_with_what_it_had(tmp_path, folders, whole, later, 
     path.write_bytes(whole["adamw"][0])
     monkeypatch.setattr(freezer, "LARGEST_PART", 1 - later)
     assert format.digest(add(path, folders[1], RECIPES["adamw"]).state(2)) == format.digest(stopped.state(2))
+
+
+def test_a_run_that_is_not_over_is_not_called_interrupted(packed, folders):
+    """Nor is it said that it will be replaced."""
+    say, checkpoint_file = Mock(), atomic.checkpoint(packed)
+    checkpoint_file.parent.mkdir()
+    checkpoint_file.touch()
+    with atomic.locked(packed), pytest.raises(ConflictError, match="is being written by process"):
+        add(packed, folders[0], say=say)
+    say.assert_not_called()
+    add(packed, folders[0], say=say)
+    assert any("holds an interrupted run" in call.args[0] for call in say.call_args_list)
 
 
 def test_what_else_is_in_the_folder_stays(tmp_path, folders):
@@ -249,7 +261,7 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
             else:
                 assert packed.read_bytes() == new
                 warned = [call.args[0] for call in say.call_args_list if call.kwargs == {"warning": True}]
-                seen.append(warned[-1] if warned else "new file")
+                seen.append(next((line for line in warned if "checkpoint" in line), "new file"))
         if seen[-1] == "error":
             pack.add_task(packed, folders[0], resume=True, **run)
             assert packed.read_bytes() == new

@@ -110,7 +110,7 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
         _flush(temporary)  # before its permissions, which may be read-only
         temporary.chmod(mode)
         if unchanged_since is not None and stamp(target) != unchanged_since:
-            raise ConflictError(f"{path} was changed by another program meanwhile; it was left as it is. Run again")
+            raise ConflictError(f"{path} was changed by another program meanwhile, and left as it is")
         os.replace(temporary, target)
 
 

@@ -80,7 +80,7 @@ def remove_task(
 def rename(
     path: Packed,
     task: OneTask,
-    name: Annotated[str, Option(help="Its new name: no number, not 'all' or 'auto', and not blank.")],
+    name: Annotated[str, Option(help="Its new name: no whole number, not 'all' or 'auto', and not blank.")],
     json: Json = False,
 ) -> None:
     """Give a task another name; nothing else changes."""

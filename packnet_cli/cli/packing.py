@@ -51,7 +51,8 @@ def init(
     ] = None,
     distill: Annotated[Path | None, Option(metavar="DIR", help=DISTILL, rich_help_panel=BASE)] = None,
     name: Annotated[
-        str | None, Option(help="Name of the task; default, imagenet, or that of DATA.", rich_help_panel=BASE)
+        str | None,
+        Option(help="Name of the task; default, imagenet, that of DATA, or pretrained.", rich_help_panel=BASE),
     ] = None,
     class_names: Annotated[
         Path | None,
@@ -96,13 +97,15 @@ def init(
         },
     }
     if dry_run:
+        from packnet_cli.engine.checks import check_new
         from packnet_cli.engine.dry_run import plan_init
 
-        named: dict[str, Any] = {"name": name, "data": data, "class_names": class_names}
+        named: dict[str, Any] = {"name": name, "data": data, "distill": distill, "class_names": class_names}
+        check_new(path, force)
         planned = plan_init(arch, weights=weights, pretrained=pretrained, prune=prune, recipe=recipe, **named, **built)
         report.plan(planned, as_json=json)
         return
-    with run.of(path, trains=prune is not None) as how:
+    with run.of(path) as how:
         artifact = pack.init(
             path,
             arch,

@@ -63,10 +63,10 @@ class Run:
     ] = "bar"
 
     @contextmanager
-    def of(self, path: Path, *, trains: bool = True) -> Iterator[dict[str, Any]]:
+    def of(self, path: Path) -> Iterator[dict[str, Any]]:
         """The keyword arguments for a verb that trains the packed model `path`; progress is shown meanwhile."""
-        if trains:
-            self._prepare(path)
+        if self.log is not None and os.path.realpath(self.log) == os.path.realpath(path):
+            raise UsageError(f"--log {self.log} is the packed model itself; name a folder")
         chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Machine)}
         log = None if is_a_further_process() else self.log
         with report.training(log=log, as_json=self.progress == "json") as told:
@@ -77,18 +77,6 @@ class Run:
                 "progress": told,
                 "say": report.say,
             }
-
-    def _prepare(self, path: Path) -> None:
-        from packnet_cli.artifact import atomic
-
-        if self.log is not None and os.path.realpath(self.log) == os.path.realpath(path):
-            raise UsageError(f"--log {self.log} is the packed model itself; name a folder")
-        kept = atomic.checkpoint(path)
-        if self.resume and not kept.exists():
-            report.say(f"there is no interrupted run in {kept.parent}; starting from the beginning")
-        elif kept.exists() and not self.resume:
-            where = kept.parent
-            report.say(f"{where} holds an interrupted run, which --resume would go on with; this one will replace it")
 
 
 # Gives a command these options, and their values as a Run in its parameter `run`.

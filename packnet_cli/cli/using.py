@@ -108,7 +108,9 @@ def predict(
         raise UsageError("--json and --csv exclude each other")
     from packnet_cli.engine.using import predict as engine
 
-    standard_input = images == [Path("-")]
+    standard_input = Path("-") in images
+    if standard_input and len(images) > 1:
+        raise UsageError("- stands for the paths on stdin, and for them alone; leave out the other images")
     lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin or ())  # also as on Windows
     arguments = map(Path, filter(str.strip, lines)) if standard_input else images
     answers = engine.predict(
@@ -121,7 +123,7 @@ def predict(
         read_ahead=not standard_input,
     )
     if task == "auto":
-        report.say(f"--task auto only guesses the task; `packnet eval {path} --task auto` says how often it is right")
+        report.say("--task auto only guesses the task; eval --task auto says how often it is right")
     show = report.predictions("json" if json else "csv" if csv else "table", top)
     unreadable = total = 0
     for answer in answers:

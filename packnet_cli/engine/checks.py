@@ -9,10 +9,16 @@ from torch import nn
 from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.data import sources, splits
-from packnet_cli.errors import UsageError, did_you_mean, reason
+from packnet_cli.errors import ArtifactError, UsageError, did_you_mean, few, reason
 from packnet_cli.images import location
 from packnet_cli.progress import Say
 from packnet_cli.recipe import Recipe
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Raise ArtifactError if there is a file that `init` would replace without being told to."""
+    if path.exists() and not force:
+        raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
 
 
 def check_settings(prune: float, max_drop: float | None = None, head_only: bool = False) -> None:
@@ -23,7 +29,7 @@ def check_settings(prune: float, max_drop: float | None = None, head_only: bool 
     if max_drop is not None and prune:
         raise UsageError("give either a fraction to prune, or the points that it may cost at most, for a search")
     if head_only and (prune or max_drop is not None):
-        raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune")
+        raise UsageError("--head-only claims no weights, so there is nothing to prune; leave out --prune and the like")
 
 
 def check_optimizer(recipe: Recipe) -> None:
@@ -57,7 +63,7 @@ def load_whole(path: Path) -> Artifact:
 def say_what_is_left_out(data: Path, say: Say) -> None:
     """Say which files in the class folders are not taken for images, by their names."""
     if found := sources.left_out(data):
-        say(f"left out: {len(found)} files or links that are not named like images, {found[0]} among them")
+        say(f"left out, not being named like images: {few([str(each) for each in found], 1)}")
 
 
 def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: Say) -> None:

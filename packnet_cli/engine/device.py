@@ -26,7 +26,7 @@ def choose_device(wanted: str) -> torch.device:
         if device.type == "meta":
             raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, AttributeError) as error:
-        raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}") from None
+        raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}; try --device cpu") from None
     versions = torch.__version__, timm.__version__
     log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
     return device

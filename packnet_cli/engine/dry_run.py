@@ -21,6 +21,7 @@ def plan_init(
     prune: float | None,
     name: str | None,
     data: Path | None = None,
+    distill: Path | None = None,
     class_names: Path | None = None,
     recipe: Recipe,
     model_kwargs: dict[str, Any],
@@ -43,6 +44,8 @@ def plan_init(
         name = name or first_task.default_name(first_task.class_names(origin, class_names, data), data)
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
+        if distill is not None:
+            splits.open_unlabelled(distill)
     wanted = {} if prune is None or name is None else {name: prune}
     return plan.share_out(artifact, wanted, recipe)
 
@@ -63,4 +66,6 @@ def plan_task(
     artifact.header.check_new_name(name)
     plan.check_release(artifact.free_counts(), prune, recipe)
     say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
+    if recipe.rank != "layer":
+        say(f"by --rank {recipe.rank} other shares of each layer go; what is shown is --rank layer", warning=True)
     return plan.share_out(artifact, {name: prune}, recipe)

@@ -15,6 +15,7 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import first_task, network
 from packnet_cli.engine.checks import (
     are_as_measured,
+    check_new,
     check_optimizer,
     check_settings,
     load_whole,
@@ -30,7 +31,7 @@ from packnet_cli.engine.result import save, warn_of_guesses, with_trained, write
 from packnet_cli.engine.search import prune_as_far_as
 from packnet_cli.engine.session import Session
 from packnet_cli.engine.start import all_free, start_from
-from packnet_cli.errors import ArtifactError, CapacityError, DataError, TaskError
+from packnet_cli.errors import CapacityError, DataError, TaskError
 from packnet_cli.images import task_name
 from packnet_cli.machine import CHECKPOINT_MINUTES, THIS_MACHINE, Machine
 from packnet_cli.progress import Progress, Say, silent, unsaid
@@ -76,8 +77,7 @@ def init(
     """
     recipe = recipe or Recipe()
     unchanged_since = atomic.stamp(path)
-    if path.exists() and not force:
-        raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
+    check_new(path, force)
     if prune is not None:
         check_settings(prune)
         check_optimizer(recipe)

@@ -47,9 +47,10 @@ def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since:
     try:
         save(artifact, path, unchanged_since)
     except (ArtifactError, CapacityError, ConflictError) as error:
-        if task.keep_result():
-            raise type(error)(f"{error}. What was trained is kept: once that is fixed, --resume writes it") from None
-        raise
+        if not task.keep_result():
+            raise
+        fixed = "with the old file back" if isinstance(error, ConflictError) else "once that is fixed"
+        raise type(error)(f"{error}. What was trained is kept: {fixed}, --resume writes it") from None
 
 
 def save(artifact: Artifact, path: Path, unchanged_since: atomic.Stamp) -> None:
@@ -64,4 +65,5 @@ def warn_of_guesses(task: Task, images: TrainingImages, say: Say) -> None:
     labels = images.held_out.split.labels if images.held_out else []
     guessed = 100 * max(Counter(labels).values(), default=0) / max(1, len(labels))
     if task.top1 is not None and task.top1 <= guessed < 100:
-        say(f"one class for all images has top-1 {guessed:.2f} %, too: nothing was learnt; try another --lr")
+        told = f"one class for all images has top-1 {guessed:.2f} %, too: nothing was learnt; try another --lr"
+        say(told, warning=True)

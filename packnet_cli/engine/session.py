@@ -54,6 +54,11 @@ class Session:
         )
         run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=self.machine.amp)
         checkpointer = Checkpointer(self.path, run, 60 * self.checkpoint_minutes, self.say)
+        where = checkpointer.file.parent
+        if self.resume and not checkpointer.has_one():
+            self.say(f"there is no interrupted run in {where}; starting from the beginning")
+        elif checkpointer.has_one() and not self.resume:
+            self.say(f"{where} holds an interrupted run, which --resume would go on with; this one will replace it")
         with checkpointer.listening(), workable_batches(recipe.batch_size), training_on(self.machine):
             task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, checkpointer)
             if self.resume:

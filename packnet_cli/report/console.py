@@ -83,8 +83,13 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 def show(table: Table) -> None:
     """Print a table; if the terminal is too narrow, it goes past the edge rather than losing text."""
-    wide = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    wide = width_of(table)
     (out if wide <= out.width else Console(**PLAIN, width=wide)).print(table)
+
+
+def width_of(table: Table) -> int:
+    """The columns of the terminal that it takes, however wide that is."""
+    return Measurement.get(out, out.options.update(max_width=10_000), table).maximum
 
 
 def add_row(table: Table, *cells: str) -> None:

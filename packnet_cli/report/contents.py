@@ -105,7 +105,8 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
     console.tell(
         f"{header.arch}, {console.count(numbers.packed_weights)} packed weights; started from: {header.source}"
     )
-    console.show(_tasks_table(numbers))
+    table = _tasks_table(numbers, bars=not console.out.options.ascii_only)
+    console.show(table if console.width_of(table) <= console.out.width else _tasks_table(numbers, bars=False))
     if layers:
         console.show(_layers_table(numbers))
     file, separate, lora = (size / 1e6 for size in (numbers.file_bytes, numbers.separate_bytes, numbers.lora_bytes))
@@ -116,9 +117,8 @@ def summary(numbers: "Summary", *, layers: bool, as_json: bool) -> None:
         console.tell(f"{lora:,.1f} MB as one network with a LoRA adapter of rank {numbers.LORA_RANK} for each task")
 
 
-def _tasks_table(numbers: "Summary") -> Table:
-    """The tasks, with a bar for each that shows its share of the weights."""
-    bars = not console.out.options.ascii_only
+def _tasks_table(numbers: "Summary", *, bars: bool) -> Table:
+    """The tasks, with `bars` one for each that shows its share of the weights."""
     table = console.new_table("task", "name", "classes", "top-1 %", "of the weights", *("",) * bars)
     taken = 0.0
     for task in numbers.header.tasks:
@@ -170,7 +170,7 @@ def task(numbers: "Summary", task: "Task", *, as_json: bool) -> None:
     for phase, top1 in task.accuracy.items():
         line(f"top-1 {phase}", f"{top1:.2f} %")
     for fraction, top1 in task.search.items():
-        line(f"top-1 if pruned by {fraction}", f"{top1:.2f} %, on images set aside")
+        line(f"top-1 at {fraction}", f"{top1:.2f} %, if pruned by that; on images set aside")
     if task.top5 is not None:
         line("top-5", f"{task.top5:.2f} %")
     line("held-out images", f"{task.images:,}" if task.images else "none: accuracy unmeasured")
@@ -195,4 +195,4 @@ def plotted(output: Path, numbers: "Summary", *, as_json: bool) -> None:
         layers, tasks = len(numbers.layers), len(numbers.header.tasks)
         console.print_json({"output": str(output), "layers": layers, "tasks": tasks})
         return
-    console.tell(f"{output}: {len(numbers.layers)} layers, {len(numbers.header.tasks)} tasks")
+    console.tell(f"{output}: layers: {len(numbers.layers)}, tasks: {len(numbers.header.tasks)}")

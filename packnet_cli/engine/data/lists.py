@@ -43,7 +43,7 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
             if split not in (TRAIN, *HELD_OUT):
                 known = ", ".join((TRAIN, *HELD_OUT))
                 raise DataError(f"{path}, {place}: has the split {split or ''!r}, which must be one of {known}")
-            one = image if isinstance(image, Item) else os.path.normpath(image)
+            one = image if isinstance(image, Item) else os.path.abspath(image)
             if one in seen:
                 raise DataError(f"{path}, {place}: {image} is listed twice")
             seen.add(one)

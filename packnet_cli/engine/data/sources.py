@@ -11,7 +11,7 @@ from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine.data import datasets
 from packnet_cli.engine.data.lists import read_list
 from packnet_cli.engine.data.pictures import is_image_name
-from packnet_cli.errors import DataError
+from packnet_cli.errors import DataError, did_you_mean_path
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 
 VALID = "valid"  # another name for a folder of held-out images
@@ -80,7 +80,8 @@ def _read_list(path: Path, version: Stamp) -> dict[str, ClassFiles]:
 @_reading()
 def images_below(folder: Path) -> list[Path]:
     """Every image below a folder, in order of name. Raises DataError, also if there is none."""
-    _check_folder(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; {did_you_mean_path(folder) or 'name a folder of images'}")
     paths = _images_in(folder)
     if not paths:
         raise DataError(f"{folder} holds no images (.jpg, .png and the like, in it or below)")
