@@ -728,7 +728,7 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 4, "red")
     ranked = packnet("add-task", packed, "--data", folders[0], "--rank", "global", "--prune", 0.5, "--dry-run")
-    assert ranked.exit_code == 0 and "what is shown is --rank layer" in ranked.stderr
+    assert ranked.exit_code == 0 and "shown is what --rank layer would" in ranked.stderr
     refused(packnet("add-task", packed, "--data", folders[0], "--head-only", "--dry-run"), 2, "--head-only")
     refused(packnet("add-task", packed, "--data", folders[0], "--opt", "AdamW", "--dry-run"), 2, "AdamW")
 

@@ -67,5 +67,5 @@ def plan_task(
     plan.check_release(artifact.free_counts(), prune, recipe)
     say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
     if recipe.rank != "layer":
-        say(f"by --rank {recipe.rank} other shares of each layer go; what is shown is --rank layer", warning=True)
+        say(f"--rank {recipe.rank} shares out layers after training; shown is what --rank layer would", warning=True)
     return plan.share_out(artifact, {name: prune}, recipe)
