@@ -763,14 +763,33 @@ def test_a_number_too_large_for_any(packed, folders, tmp_path, packnet):
     refused(packnet(*arguments), 2, "lr is too large")
 
 
-def test_a_stdout_that_takes_nothing(packed):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_takes_nothing(packed, monkeypatch, unbuffered):
     """A full disk, say: one line on stderr, with --json too."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     for arguments in (["info", packed], ["info", packed, "--json"], ["--help"], ["--version"]):
         line = [sys.executable, "-m", "packnet_cli", *arguments]
         with open("/dev/full", "w") as full:
             done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 3
         assert done.stderr == "error: cannot write the output: No space left on device; send it elsewhere\n"
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", "packnet_cli", "info", packed / "none", "--json"]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1 and "none" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone(packed, monkeypatch, unbuffered):
+    """Ends the program without a word."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    for arguments in (["info", packed], ["--help"], ["--version"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        line = [sys.executable, "-m", "packnet_cli", *arguments]
+        with open(writing, "w") as gone:
+            done = subprocess.run(line, stdout=gone, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_stderr_that_takes_nothing(packed, folders):

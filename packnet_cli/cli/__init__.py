@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -179,4 +180,12 @@ def main() -> None:
     from packnet_cli.cli import packing, capacity, using, keeping  # noqa: F401, I001  (adds their commands, in this order)
 
     streams.prepare()
-    app()
+    with in_one_line(lambda: "packnet", False):
+        try:
+            app()
+        finally:
+            try:
+                sys.stdout.flush()  # what was not yet written may fail, too
+            except BrokenPipeError:
+                streams.drop_unwritten()
+                sys.exit(1)  # as where a reader is gone earlier

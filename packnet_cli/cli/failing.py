@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 from packnet_cli import report
+from packnet_cli.cli.streams import drop_unwritten
 from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
 
 TALK = ("--quiet", "-q", "--verbose", "-v")  # the options that stand before the command
@@ -36,6 +37,7 @@ def in_one_line(command: Callable[[], str], json_wanted: bool) -> Iterator[None]
             stdout = sys.__stdout__ if getattr(error, "is_of_all", False) else sys.stdout
             with suppress(OSError), redirect_stdout(stdout):  # a full disk: the line on stderr can still tell
                 report.failed(message, exit_code)
+        drop_unwritten()
         report.error(message)
         sys.exit(exit_code)
 

@@ -23,6 +23,15 @@ def prepare() -> None:
                 sys.stderr = _Expendable(stream.buffer, stream.encoding, ERRORS, line_buffering=True)
 
 
+def drop_unwritten() -> None:
+    """Forget what stdout cannot take: Python would try, and complain, once more as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # not of a file, as in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_a_further_process() -> bool:
     """Whether torchrun started this process, and it is not the first, which alone speaks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
