@@ -24,10 +24,10 @@ from torchvision.datasets import CIFAR100
 from typer import Argument, Option
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.artifact.plan import check_fraction, equal_share
+from packnet_cli.artifact.plan import equal_share, fraction_of
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
-from packnet_cli.errors import PackNetError, UsageError
+from packnet_cli.errors import PackNetError
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import SETTINGS
 
@@ -47,7 +47,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     recipe = recipe_from(settings)
-    constant = None if prune == "equal" else _fraction(prune)
+    constant = None if prune == "equal" else fraction_of(prune, "equal")
     if not data.exists():
         unfinished = data.with_name(data.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -68,14 +68,6 @@ def main(
     for task in artifact.header.tasks:
         print(f"{task.index:3}  {task.top1:6.2f} %  {task.name}")
     print(f"mean {statistics.mean(task.top1 for task in artifact.header.tasks):6.2f} %")
-
-
-def _fraction(text: str) -> float:
-    try:
-        check_fraction(fraction := float(text))
-    except ValueError:
-        raise UsageError(f"--prune takes a fraction from 0 to 1, or equal, not {text!r}") from None
-    return fraction
 
 
 def unpack(target: Path, download: Path) -> None:

@@ -32,7 +32,7 @@ from typer import Argument, Option
 
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.artifact.plan import check_fraction, equal_share
+from packnet_cli.artifact.plan import equal_share, fraction_of
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
@@ -120,7 +120,7 @@ def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) 
     done = len(format.load_header(path).tasks) - (base is not None)
     for position, folder in enumerate(folders[done:], start=done + 1):
         left = len(folders) - position
-        fraction = 0.0 if not left else equal_share(left) if prune == "equal" else float(prune)
+        fraction = 0.0 if not left else equal_share(left) if prune == "equal" else fraction_of(prune, "equal")
         pack.add_task(path, folder, prune=fraction, recipe=bench.recipe_for(seed, pruned=fraction > 0))
     artifact = format.load(path)
     assert not verify.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
@@ -294,13 +294,6 @@ def in_order(bench: Bench, order: str) -> list[Path]:
     return [bench.folders[int(number) - 1] for number in order.split(",")]
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"--prune takes a fraction from 0 to 1, or equal, not {text!r}") from None
-
-
 @with_settings(*SETTINGS)
 def main(
     out: Annotated[Path, Argument(help="A folder for what is measured.")],
@@ -328,7 +321,7 @@ def main(
         raise typer.BadParameter(f"there are {len(bases)} --base and {len(prunes)} --prune; give one base for each")
     for fraction in prunes:
         if fraction != "equal":
-            check_fraction(_number(fraction))
+            fraction_of(fraction, "equal")
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(out, start, folders, recipe_from(settings))

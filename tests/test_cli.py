@@ -679,6 +679,7 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
     refused(packnet(*init, "--name", 3), 4, "3")
     refused(packnet(*init, "--distill", tmp_path / "none"), 6, "none is not a folder; name a folder of images")
+    assert "shown is what --rank layer would" in packnet(*init, "--rank", "global").stderr
     (tmp_path / "a.st").touch()
     refused(packnet(*init), 3, "exists already")
 

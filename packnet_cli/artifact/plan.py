@@ -25,6 +25,16 @@ def check_fraction(prune: float) -> None:
         raise UsageError(f"--prune must be at least 0 and less than 1, not {prune:g}{hint}")
 
 
+def fraction_of(text: str, word: str) -> float:
+    """A prune fraction that was given as text, in place of which `word` could stand. Raises UsageError."""
+    try:
+        fraction = float(text) + 0.0  # which of -0 makes 0
+    except ValueError:
+        raise UsageError(f"--prune takes a fraction from 0 to 1, or {word}, not {text!r}") from None
+    check_fraction(fraction)
+    return fraction
+
+
 def equal_share(tasks_left: int) -> float:
     """The prune fraction that leaves this task as much as each of the n = `tasks_left` later ones gets: n / (n + 1)."""
     return tasks_left / (tasks_left + 1)

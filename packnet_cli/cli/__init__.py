@@ -3,7 +3,6 @@
 import inspect
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -184,8 +183,4 @@ def main() -> None:
         try:
             app()
         finally:
-            try:
-                sys.stdout.flush()  # what was not yet written may fail, too
-            except BrokenPipeError:
-                streams.drop_unwritten()
-                sys.exit(1)  # as where a reader is gone earlier
+            streams.flush()

@@ -102,7 +102,9 @@ def init(
 
         named: dict[str, Any] = {"name": name, "data": data, "distill": distill, "class_names": class_names}
         check_new(path, force)
-        planned = plan_init(arch, weights=weights, pretrained=pretrained, prune=prune, recipe=recipe, **named, **built)
+        planned = plan_init(
+            arch, weights=weights, pretrained=pretrained, prune=prune, recipe=recipe, say=report.say, **named, **built
+        )
         report.plan(planned, as_json=json)
         return
     with run.of(path) as how:
@@ -204,7 +206,7 @@ def report_newest(path: Path, json: bool) -> None:
 
 def _fraction(prune: str | None, tasks_left: int | None, max_drop: float | None) -> float:
     """The fraction to release: a number, or an equal share, or 0 where it is to be searched for."""
-    from packnet_cli.artifact.plan import equal_share
+    from packnet_cli.artifact.plan import equal_share, fraction_of
 
     if tasks_left is not None and max_drop is not None:
         raise UsageError("--tasks-left (equal shares) and --max-drop (a search) exclude each other")
@@ -215,10 +217,7 @@ def _fraction(prune: str | None, tasks_left: int | None, max_drop: float | None)
         raise UsageError("--prune auto needs either --tasks-left N (equal shares) or --max-drop POINTS (a search)")
     if tasks_left is not None:
         return equal_share(tasks_left)
-    try:
-        return 0.0 if chosen or prune is None else float(prune) + 0.0  # which of -0 makes 0
-    except ValueError:
-        raise UsageError(f"--prune takes a fraction from 0 to 1, or auto, not {prune!r}") from None
+    return 0.0 if chosen or prune is None else fraction_of(prune, AUTO)
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

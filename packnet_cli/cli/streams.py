@@ -23,6 +23,15 @@ def prepare() -> None:
                 sys.stderr = _Expendable(stream.buffer, stream.encoding, ERRORS, line_buffering=True)
 
 
+def flush() -> None:
+    """Write out stdout while errors can still be told; exits as typer does if its reader is gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_unwritten()
+        sys.exit(1)
+
+
 def drop_unwritten() -> None:
     """Forget what stdout cannot take: Python would try, and complain, once more as it ends."""
     try:

@@ -26,6 +26,7 @@ def plan_init(
     recipe: Recipe,
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
+    say: Say = unsaid,
 ) -> plan.Plan:
     """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
     check_settings(prune or 0.0)
@@ -47,13 +48,13 @@ def plan_init(
         if distill is not None:
             splits.open_unlabelled(distill)
     wanted = {} if prune is None or name is None else {name: prune}
-    return plan.share_out(artifact, wanted, recipe)
+    return _share_out(artifact, wanted, recipe, say)
 
 
 def plan_task(
     path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
 ) -> plan.Plan:
-    """Who would own what after `add_task` with these arguments, if `--rank` treats layers alike; writes nothing.
+    """Who would own what after `add_task` with these arguments, layers as by `--rank layer`; writes nothing.
 
     Raises what `add_task` would for its share, its name and its images, except for images that cannot be decoded.
     """
@@ -66,6 +67,10 @@ def plan_task(
     artifact.header.check_new_name(name)
     plan.check_release(artifact.free_counts(), prune, recipe)
     say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
+    return _share_out(artifact, {name: prune}, recipe, say)
+
+
+def _share_out(artifact: format.Artifact, prunes: dict[str, float], recipe: Recipe, say: Say) -> plan.Plan:
     if recipe.rank != "layer":
         say(f"--rank {recipe.rank} shares out layers after training; shown is what --rank layer would", warning=True)
-    return plan.share_out(artifact, {name: prune}, recipe)
+    return plan.share_out(artifact, prunes, recipe)
