@@ -39,9 +39,9 @@ def test_a_gradient_that_torch_would_get_wrong():
     torch.testing.assert_close(sampling.weight.grad, plain.weight.grad)
 
 
-@pytest.fixture
-def without_avx512(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+@pytest.fixture(params=["AVX2", "AVX512"])
+def processor(request, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,15 @@ def without_avx512(monkeypatch):
         ((3, 1), (1, 2), (1, 0), (1, 3)),
         (7, 2, 3, (2, 1)),
         (3, 2, 2, (1, 1)),
+        (1, 1, 0, (1, 1)),
+        (1, 1, 0, (2, 2)),
         (3, 1, 1, (4, 4)),
         (5, 1, 0, (2, 2)),
     ],
 )
-def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel, stride, padding, size):
+def test_few_pixels_as_a_product_of_matrices(processor, monkeypatch, kernel, stride, padding, size):
     """What comes out and all gradients, of maps of few pixels and of more (16); of none, torch's own error."""
+    monkeypatch.setattr(convolutions, "WIDE", 6)
     products = []
     linear = F.linear
     monkeypatch.setattr(convolutions.F, "linear", lambda *given: products.append(given) or linear(*given))
@@ -89,7 +92,17 @@ def test_few_pixels_as_a_product_of_matrices(without_avx512, monkeypatch, kernel
         assert torch.equal(plain(images), small(images))
 
 
-def test_a_network_of_them_learns_alike_and_is_evaluated_alike(without_avx512):
+@pytest.mark.parametrize(("kernel", "channels", "products"), [(3, 511, 1), (3, 512, 2), (1, 8, 2)])
+def test_only_one_pixel_of_a_narrow_layer_with_large_filters(processor, monkeypatch, kernel, channels, products):
+    found, linear = [], F.linear
+    monkeypatch.setattr(convolutions.F, "linear", lambda *given: found.append(given) or linear(*given))
+    layer = network.place(nn.Sequential(nn.Conv2d(2, channels, kernel, padding=kernel // 2)), torch.device("cpu"))
+    for side in (1, 2, 3):
+        layer(torch.zeros(1, 2, side, side))
+    assert len(found) == products
+
+
+def test_a_network_of_them_learns_alike_and_is_evaluated_alike(processor):
     """A ResNet that ends in one pixel: the gradients of a step; and in evaluation the same bits."""
     torch.manual_seed(0)
     plain = timm.create_model("resnet10t", num_classes=3).double().to(memory_format=CHANNELS_LAST)
@@ -107,7 +120,7 @@ def test_a_network_of_them_learns_alike_and_is_evaluated_alike(without_avx512):
         assert torch.equal(plain.eval()(images), small.eval()(images))
 
 
-def test_a_teacher_computes_by_them(without_avx512, monkeypatch):
+def test_a_teacher_computes_by_them(processor, monkeypatch):
     """And remembers nothing of it for gradients."""
     torch.manual_seed(0)
     model = network.place(timm.create_model("resnet10t", num_classes=3), torch.device("cpu"))
@@ -121,7 +134,7 @@ def test_a_teacher_computes_by_them(without_avx512, monkeypatch):
     assert products and not any(product.requires_grad for product in products)
 
 
-def test_with_avx512_it_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+def test_where_it_was_not_measured_it_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     model = network.place(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.device("cpu"))
     assert type(model[0]) is nn.Conv2d

@@ -53,7 +53,7 @@ def test_the_result_is_that_of_the_size_that_was_found(packed, folders, room_for
     packed.write_bytes(before)
     artifact = pack.add_task(packed, folders[0], recipe=with_size(4), **RUN)
     assert packed.read_bytes() == found and artifact.header.task(1).recipe["batch_size"] == 4
-    assert said[1:] == ["batches of 4: for 8 the device's memory is not enough"]
+    assert "batches of 4: for 8 the device's memory is not enough" in said
 
 
 @pytest.mark.parametrize(("given", "rates"), [({}, (1e-3 / 3, 1e-3 / 3)), ({"lr": 2e-3}, (2e-3, 1e-3 / 3))])
@@ -75,11 +75,11 @@ def test_what_fits_at_once_is_left_as_it_is(packed, folders):
     """A size that was given is not even tried."""
     before, said = packed.read_bytes(), []
     pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), say=noting(said), **RUN)
-    assert said[1:] == ["batches of 8"]
+    assert said.count("batches of 8") == 1
     after = packed.read_bytes()
     packed.write_bytes(before)
     pack.add_task(packed, folders[0], recipe=with_size(8), say=noting(said), **RUN)
-    assert packed.read_bytes() == after and said == [said[0], "batches of 8", said[0]]
+    assert packed.read_bytes() == after and said.count("batches of 8") == 1
 
 
 def test_the_moments_and_the_teacher_count_too(packed, folders, monkeypatch):

@@ -29,7 +29,7 @@ log = logging.getLogger("packnet")
 
 # torch's warnings where CUDA graphs are captured, which has to happen on a side stream.
 CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
@@ -152,18 +152,12 @@ class _Graphs:
 
 @contextmanager
 def _nothing_left(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers and random state after capturing CUDA graphs, which runs the network several times.
-
-    cuDNN benchmarks its algorithms only here, for the shape of most batches: for others it would cost more than it
-    gains.
-    """
+    """Restore buffers and random state after capturing CUDA graphs, which runs the network several times."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    random, benchmark = torch.cuda.get_rng_state(device), torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    random = torch.cuda.get_rng_state(device)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = benchmark
         torch.cuda.set_rng_state(random, device)
         with torch.no_grad():
             for buffer, before in buffers:
@@ -245,9 +239,9 @@ def _matmul_switches(precision: str) -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Have glibc reuse what a step frees, instead of returning it to the kernel and getting it back page by page.
 
-    Does nothing without glibc. 32 MB is the highest mmap threshold that it accepts.
+    Does nothing without glibc.
     """
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_MMAP_MAX, 0)  # what is mapped for itself would be returned
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 FEW_CHANNELS = 16  # less than what oneDNN takes at once
-FEW_PIXELS = 4  # with nine, a product of matrices is no faster
+FEW_PIXELS = 4  # of an output that is computed as a product of matrices; with nine, that is no faster
+WIDE = 512  # output channels from which this holds also for filters larger than 1 x 1; with fewer, for one pixel
 
 
 def replace(model: nn.Module) -> None:
@@ -42,23 +43,24 @@ class _Sampling(nn.Conv2d):
 class _Small(nn.Conv2d):
     """A convolution that is a product of matrices where its output has few pixels.
 
-    Without AVX-512 oneDNN takes the gradient of its filters image by image, which made a step of a ResNet-18 at 32
-    pixels twice as long (examples/MEASURED.md).
+    With few, oneDNN's gradient of the filters takes up to five times as long, and twenty without AVX-512
+    (examples/MEASURED.md).
     """
 
     @staticmethod
     def fits(module: nn.Conv2d) -> bool:
         if isinstance(module.padding, str) or module.padding_mode != "zeros":
             return False
-        dense = module.groups == 1 and module.dilation == (1, 1) and module.kernel_size != (1, 1)
+        dense = module.groups == 1 and module.dilation == (1, 1)
         within = all(padding < taps for padding, taps in zip(module.padding, module.kernel_size, strict=True))
-        return dense and within and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        return dense and within and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         (down, across), (above, left) = self.stride, map(int, self.padding)
         rows, used_rows, vertical = _positions(images.shape[2], self.kernel_size[0], down, above)
         columns, used_columns, horizontal = _positions(images.shape[3], self.kernel_size[1], across, left)
-        few = min(rows, columns) > 0 and rows * columns <= FEW_PIXELS
+        most = FEW_PIXELS if self.kernel_size == (1, 1) or self.out_channels >= WIDE else 1
+        few = min(rows, columns) > 0 and rows * columns <= most
         if not (few and torch.is_grad_enabled()):
             return super().forward(images)
         # With channels last, as they are in memory, and as their gradients then are.
