@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import os
+import platform
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -111,6 +114,21 @@ def test_settings_of_the_process_are_put_back():
     with pytest.raises(UsageError, match="--deterministic: .*put_.* leave it out"):
         with compute.training_on(Machine("cpu", deterministic=True)):
             raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_memory_that_is_freed_while_training_is_kept_until_its_end():
+    """So that large arrays, too, are not mapped anew in each step."""
+
+    def held():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+    before = held()
+    with compute.training_on(Machine("cpu")):
+        large = torch.ones(2**26)  # 268 MB
+        del large
+        assert held() > before + 250
+    assert held() < before + 50
 
 
 def test_bfloat16_and_determinism_reach_the_file(packnet, packed, folders):

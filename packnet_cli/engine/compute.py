@@ -180,12 +180,11 @@ class _Pass(nn.Module):
 def training_on(machine: Machine) -> Iterator[None]:
     """Torch's process-wide settings while training on `machine`.
 
-    They are restored afterwards, except for how freed memory is kept and for cuBLAS's workspace.
+    They are restored afterwards, except for cuBLAS's workspace.
 
     With `deterministic` a GPU computes the same bits each time, as a CPU does anyway. Raises UsageError if the network
     needs an operation that has no deterministic implementation.
     """
-    _keep_freed_memory()
     device, deterministic = choose_device(machine.device), machine.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -194,7 +193,7 @@ def training_on(machine: Machine) -> Iterator[None]:
             torch.use_deterministic_algorithms(True)
         # TF32 is the default for convolutions anyway.
         tf32 = matmul_precision("high") if device.type == "cuda" else nullcontext()
-        with tf32, warnings.catch_warnings():
+        with tf32, _freed_memory_kept(), warnings.catch_warnings():
             for harmless in CAPTURING:
                 warnings.filterwarnings("ignore", harmless)
             yield
@@ -236,12 +235,21 @@ def _matmul_switches(precision: str) -> Iterator[None]:
             backend.fp32_precision = was
 
 
-def _keep_freed_memory() -> None:
+@contextmanager
+def _freed_memory_kept() -> Iterator[None]:
     """Have glibc reuse what a step frees, instead of returning it to the kernel and getting it back page by page.
 
-    Does nothing without glibc.
+    Afterwards it is returned. Does nothing without glibc.
     """
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)  # what is mapped for itself would be returned
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)  # what is mapped by itself is always returned
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 2**16)  # these are glibc's defaults
+        libc.mallopt(M_TRIM_THRESHOLD, 2**17)
+        libc.malloc_trim(0)

@@ -67,8 +67,10 @@ class _Small(nn.Conv2d):
         filters = self.weight.permute(0, 2, 3, 1)[:, used_rows, used_columns]
         height, width = filters.shape[1:3]
         seen = F.pad(images, horizontal + vertical).unfold(2, height, down).unfold(3, width, across)
-        seen = seen.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (N, rows, columns, height * width * channels)
-        return F.linear(seen, filters.flatten(1), self.bias).permute(0, 3, 1, 2)
+        # Two-dimensional: of more dimensions, without gradients, torch may copy the filters for each image.
+        seen = seen.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(0, 2)  # (pixels, height * width * channels)
+        found = F.linear(seen, filters.flatten(1), self.bias)
+        return found.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
 
 
 def _positions(size: int, taps: int, stride: int, padding: int) -> tuple[int, slice, tuple[int, int]]:
