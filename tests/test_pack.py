@@ -201,6 +201,22 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     assert said.count(line) == 2
 
 
+def test_that_a_task_will_own_little_is_said_before_it_is_trained(tmp_path, packed, folders, weights):
+    """Of a kept base, too; not of a fraction that is yet to be searched for, and not where enough is left."""
+    thin = " % of the weights, and can learn little more than its head"
+    for prune, hint in ((0.99, "; a smaller --prune leaves it more"), (0.5, None)):
+        said = []
+        pack.init(
+            tmp_path / f"{prune}.st", "test_resnet", weights=weights, prune=prune, say=noting(said), **SMALL, **RUN
+        )
+        assert [line for line in said if thin in line] == ([f"pretrained will own 1{thin}{hint}"] if hint else [])
+    said = []
+    pack.add_task(packed, folders[0], name="one", prune=0.99, say=noting(said), **RUN)
+    before = [line for line in said if thin in line]
+    pack.add_task(packed, folders[0], name="two", head_only=True, say=noting(said), **RUN)
+    assert before == [f"one will own 1{thin}; a smaller --prune leaves it more"] == [x for x in said if thin in x]
+
+
 def test_that_the_first_task_keeps_everything_is_said(packed, folders):
     """Of the first alone: that the last of several is not pruned is as it should be."""
     said: list[str] = []

@@ -79,6 +79,16 @@ def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: 
         say(f"{named}: trained on, not measured")
 
 
+def warn_of_thin_share(artifact: Artifact, name: str, prune: float, recipe: Recipe, say: Say) -> None:
+    """Warn if a new task of this name will own so little that it can learn little more than its head."""
+    planned = plan.share_out(artifact, {name: prune}, recipe)
+    [share] = planned.planned
+    if planned.is_thin(share):
+        owned = f"{100 * share.total / planned.packed_weights:.2g} % of the weights"
+        hint = "; a smaller --prune leaves it more" if prune else ""
+        say(f"{name} will own {owned}, and can learn little more than its head{hint}", warning=True)
+
+
 def are_as_measured(task: Task, data: Path | None, images: splits.TrainingImages, say: Say) -> bool:
     """Whether the task's recorded accuracies are of these held-out images, in `data`, or none are at hand.
 

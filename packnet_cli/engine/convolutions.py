@@ -43,7 +43,7 @@ class _Sampling(nn.Conv2d):
 class _Small(nn.Conv2d):
     """A convolution that is a product of matrices where its output has few pixels.
 
-    With few, oneDNN's gradient of the filters takes up to five times as long, and twenty without AVX-512
+    With few, oneDNN takes up to five times as long to learn from them, and fourteen times without AVX-512
     (examples/MEASURED.md).
     """
 

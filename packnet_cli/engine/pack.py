@@ -21,6 +21,7 @@ from packnet_cli.engine.checks import (
     load_whole,
     say_what_is_left_out,
     say_what_is_used,
+    warn_of_thin_share,
 )
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
 from packnet_cli.engine.data import splits
@@ -103,6 +104,7 @@ def init(
     images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
     if data is not None:
         say_what_is_left_out(data, say)
+    warn_of_thin_share(artifact, name, prune, recipe, say)
     claim = dataclasses.replace(claim_free(artifact, recipe), state=network.read(origin.model))
     session = Session(path, machine, resume, checkpoint_minutes, progress, say)
     with session.training(name, claim, images, recipe, prune=prune) as task:
@@ -165,6 +167,8 @@ def add_task(
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
         say("without --prune the first task keeps all weights, and leaves none to another")
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
+    if not head_only and max_drop is None:
+        warn_of_thin_share(artifact, name, prune, recipe, say)
     claim = claim_nothing(artifact) if head_only else claim_free(artifact, recipe)
     aside = None
     if max_drop is not None:
