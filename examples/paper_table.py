@@ -44,6 +44,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.errors import PackNetError
+from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import unsaid
 from packnet_cli.recipe import SETTINGS, Recipe
@@ -138,7 +139,7 @@ def individual(bench: Bench, folder: Path, seed: int) -> None:
     format.save(bench.all_free, path)
     after = pack.add_task(path, folder, recipe=bench.recipe_for(seed))
     size = sum(array.nbytes for array in after.state(1).values())
-    bench.note("individual", "", seed, folder.name, after.header.tasks[0].top1, size)
+    bench.note("individual", "", seed, task_name(folder), after.header.tasks[0].top1, size)
     path.unlink()
 
 
@@ -161,7 +162,7 @@ def classifier(bench: Bench, folder: Path, seed: int) -> None:
     for _ in epochs:
         pass
     top1 = evaluate(model, bench.feed(images.held_out.split)).top1
-    bench.note("classifier", "", seed, folder.name, top1, bytes_of(model.get_classifier()))
+    bench.note("classifier", "", seed, task_name(folder), top1, bytes_of(model.get_classifier()))
 
 
 # --- the rival ------------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     While it learns a task, its answers for the earlier ones, on the new images, are held to what they were before.
     """
     folders = in_order(bench, order)
-    if all(bench.has("lwf", order, seed, folder.name) for folder in folders):
+    if all(bench.has("lwf", order, seed, task_name(folder)) for folder in folders):
         return
     heads: dict[str, nn.Module] = {}
     model = None
@@ -193,7 +194,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
         model = following
         batches = bench.feed(images.train, training=True)
         lwf_train(model, nn.ModuleList(heads.values()), batches, bench.recipe_for(seed), bench.header.head)
-        heads[folder.name] = model.get_classifier()
+        heads[task_name(folder)] = model.get_classifier()
     size = sum(bytes_of(part) for part in (model, *heads.values())) - bytes_of(model.get_classifier())
     for (name, head), folder in zip(heads.items(), folders, strict=True):
         classes = bench.base.classes if bench.base and name == bench.base.name else None
@@ -258,7 +259,7 @@ def bytes_of(model: nn.Module) -> int:
 
 def table(bench: Bench) -> list[list[str]]:
     """Errors in percent, means over orders and seeds with their standard deviation, and the sizes in MB (1e6 bytes)."""
-    tasks = ([bench.base.name] if bench.base else []) + [folder.name for folder in bench.folders]
+    tasks = ([bench.base.name] if bench.base else []) + [task_name(folder) for folder in bench.folders]
     ways = sorted({row["way"] for row in bench.rows}, key=lambda way: (WAYS.index(way.split()[0]), way))
     columns = [[errors(bench, way, task) for task in tasks] for way in ways]
     lines = [["error %", *ways]]
@@ -332,7 +333,7 @@ def main(
     for seed in range(seeds):
         for folder in folders:
             for measure in (individual, classifier):
-                if measure.__name__ in ways and not bench.has(measure.__name__, "", seed, folder.name):
+                if measure.__name__ in ways and not bench.has(measure.__name__, "", seed, task_name(folder)):
                     measure(bench, folder, seed)
         for key in order or [",".join(numbers)]:
             if "lwf" in ways:

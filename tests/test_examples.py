@@ -36,7 +36,8 @@ def run(monkeypatch, capsys):
 
 
 def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
-    """A base and two tasks, in every way; the second run measures nothing again."""
+    """A base and two tasks, in every way, one by a link; the second run measures nothing again."""
+    (tmp_path / "link").symlink_to(folders[0])
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "weights.pt")
     for name, prune in (("start", 0.0), ("base", 0.5)):
         pack.init(
@@ -47,7 +48,8 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
             prune=prune,
             data=folders[2],
         )
-    arguments = (tmp_path / "out", tmp_path / "start.st", *folders[:2], "--base", tmp_path / "base.st", *QUICK)
+    folders = tmp_path / "link", folders[1]
+    arguments = (tmp_path / "out", tmp_path / "start.st", *folders, "--base", tmp_path / "base.st", *QUICK)
     first = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
     measured = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
     assert len(measured) == 2 + 2 + 2 + 6 + 6  # the base twice, two classifiers, two networks, two orders of three
