@@ -76,7 +76,7 @@ def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
 @pytest.mark.parametrize(
     ("variable", "value", "exit_code", "words"),
     [
-        ("PACKNET_DEVICE", "toaster", 2, "cannot use the device 'toaster'"),
+        ("PACKNET_DEVICE", "toaster", 2, "'toaster' is not a device; try"),
         ("PACKNET_DEVICE", "hpu", 2, "cannot use the device 'hpu'"),
         ("PACKNET_EVAL_TASK", "purple", 4, "no task 'purple'"),
         ("PACKNET_EVAL_BATCH_SIZE", "0", 2, "--batch-size"),

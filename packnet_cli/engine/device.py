@@ -20,6 +20,9 @@ def choose_device(wanted: str) -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
+    except RuntimeError:  # whose message lists all that torch has ever known
+        raise UsageError(f"{wanted!r} is not a device; try --device cpu, cuda or cuda:1") from None
+    try:
         torch.empty(0, device=device)
         if device.type == "cuda" and device.index is None:  # the current GPU depends on the thread
             device = torch.device("cuda", torch.cuda.current_device())
