@@ -1,8 +1,9 @@
-"""Optional packages and the extras that install them; checked before anything heavy is imported."""
+"""Optional packages and the extras that install them; checked before anything else that takes time."""
 
+from importlib import import_module
 from importlib.util import find_spec
 
-from packnet_cli.errors import UsageError
+from packnet_cli.errors import UsageError, reason
 
 EXTRAS = {
     "hfds": ("datasets",),
@@ -15,13 +16,20 @@ EXTRAS = {
 
 
 def missing(extra: str) -> str | None:
-    """The missing package of an extra, and how to install it, as text; None if none is missing."""
+    """The package of an extra that cannot be used, and why, as text; None if there is none."""
     package = next((package for package in EXTRAS[extra] if find_spec(package) is None), None)
-    return package and f"{package}, which is not installed: pip install 'packnet-cli[{extra}]'"
+    if package:
+        return f"{package}, which is not installed: pip install 'packnet-cli[{extra}]'"
+    for package in EXTRAS[extra]:
+        try:
+            import_module(package)
+        except Exception as error:  # one built for another version of numpy, for example, may raise anything
+            return f"{package}, which is installed but cannot be imported: {reason(error)}"
+    return None
 
 
 def require(extra: str) -> None:
-    """Raise UsageError that says how to install an extra, unless all its packages are installed."""
+    """Raise UsageError that says why, unless all packages of an extra can be used."""
     needed = missing(extra)
     if needed:
         raise UsageError(f"this needs {needed}")

@@ -302,7 +302,7 @@ def test_what_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_a_name_that_leads_nowhere(monkeypatch, name, message):
     """Is one clear error."""
-    monkeypatch.setattr(extras, "find_spec", lambda name: True)
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
     with pytest.raises(DataError, match=message):
         datasets.read(Path(name))
 
@@ -339,7 +339,7 @@ def test_tensorflows(monkeypatch):
     stand_in.builder, stand_in.features, stand_in.as_numpy = lambda name: Builder(), features, iter
     stand_in.decode = SimpleNamespace(SkipDecoding=lambda: "skip")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
-    monkeypatch.setattr(extras, "find_spec", lambda name: True)
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
     found = datasets.read(Path("tfds/pets:1.0.0"))
     assert {s: {k: [i.index for i in v] for k, v in files.items()} for s, files in found.items()} == {
         "train": {"cat": [1], "dog": [0, 2]},

@@ -193,8 +193,12 @@ def test_a_parquet_file_of_images_and_paths(tmp_path, folders):
     assert split == "train" and len(files["a"]) == 2 and files["a"][1] == other
 
 
+def unusable(package):
+    raise ImportError("it requires NumPy 2.0 or newer")
+
+
 def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
-    """Or cannot be read for want of the extra: one line."""
+    """Or cannot be read for want of the extra, or one that works: one line."""
     where = tmp_path / "x.parquet"
     where.write_bytes(b"PAR1 and no more")
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
@@ -202,6 +206,11 @@ def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
     assert result.exit_code == 2 and "packnet-cli[parquet]" in result.stderr and result.stderr.count("\n") == 1
     monkeypatch.undo()
     pytest.importorskip("pyarrow")
+    monkeypatch.setattr(extras, "import_module", unusable)
+    result = packnet("add-task", packed, "--data", where)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "pyarrow, which is installed but cannot be imported: it requires NumPy 2.0" in result.stderr
+    monkeypatch.undo()
     result = packnet("add-task", packed, "--data", where)
     assert result.exit_code == 6 and "x.parquet" in result.stderr and result.stderr.count("\n") == 1
 

@@ -75,11 +75,24 @@ def test_long_names_that_begin_alike_are_folders_of_their_own():
     assert logs.folder_name(60 * "a") == 60 * "a"
 
 
-def test_without_tensorboard_there_are_the_lines(packed, tmp_path, folders, packnet, monkeypatch):
-    """And one that names the extra."""
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+@pytest.mark.parametrize(
+    ("what", "found", "said"),
+    [
+        ("find_spec", lambda name: None, "packnet-cli[tensorboard]"),
+        (
+            "import_module",
+            lambda name: 1 / 0,
+            "tensorboard, which is installed but cannot be imported: division by zero",
+        ),
+    ],
+)
+def test_without_tensorboard_there_are_the_lines(packed, tmp_path, folders, packnet, monkeypatch, what, found, said):
+    """And one that says why."""
+    if what == "import_module":
+        pytest.importorskip("tensorboard")
+    monkeypatch.setattr(extras, what, found)
     result = packnet("add-task", packed, "--data", folders[0], *QUICK, "--log", tmp_path / "log")
-    assert result.exit_code == 0 and result.stderr.count("packnet-cli[tensorboard]") == 1
+    assert result.exit_code == 0 and result.stderr.count(said) == 1
     assert os.listdir(tmp_path / "log") == ["metrics.jsonl"] and len(lines_of(tmp_path / "log")) == 3
 
 
