@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 FEW_CHANNELS = 16  # less than what oneDNN takes at once
 FEW_PIXELS = 4  # of an output that is computed as a product of matrices; with nine, that is no faster
-WIDE = 512  # output channels from which this holds also for filters larger than 1 x 1; with fewer, for one pixel
+WIDE = 256  # output channels from which this holds also for filters larger than 1 x 1; with fewer, for one pixel
 
 
 def replace(model: nn.Module) -> None:
