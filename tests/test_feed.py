@@ -1,6 +1,9 @@
 """Batches: what is kept changes no bit of them, skipping is exact, and images look as timm makes them look."""
 
+import os
 import random
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -92,6 +95,40 @@ def test_no_two_crops_are_alike(split):
     ten = splits.Split(split.paths[:1] * 10, [0] * 10)
     images = [image.numpy().tobytes() for images, _ in batches(ten, epochs=2) for image in images]
     assert len(set(images)) == 20
+
+
+# Which counts this process's threads while others read images, beyond those of torch.
+COUNT = """
+import os, sys
+from pathlib import Path
+import torch
+from packnet_cli.engine.data import augment, feed, splits
+
+threads = lambda: len(os.listdir("/proc/self/task"))
+torch.ones(10**6).add_(1)
+before, size = threads(), {"input_size": (3, 224, 224), "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+paths = tuple(map(Path, sys.argv[1:]))
+found = feed.batches(
+    splits.Split(paths, (0,) * len(paths)),
+    size,
+    augmentation=augment.Augmentation(vflip=0.5),
+    batch_size=2,
+    workers=2,
+    device=torch.device("cpu"),
+)
+print(max(threads() - before for _ in found))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux lists them")
+def test_threads_that_read_start_no_others(tmp_path):
+    """As torch's do, of which, with more than there are cores, all sleep while they wait."""
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        Image.new("RGB", (400, 300)).save(path)
+    two = os.environ | {"OMP_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", COUNT, *paths], env=two, capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= 2
 
 
 @pytest.mark.parametrize("training", [True, False])
