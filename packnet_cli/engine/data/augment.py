@@ -60,7 +60,7 @@ def resized_alone(crop: Crop, size: tuple[int, int], interpolation: Interpolatio
     # than there are cores they no longer spin but sleep while they wait, and training takes a fifth longer.
     cut = np.ascontiguousarray(image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
     found = resized(torch.from_numpy(cut).permute(2, 0, 1), size, interpolation).numpy()
-    return torch.from_numpy(found[:, :: -1 if down else 1, :: -1 if across else 1].copy())
+    return torch.from_numpy(np.ascontiguousarray(found[:, :: -1 if down else 1, :: -1 if across else 1]))
 
 
 def resized_together(
