@@ -4,9 +4,9 @@ Makes OUT/<task>/train/<class>/NNN.png and OUT/<task>/val/<class>/NNN.png. The 1
 come with scikit-learn, so nothing is downloaded.
 """
 
-import sys
 from pathlib import Path
 
+import typer
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -36,13 +36,11 @@ def write_tasks(out: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: digits.py OUT")
-    out = Path(sys.argv[1])
+def main(out: Path) -> None:
+    """Write scikit-learn's handwritten digits as three tasks of image folders."""
     for task, count in write_tasks(out).items():
         print(f"{out / task}: {len(TASKS[task])} classes, {count['train']} training images, {count['val']} held out")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,18 +8,18 @@ import csv
 import sys
 from pathlib import Path
 
+import typer
+
 from packnet_cli import load
 from packnet_cli.engine.using.predict import find_images, predict
 
 
-def main() -> None:
-    if len(sys.argv) != 4:
-        sys.exit("usage: label_folder.py PACKED FOLDER OUT.csv")
-    path, folder, output = map(Path, sys.argv[1:])
+def main(packed: Path, folder: Path, output: Path) -> None:
+    """Label every image in a folder by every task of a packed model."""
     with output.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["path", *(task.name for task in load(path).tasks)])
-        for answer in predict(path, find_images([folder]), "all"):
+        table.writerow(["path", *(task.name for task in load(packed).tasks)])
+        for answer in predict(packed, find_images([folder]), "all"):
             if answer.problem:
                 print(f"{answer.path}: {answer.problem}", file=sys.stderr)
                 continue
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
