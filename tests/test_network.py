@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,14 +187,34 @@ def test_a_weight_of_five_dimensions_stays_as_it_is():
 
 @pytest.mark.parametrize("head", [("nope",), ("fc", "nope"), ("layer1",)])
 def test_a_file_that_names_another_head(full, head):
-    """Or other classes than its head has outputs for: one error, wherever a network is made of it."""
+    """One error, wherever a network is made of it."""
     artifact = format.load(full)
     wrong = dataclasses.replace(artifact.header, head=head)
     with pytest.raises(NetworkError, match="has no classifier|builds another"):
         network.build(wrong, 3)
     with pytest.raises(NetworkError, match="has no classifier|builds another"):
         Packed(dataclasses.replace(artifact, header=wrong)).model(1)
-    tasks = (dataclasses.replace(artifact.header.tasks[0], classes=("one",)), *artifact.header.tasks[1:])
-    few = dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, tasks=tasks))
-    with pytest.raises(NetworkError, match="other classes than its head has outputs for"):
-        Packed(few).model(1)
+
+
+@pytest.mark.parametrize("head", [(3, 96, 3), (4, 17, 4), (4, 96, 3), None])
+def test_a_file_whose_head_does_not_fit(full, folders, head):
+    """Has other outputs than the task has classes, other inputs, or is not there: one error, in a switch as well."""
+    artifact = format.load(full)
+    own = {name: array for name, array in artifact.own[3].items() if not name.startswith("fc.")}
+    if head:
+        outputs, inputs, biases = head
+        own |= {"fc.weight": np.zeros((outputs, inputs), np.float32), "fc.bias": np.zeros(biases, np.float32)}
+    wrong = format.make(artifact.header, artifact.shared, artifact.mask, (*artifact.own[:3], own))
+    newest = dataclasses.replace(artifact.header.tasks[-1], digest=wrong.digest(3))
+    wrong = dataclasses.replace(
+        wrong, header=dataclasses.replace(wrong.header, tasks=(*artifact.header.tasks[:2], newest))
+    )
+    packed = Packed(wrong)
+    model = packed.model(1)
+    for make in (partial(packed.model, 3), partial(packed.switch, model, 3)):
+        with pytest.raises(NetworkError, match="builds another|not one of"):
+            make()
+    if head:  # without one it would get a new one
+        format.save(wrong, full)
+        with pytest.raises(NetworkError, match="builds another"):
+            pack.prune_task(full, "3", prune=0.5, machine=CPU)

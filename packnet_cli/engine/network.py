@@ -90,31 +90,22 @@ def _classifiers(model: nn.Module, header: Header) -> list[Any]:
     return [modules[name] for name in header.head]
 
 
-def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> None:
+def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any], num_classes: int) -> None:
     """Raise NetworkError unless `fits`: another version of timm may build another network."""
-    if not fits(model, header, tensors):
+    if not fits(model, header, tensors, num_classes):
         raise NetworkError(
             f"timm {timm.__version__} builds another {header.arch} than the one packed here; "
             "try the version of timm that the file was made with"
         )
 
 
-def check_head(model: nn.Module, header: Header, task: Task, own: State) -> None:
-    """Raise NetworkError unless the task's head, in `own`, fits this network and has an output for each class."""
-    _classifiers(model, header)
-    for prefix in header.head:
-        if len(own[f"{prefix}.weight"]) != len(task.classes):
-            raise NetworkError(f"task {task} has other classes than its head has outputs for")
-
-
-def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any]) -> bool:
-    """Whether the network has these tensors, by name and shape. The head's may have any shape, or all be missing."""
-    wanted, there = (
-        {name: None if is_of_head(name, header.head) else tuple(value.shape) for name, value in found.items()}
-        for found in (tensors, model.state_dict())
-    )
-    new_head = {} if None in wanted.values() else {name: None for name, shape in there.items() if shape is None}
-    return wanted | new_head == there
+def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any], num_classes: int) -> bool:
+    """Whether the network, once its head has so many outputs, has these tensors, by name and shape, and no others."""
+    there = {
+        name: (num_classes, *value.shape[1:]) if is_of_head(name, header.head) else tuple(value.shape)
+        for name, value in model.state_dict().items()
+    }
+    return there == {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def build_blank(header: Header, num_classes: int) -> nn.Module:

@@ -85,10 +85,10 @@ def start_from(
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
-    header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
+    origin = Origin(model, Header(name, arguments, head_prefixes(cfg), source, preprocessing))
     if pretrained and weights is None and fetch:
-        _check_rebuilt(arch, model, header)
-    return Origin(model, header)
+        _check_rebuilt(arch, origin)
+    return origin
 
 
 def all_free(origin: Origin) -> Artifact:
@@ -172,9 +172,11 @@ def _create_pretrained(arch: str, arguments: dict[str, Any], say: Say) -> nn.Mod
         return create(arch, arguments, pretrained=True)
 
 
-def _check_rebuilt(arch: str, model: nn.Module, header: Header) -> None:
+def _check_rebuilt(arch: str, origin: Origin) -> None:
     """Raise NetworkError unless what the file will hold rebuilds this network without the hub's configuration."""
-    if not network.fits(network.build_blank(header, SOME_CLASSES), header, model.state_dict()):
+    header = origin.header
+    rebuilt = network.build_blank(header, SOME_CLASSES)
+    if not network.fits(rebuilt, header, origin.model.state_dict(), origin.num_classes):
         raise NetworkError(
             f"{arch}: these weights are of another {header.arch} than timm {timm.__version__} builds by that name; "
             "give what is different with --model-kwargs"

@@ -10,6 +10,7 @@ from timm.utils import random_seed
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import State
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import compute, distributed, network
 from packnet_cli.engine.calibrate import measure_temperature
 from packnet_cli.engine.claim import Claim
@@ -82,7 +83,8 @@ class TaskInTraining:
         random_seed(recipe.seed)
         header = claim.artifact.header
         self.model = network.build(header, len(images.classes))
-        network.check_fits(self.model, header, claim.state)
+        fresh = {name: value for name, value in self.model.state_dict().items() if is_of_head(name, header.head)}
+        network.check_fits(self.model, header, fresh | claim.state, len(images.classes))
         self.device = device = choose_device(machine.device)
         owns = any((array == claim.index).any() for array in claim.mask.values())
         is_first = not (header.tasks or header.removed)

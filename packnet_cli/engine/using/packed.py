@@ -44,8 +44,7 @@ class Packed:
         """
         found, header = self.task(task), self.artifact.header
         model = network.build_blank(header, len(found.classes))
-        network.check_fits(model, header, self._tensors(found))
-        network.check_head(model, header, found, self.artifact.own[found.index])
+        network.check_fits(model, header, self._tensors(found), len(found.classes))
         self._write(model, found)
         return model.eval()
 
@@ -56,7 +55,7 @@ class Packed:
         different number of classes gets new parameters. Raises TaskError; NetworkError if it is a different network.
         """
         found = self.task(task)
-        if not network.fits(model, self.artifact.header, self._tensors(found)):
+        if not network.fits(model, self.artifact.header, self._tensors(found), len(found.classes)):
             raise NetworkError("the network to switch is not one of this packed model; take one from Packed.model()")
         self._write(model, found)
 
