@@ -6,7 +6,8 @@ The artifact is ONE safetensors file, readable by any safetensors reader. Its te
 * `mask.<param>`, uint8, same shape: the task-index mask. 0 = free, k = owned by task k. A mask MUST NOT hold an
   index greater than that of the newest task. Every `shared.<param>` MUST have its `mask.<param>`, and the reverse.
 * `task.<k>.<name>`, k >= 1: everything else that task k runs on: head, biases, normalisation weights and statistics,
-  depthwise filters, tokens. `task.0.<name>` holds the values that a first task starts from (no head).
+  depthwise filters, tokens. `task.0.<name>` holds the values that a first task starts from (no head). A <name> MUST NOT
+  be that of a packed parameter.
 
 Task k's parameter `<param>` is `shared.<param>` where 0 < mask.<param> <= k, and exactly 0 elsewhere; with the
 tensors `task.<k>.*` these make up task k's complete state dict under the network's own (timm) names.
@@ -224,6 +225,7 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
         fits = values.dtype == np.float32 and mask[name].dtype == np.uint8 and values.shape == mask[name].shape
         require(fits, f"shared.{name} or mask.{name} has a wrong type or shape")
         require(mask[name].max(initial=0) <= about.last_index, f"mask.{name} names a task that does not exist")
+        require(all(name not in state for state in own), f"{name} is both packed and a task's own")
     require(any(values.size for values in shared.values()), "it holds no packed weights")
     for key in stored.keys() ^ about.tensors.keys():
         require(False, f"its metadata and its tensors disagree about {key!r}")
