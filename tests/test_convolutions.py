@@ -134,6 +134,22 @@ def test_a_teacher_computes_by_them(processor, monkeypatch):
     assert products and not any(product.requires_grad or product.ndim > 2 for product in products)
 
 
+def test_a_teacher_casts_their_weights_once(processor):
+    """As those of any convolution; what it computes in bfloat16 stays the same to the bit."""
+    torch.manual_seed(0)
+    model = network.place(timm.create_model("resnet10t", num_classes=3), torch.device("cpu"))
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=CHANNELS_LAST)
+    losses = []
+    for amp in (False, True):
+        teacher = Teacher(model, 1.0, lambda model: lambda: model, amp)
+        kinds = {module.weight.dtype for module in teacher.model.modules() if isinstance(module, nn.Conv2d)}
+        assert kinds == {torch.bfloat16 if amp else torch.float32}
+        teacher.prepare()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(teacher.loss(images, torch.tensor([0, 1, 2, 0]), torch.zeros(4, 3)))
+    assert torch.equal(*losses)
+
+
 def test_where_it_was_not_measured_it_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     model = network.place(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.device("cpu"))

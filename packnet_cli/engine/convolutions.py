@@ -14,10 +14,9 @@ WIDE = 256  # output channels from which this holds also for filters larger than
 
 def replace(model: nn.Module) -> None:
     """Replace them in a network on a CPU; its tensors and their names stay."""
-    kinds: list[type[_Sampling | _Small]] = [_Sampling, _Small]
     for module in model.modules():
         if type(module) is nn.Conv2d:
-            module.__class__ = next((kind for kind in kinds if kind.fits(module)), nn.Conv2d)
+            module.__class__ = next((kind for kind in KINDS if kind.fits(module)), nn.Conv2d)
 
 
 class _Sampling(nn.Conv2d):
@@ -77,6 +76,9 @@ class _Small(nn.Conv2d):
         seen = torch.stack(windows, 1).flatten(0, 1)  # (pixels, height * width * channels)
         found = F.linear(seen, filters.flatten(1), self.bias)
         return found.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
+
+
+KINDS: tuple[type[_Sampling | _Small], ...] = (_Sampling, _Small)
 
 
 def _positions(size: int, taps: int, stride: int, padding: int) -> tuple[int, slice, tuple[int, int]]:

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-CASTABLE = nn.Conv2d, nn.Linear  # these only do what autocast casts; other modules may do more with their weights
+from packnet_cli.engine import convolutions
+
+# These only do what autocast casts; other modules may do more with their weights.
+CASTABLE = nn.Conv2d, nn.Linear, *convolutions.KINDS
 
 
 class Part:
