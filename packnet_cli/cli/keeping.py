@@ -31,11 +31,12 @@ def verify(
             raise UsageError(
                 f"a compact file remembers no images; measure its tasks with packnet eval {path} --task NAME --data DIR"
             )
-        from packnet_cli.engine.using.evaluate import check_accuracies
-
-        changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
         measured = sum(task.has_images for task in header.tasks)
-        if not measured:
+        if measured:
+            from packnet_cli.engine.using.evaluate import check_accuracies
+
+            changed = check_accuracies(path, batch_size=batch_size, workers=workers, device=device)
+        else:
             report.warning("no task has images on record: nothing was measured")
     rounded_to = compact.dtype if compact and compact.dtype != "float32" else None
     report.verified(path, damage, changed, measured=measured, rounded_to=rounded_to, as_json=json)

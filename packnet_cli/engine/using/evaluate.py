@@ -82,7 +82,7 @@ def _measured(
     *,
     batch_size: int,
     workers: int | None,
-    amp: bool = False,
+    amp: bool,
 ) -> Iterator[Evaluation]:
     """The accuracy of each task on its held-out images, by index, if there are any."""
     packed = Packed(artifact)
@@ -107,24 +107,15 @@ def check_accuracies(
 ) -> list[Finding]:
     """The tasks whose accuracy, on the images that they remember, is not the recorded one, or cannot be measured.
 
-    Raises ArtifactError, NetworkError, UsageError.
+    Raises TaskError if there is no task; ArtifactError, NetworkError, UsageError.
     """
-    artifact, torch_device = format.load(path), choose_device(device)
-    findings: list[Finding] = []
-    held_outs: dict[int, splits.HeldOut] = {}
-    for task in artifact.header.tasks:
-        if task.has_images:
-            try:
-                held_outs[task.index] = held_out_images(path, task, None)
-            except DataError as error:
-                findings.append(Finding(str(error), task.index))
-    tasks = artifact.header.tasks
-    for result in _measured(artifact, tasks, held_outs, torch_device, batch_size=batch_size, workers=workers):
+    findings = []
+    for result in evaluate_tasks(path, batch_size=batch_size, workers=workers, device=device):
         task, found = result.task, result.accuracy
-        if found is None or task.top1 is None:
+        if problem := result.problem or result.doubt:
+            findings.append(Finding(problem, task.index))
             continue
-        if result.doubt:
-            findings.append(Finding(result.doubt, task.index))
+        if found is None or task.top1 is None:
             continue
         # Another device or batch size rounds otherwise, which may turn a close call.
         if found.images != task.images or abs(found.top1 - task.top1) > max(0.1, 100.5 / task.images):
