@@ -62,7 +62,7 @@ def evaluate(
         from packnet_cli.engine.using.auto import evaluate_auto
 
         choices = evaluate_auto(path, batch_size=batch_size, workers=workers, device=device, amp=amp)
-        report.chosen(list(choices), as_json=json)
+        report.chosen(choices, as_json=json)
         return
     from packnet_cli.engine.using import evaluate
 

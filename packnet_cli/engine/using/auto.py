@@ -1,6 +1,5 @@
 """Measure how well `auto` guesses an image's task, as the one that is most certain. Experimental."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from packnet_cli.artifact.format import Task
 from packnet_cli.engine import network
 from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.data import feed
-from packnet_cli.engine.data.splits import HeldOut
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.measure import Loader, answers
 from packnet_cli.engine.using import evaluate
@@ -33,29 +31,18 @@ class Choice:
 
 def evaluate_auto(
     path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto", amp: bool = False
-) -> Iterator[Choice]:
+) -> list[Choice]:
     """How often the right task is picked, for each task with recorded images: every task is asked about each of them.
 
     Raises DataError if no task has recorded images, or those of one are gone; ArtifactError.
     """
     packed = Packed(format.load(path))
-    remembering = [task for task in packed.tasks if task.has_images]
-    if not remembering:
+    asked_about = [(task, evaluate.held_out_images(path, task, None)) for task in packed.tasks if task.has_images]
+    if not asked_about:
         raise DataError(f"no task in {path} has images on record, which is what --task auto is measured on")
-    held_outs = [evaluate.held_out_images(path, task, None) for task in remembering]
     torch_device = choose_device(device)
-    return _choices(packed, zip(remembering, held_outs, strict=True), torch_device, batch_size, workers, amp)
-
-
-def _choices(
-    packed: Packed,
-    asked_about: Iterable[tuple[Task, HeldOut]],
-    torch_device: torch.device,
-    batch_size: int,
-    workers: int | None,
-    amp: bool,
-) -> Iterator[Choice]:
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
+    choices = []
     for task, held_out in asked_about:
         batches = evaluate.batches_of(
             packed.artifact,
@@ -73,7 +60,10 @@ def _choices(
         right_task = picked == place
         right_class = right_task & asked[place][1]
         images = len(picked)
-        yield Choice(task, 100 * int(right_task.sum()) / images, 100 * int(right_class.sum()) / images, images)
+        choices.append(
+            Choice(task, 100 * int(right_task.sum()) / images, 100 * int(right_class.sum()) / images, images)
+        )
+    return choices
 
 
 def _ask(packed: Packed, model: nn.Module, task: Task, batches: Loader, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
