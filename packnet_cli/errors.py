@@ -5,6 +5,7 @@ may import this.
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -115,10 +116,11 @@ class DivergedError(PackNetError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that no memory is left, which mostly only its text tells.
 
-    The texts are CUDA's, torch's on a CPU (two), cuDNN's, oneDNN's and safetensors', whose error is not an Exception.
+    The texts are CUDA's, torch's on a CPU (two), cuDNN's, oneDNN's, safetensors', whose error is not an Exception, and
+    the loader's, where not even a library such as torch's finds room.
     """
     words = ["out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"]
-    words += ["could not create a primitive", "PyObject pointer is null"]
+    words += ["could not create a primitive", "PyObject pointer is null", "failed to map segment"]
     said = "" if isinstance(error, OSError) else str(error)  # an OSError's text has a file's name in it
     return isinstance(error, MemoryError) or any(word in said for word in words)
 
@@ -126,6 +128,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def reason(error: Exception) -> str:
     """The first sentence of an error's message."""
     return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def quoted(path: Path) -> str:
+    """A path for a command that a message suggests, quoted if a shell would not take it as one word."""
+    return shlex.quote(str(path))
 
 
 def few(things: list[str], limit: int = 5) -> str:

@@ -1,5 +1,6 @@
 """Optional packages and the extras that install them; checked before anything else that takes time."""
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -20,6 +21,7 @@ def missing(extra: str) -> str | None:
     package = next((package for package in EXTRAS[extra] if find_spec(package) is None), None)
     if package:
         return f"{package}, which is not installed: pip install 'packnet-cli[{extra}]'"
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's, for which it keeps files in the user's home
     for package in EXTRAS[extra]:
         try:
             import_module(package)

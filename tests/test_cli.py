@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -249,7 +250,9 @@ def test_a_task_that_does_not_exist(full, tmp_path, packnet, command):
 
 def test_eval_of_an_artifact_without_tasks(packed, packnet):
     """What to do next is said."""
-    refused(packnet("eval", packed, "--task", "all"), 4, "holds no task yet", "add-task")
+    spaced = shutil.copy(packed, packed.with_name("it's mine.st"))
+    adding = f"`packnet add-task {shlex.quote(str(spaced))} --data DIR`"
+    refused(packnet("eval", spaced, "--task", "all"), 4, "holds no task yet", adding)
 
 
 @pytest.mark.parametrize(
@@ -639,6 +642,7 @@ class Panic(BaseException):
         RuntimeError("can't allocate memory: 3\n at"),
         RuntimeError("could not create a primitive 3"),
         Panic("PyObject pointer is null 3"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object 3"),
     ],
 )
 def test_memory_that_is_not_enough_is_one_line(full, packnet, monkeypatch, error):

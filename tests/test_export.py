@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -184,3 +186,11 @@ def test_a_missing_extra_is_one_line(full, tmp_path, packnet, monkeypatch):
     result = packnet("extract", full, "--task", 1, "-o", tmp_path / "x.onnx")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "onnxscript" in result.stderr and "pip install 'packnet-cli[onnx]'" in result.stderr
+
+
+def test_onnxruntime_sends_no_telemetry():
+    """For which it would write files in the user's home, and say in colours where it cannot."""
+    code = "from packnet_cli import extras; extras.require('onnx')"
+    home = {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -187,6 +187,13 @@ def test_a_batch_of_crops_is_what_each_is_alone(interpolation, monkeypatch):
     assert (augment.resized_together(crops[-3:], (48, 32), interpolation, CPU).int() - found.int()).abs().max() <= 1
 
 
+def test_an_image_of_one_pixel_can_be_flipped():
+    """Numpy gives a view of negative strides, which torch does not take, even where it is asked for a copy."""
+    image = torch.full((3, 9, 9), 7, dtype=torch.uint8)
+    for flips in ((True, False), (False, True), (True, True)):
+        assert augment.resized_alone((image, (0, 0, 9, 9), flips), (1, 1), augment.SMOOTH[0]).tolist() == [[[7]]] * 3
+
+
 def test_wide_and_tall_images_do_not_fill_the_memory(monkeypatch):
     """Side by side they would need a place that is as wide as the one and as tall as the other."""
     places, canvas = [], augment._canvas

@@ -94,6 +94,7 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,label\na.png,x\n", "has only the class 'x'"),
         ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "4 of 4 files are not readable"),
         (b"path,label\n\xff\xfe,x\n", "not a CSV file in UTF-8"),
+        ('path,label\n"a.png,x\nb.png,y\n', "unexpected end of data; is a double quote left open"),
         ("path,label,split\na,x,train\nb,y,train\nc,x,val\n", "has no images of 1 class"),
         ("path,label,split\na,x,train\nb,y,train\nc,z,val\n", "unknown to the task: z"),
     ],

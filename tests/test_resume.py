@@ -135,6 +135,16 @@ def test_a_run_that_is_not_over_is_not_called_interrupted(packed, folders):
     assert any("holds an interrupted run" in call.args[0] for call in say.call_args_list)
 
 
+@pytest.mark.parametrize("epochs, held", [(2, "this run, interrupted, which --resume"), (3, "run of task 'red'; ")])
+def test_a_run_that_will_be_replaced_is_named(tmp_path, packed, folders, epochs, held):
+    """In a warning, as it may have taken hours."""
+    with pytest.raises(InterruptedRun):
+        add(packed, folders[0], RECIPE, progress=stop_at("train", 1, 1))
+    say = Mock()
+    add(packed, folders[0], dataclasses.replace(RECIPE, epochs=epochs), say=say)
+    assert any(held in call.args[0] and call.kwargs["warning"] for call in say.call_args_list)
+
+
 def test_what_else_is_in_the_folder_stays(tmp_path, folders):
     """A checkpoint goes when the run has ended; its folder only if it is empty."""
     path, notes = tmp_path / "packed.st", tmp_path / "packed.st.resume" / "notes.txt"

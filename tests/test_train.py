@@ -419,3 +419,11 @@ def test_guessing_is_told_from_learning(top1, told):
     task, said = SimpleNamespace(top1=top1), []
     warn_of_guesses(task, images, lambda line, warning: said.append(line))
     assert said == ["one class for all images has top-1 40.00 %, too: nothing was learnt; try another --lr"] * told
+
+
+def test_what_to_try_after_divergence():
+    """The rate; the weight decay, too, where there is one."""
+    assert str(Optimization("momentum", 0.1, "none", 0).diverged("so")).endswith("a lower learning rate than 0.1")
+    assert "0.1, which was raised 4 times, or --lr-scale none, or a lower weight decay than 5" in str(
+        Optimization("momentum", 0.1, "none", 5, lr_scale=4).diverged("so")
+    )

@@ -77,7 +77,7 @@ from packnet_cli.artifact import atomic, compact, header, masks
 from packnet_cli.artifact.header import Header as Header
 from packnet_cli.artifact.header import Task as Task
 from packnet_cli.artifact.threads import in_threads
-from packnet_cli.errors import ArtifactError, DamageError, UsageError, did_you_mean_path
+from packnet_cli.errors import ArtifactError, DamageError, UsageError, did_you_mean_path, quoted
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -243,7 +243,7 @@ def _open(path: Path) -> Any:
     except SafetensorError as error:
         raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
     except FileNotFoundError:
-        hint = did_you_mean_path(path) or f"`packnet init --arch ARCH {path}` makes one"
+        hint = did_you_mean_path(path) or f"`packnet init --arch ARCH {quoted(path)}` makes one"
         raise ArtifactError(f"{path} does not exist; {hint}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from None

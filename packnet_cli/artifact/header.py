@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from packnet_cli.artifact import codec, rules
-from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError
+from packnet_cli.errors import ArtifactError, CapacityError, DamageError, TaskError, quoted
 
 Counts = dict[str, int]
 
@@ -99,7 +99,7 @@ class Header:
         """
         tasks = self.tasks if wanted in ("all", "auto") else (self.task(wanted),)
         if not tasks:
-            raise TaskError(f"{path} holds no task yet; `packnet add-task {path} --data DIR` adds one")
+            raise TaskError(f"{path} holds no task yet; `packnet add-task {quoted(path)} --data DIR` adds one")
         return tasks
 
     def check_changeable(self, path: Path) -> None:

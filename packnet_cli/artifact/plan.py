@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.errors import CapacityError, UsageError
+from packnet_cli.errors import CapacityError, UsageError, quoted
 from packnet_cli.recipe import Recipe
 
 THIN_SHARE = 0.02  # of the packed weights: a task that owns less can learn little more than its head
@@ -136,7 +136,7 @@ def check_capacity(path: Path, artifact: Artifact, *, more: int = 1, head_only: 
     if head_only and not tasks:
         raise UsageError("--head-only needs a task whose weights it can use; add one, or keep the base: init --prune")
     if not head_only and artifact.free_count() == 0:
-        hint = f"make room with `packnet prune {path} --task {tasks[-1].index} --prune 0.5`, or "
+        hint = f"make room with `packnet prune {quoted(path)} --task {tasks[-1].index} --prune 0.5`, or "
         if not any(tasks[-1].owned.values()):
             hint = ""
         raise CapacityError(f"no free weights are left in {path}; {hint}train a classifier alone with --head-only")

@@ -6,7 +6,7 @@ from pathlib import Path
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.artifact.threads import in_threads
-from packnet_cli.errors import DamageError
+from packnet_cli.errors import DamageError, quoted
 
 ALL, NEWEST = slice(None), slice(-1, None)  # of the tasks
 
@@ -51,7 +51,7 @@ def check_task(path: Path, artifact: Artifact, task: Task) -> None:
 
 
 def _damage(path: Path, problem: str) -> DamageError:
-    return DamageError(f"{path} is damaged: {problem}; `packnet verify {path}` lists all that is wrong")
+    return DamageError(f"{path} is damaged: {problem}; `packnet verify {quoted(path)}` lists all that is wrong")
 
 
 def altered_tasks(artifact: Artifact, which: slice = ALL) -> list[Task]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from packnet_cli import report
 from packnet_cli.cli import KEEP, BatchSize, Device, Json, OneTask, Option, Packed, Workers, command
-from packnet_cli.errors import AccuracyError, UsageError, VerificationError
+from packnet_cli.errors import AccuracyError, UsageError, VerificationError, quoted
 
 
 @command(KEEP, "packnet verify packed.st", "packnet verify packed.st --data")
@@ -29,7 +29,8 @@ def verify(
     if data and header:
         if compact:
             raise UsageError(
-                f"a compact file remembers no images; measure its tasks with packnet eval {path} --task NAME --data DIR"
+                f"a compact file remembers no images; measure its tasks with "
+                f"`packnet eval {quoted(path)} --task NAME --data DIR`"
             )
         measured = sum(task.has_images for task in header.tasks)
         if measured:
@@ -46,7 +47,7 @@ def verify(
         raise AccuracyError(
             f"{path} is whole, but {len(changed)} task(s) do not have the recorded accuracy, or cannot be "
             "measured: the images, the hardware or the software have changed; to measure a task on a copy of the "
-            f"old ones: packnet eval {path} --task NAME --data DIR"
+            f"old ones: `packnet eval {quoted(path)} --task NAME --data DIR`"
         )
 
 

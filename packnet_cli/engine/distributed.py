@@ -22,7 +22,7 @@ from timm.utils.distributed import init_distributed_device_so
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
-from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, reason
+from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, quoted, reason
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import silent, unsaid
 
@@ -67,7 +67,8 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
             except InterruptedRun:
                 if rank():  # the first has written the result, and knows
                     raise InterruptedRun(
-                        f"another process was lost as this run ended; `packnet info {path}` shows what was written"
+                        "another process was lost as this run ended; "
+                        f"`packnet info {quoted(path)}` shows what was written"
                     ) from None
             return result
 

@@ -12,7 +12,7 @@ from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import identity, splits
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
-from packnet_cli.engine.training.checkpoint import Checkpointer
+from packnet_cli.engine.training.checkpoint import Checkpointer, interrupted_run
 from packnet_cli.engine.training.rates import settle_rates
 from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.machine import Machine
@@ -58,7 +58,11 @@ class Session:
         if self.resume and not checkpointer.has_one():
             self.say(f"there is no interrupted run in {where}; starting from the beginning")
         elif checkpointer.has_one() and not self.resume:
-            self.say(f"{where} holds an interrupted run, which --resume would go on with; this one will replace it")
+            there = interrupted_run(self.path)
+            held = f"an interrupted run of task {there['task']!r}" if there else "an interrupted run"
+            if there == checkpointer.run:
+                held = "this run, interrupted, which --resume would go on with"
+            self.say(f"{where} holds {held}; it will be replaced: to keep it, move the folder away now", warning=True)
         with checkpointer.listening(), workable_batches(recipe.batch_size), training_on(self.machine):
             task = TaskInTraining(name, claim, images, recipe, self.machine, self.progress, checkpointer)
             if self.resume:

@@ -18,7 +18,7 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, few, reason
+from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, few, quoted, reason
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and no output depends on it
@@ -84,8 +84,8 @@ def _read(path: Path) -> Tensors:
     with suppress(ArtifactError):  # not a packed model
         format.load_header(path)
         raise NetworkError(
-            f"{path} is a packed model; `packnet extract {path} --task NAME -o FILE.safetensors` writes the weights of "
-            "one of its tasks, to start from"
+            f"{path} is a packed model; `packnet extract {quoted(path)} --task NAME -o FILE.safetensors` writes the "
+            "weights of one of its tasks, to start from"
         )
     torch.serialization.add_safe_globals([argparse.Namespace])  # timm stores its training settings as one; runs no code
     try:

@@ -60,7 +60,9 @@ def resized_alone(crop: Crop, size: tuple[int, int], interpolation: Interpolatio
     # than there are cores they no longer spin but sleep while they wait, and training takes a fifth longer.
     cut = np.ascontiguousarray(image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
     found = resized(torch.from_numpy(cut).permute(2, 0, 1), size, interpolation).numpy()
-    return torch.from_numpy(np.ascontiguousarray(found[:, :: -1 if down else 1, :: -1 if across else 1]))
+    flipped = found[:, :: -1 if down else 1, :: -1 if across else 1]
+    # A copy for every flip: of one row or column numpy would make none, and torch takes no negative strides.
+    return torch.from_numpy(flipped.copy() if down or across else np.ascontiguousarray(flipped))
 
 
 def resized_together(

@@ -64,7 +64,7 @@ def _order(image: Picture) -> Any:
 def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
             columns = rows.fieldnames or ()
             for column in ("path", "label"):
                 if column not in columns:
@@ -79,7 +79,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     )
                 image = path.parent / row["path"] if row["path"] else None
                 yield Row(f"line {rows.line_num}", image, row["label"], row["split"] if "split" in columns else TRAIN)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(f"{path} is not a CSV file: {error}; is a double quote left open?") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
 
 

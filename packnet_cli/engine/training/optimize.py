@@ -63,8 +63,10 @@ class Optimization:
     def diverged(self, what: str) -> DivergedError:
         """The error for a diverged training; `what` says how that showed."""
         raised = "" if self.lr_scale == 1 else f", which was raised {self.lr_scale:.3g} times, or --lr-scale none"
+        decayed = f", or a lower weight decay than {self.weight_decay:g}" if self.weight_decay else ""
         return DivergedError(
-            f"training diverged: {what}; nothing was written. Try a lower learning rate than {self.lr:g}{raised}"
+            f"training diverged: {what}; nothing was written. "
+            f"Try a lower learning rate than {self.lr:g}{raised}{decayed}"
         )
 
     def _groups(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.measure import Loader, evaluate
 from packnet_cli.engine.using.packed import Packed
-from packnet_cli.errors import DataError
+from packnet_cli.errors import DataError, quoted
 from packnet_cli.images import location
 from packnet_cli.progress import Accuracy
 from packnet_cli.recipe import Recipe
@@ -156,7 +156,7 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
     """
     if not (data or task.data):
         raise DataError(f"task {task} has no images on record; say where they are with --data")
-    elsewhere = f"put it back, or say where it is: `packnet eval {path} --task {task.index} --data DIR`"
+    elsewhere = f"put it back, or say where it is: `packnet eval {quoted(path)} --task {task.index} --data DIR`"
     where = data or splits.remembered(task, elsewhere)
     try:
         held_out = splits.open_held_out(
