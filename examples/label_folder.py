@@ -12,14 +12,16 @@ import typer
 
 from packnet_cli import load
 from packnet_cli.engine.using.predict import find_images, predict
+from packnet_cli.errors import PackNetError
 
 
 def main(packed: Path, folder: Path, output: Path) -> None:
     """Label every image in a folder by every task of a packed model."""
+    tasks, images = load(packed).tasks, find_images([folder])
     with output.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["path", *(task.name for task in load(packed).tasks)])
-        for answer in predict(packed, find_images([folder]), "all"):
+        table.writerow(["path", *(task.name for task in tasks)])
+        for answer in predict(packed, images, "all"):
             if answer.problem:
                 print(f"{answer.path}: {answer.problem}", file=sys.stderr)
                 continue
@@ -28,4 +30,7 @@ def main(packed: Path, folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except PackNetError as error:
+        sys.exit(f"error: {error}")

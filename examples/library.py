@@ -3,6 +3,7 @@
 Prints for each task the likeliest class of each image and how probable it is.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import typer
 from PIL import Image
 
 from packnet_cli import load
+from packnet_cli.errors import PackNetError
 
 
 def main(path: Path, images: list[Path]) -> None:
@@ -28,4 +30,7 @@ def main(path: Path, images: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except PackNetError as error:
+        sys.exit(f"error: {error}")

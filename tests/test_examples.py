@@ -108,6 +108,15 @@ def test_the_library_and_a_folder_of_labels(full, folders, tmp_path, run):
     assert labels == {(task, path): label for task, path, label, _ in told if task != "blue"}
 
 
+@pytest.mark.parametrize("example, more", [("library.py", []), ("label_folder.py", ["labels.csv"])])
+def test_a_packed_model_that_is_not_there(folders, tmp_path, monkeypatch, run, example, more):
+    """Is an error in one line, and no table is begun."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="^error: none.st does not exist"):
+        run(example, "none.st", folders[0], *more)
+    assert not os.listdir(tmp_path)
+
+
 def test_the_method_in_steps(run):
     """No task is changed by a later one; each gets its share, and in the end nothing is free."""
     first, *steps, one, two, three = run("method.py").splitlines()
