@@ -29,7 +29,7 @@ def verify(
     if data and header:
         if compact:
             raise UsageError(
-                f"a compact file remembers no images; measure its tasks with "
+                "a compact file remembers no images; measure its tasks with "
                 f"`packnet eval {quoted(path)} --task NAME --data DIR`"
             )
         measured = sum(task.has_images for task in header.tasks)

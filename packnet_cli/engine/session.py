@@ -59,7 +59,7 @@ class Session:
             self.say(f"there is no interrupted run in {where}; starting from the beginning")
         elif checkpointer.has_one() and not self.resume:
             there = interrupted_run(self.path)
-            held = f"an interrupted run of task {there['task']!r}" if there else "an interrupted run"
+            held = f"an interrupted run of task {there.get('task')!r}" if there else "an interrupted run"
             if there == checkpointer.run:
                 held = "this run, interrupted, which --resume would go on with"
             self.say(f"{where} holds {held}; it will be replaced: to keep it, move the folder away now", warning=True)
