@@ -11,7 +11,7 @@ import torch
 from conftest import make_folder
 from PIL import Image
 
-from packnet_cli.engine.data import feed, identity, pictures, sources, splits
+from packnet_cli.engine.data import feed, pictures, sources, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.errors import DataError
 
@@ -243,7 +243,7 @@ def test_one_image_in_each_class_is_trained_on(tmp_path):
     began = time.process_time()
     images = open_training(tmp_path)
     assert len(images.classes) == len(images.train.paths) == 3000 and images.held_out is None
-    assert len(identity.fingerprint(images)) == 64 and time.process_time() - began < 5
+    assert len(images.fingerprint) == 64 and time.process_time() - began < 5
     with pytest.raises(DataError, match="with one image in each class"):
         splits.set_aside(images.train, 0.2, 0)
 
@@ -255,7 +255,7 @@ def test_names_that_are_no_text(folder):
     (folder / "train" / "class1" / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/train/class1/\xfe.png"))
     for _ in range(2):  # with a val/ folder, and without
         images = splits.usable(open_training(folder))
-        assert images.classes == ("class1", "class2", "cl\udcffass") and len(identity.fingerprint(images)) == 64
+        assert images.classes == ("class1", "class2", "cl\udcffass") and len(images.fingerprint) == 64
         shutil.rmtree(folder / "val", ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine.data import datasets, identity, pictures, splits
+from packnet_cli.engine.data import datasets, pictures, splits
 from packnet_cli.errors import DataError, UsageError
 from packnet_cli.images import is_dataset, is_gone, location, task_name
 
@@ -129,7 +129,7 @@ def test_torchvisions_images_are_not_decoded_to_tell_them_apart(tmp_path):
     images = splits.open_training(Path("torch/mnist", str(mnist(tmp_path / "root"))[1:]), val_split=0.2, seed=0)
     opened = [dataclasses.replace(picture, images=pytest.fail) for picture in images.train.paths]
     train = dataclasses.replace(images.train, paths=opened)
-    assert identity.fingerprint(dataclasses.replace(images, train=train)) == identity.fingerprint(images)
+    assert dataclasses.replace(images, train=train).fingerprint == images.fingerprint
 
 
 def test_a_relative_name_is_remembered_as_an_absolute_one(tmp_path, folders, monkeypatch):
@@ -173,14 +173,14 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
     assert splits.open_held_out(named, images.classes, val_split=0.3, seed=0).split == held_out
     kept, aside = splits.set_aside(images.train, 0.25, 0)
     assert sorted(kept.paths + aside.paths, key=str) == sorted(images.train.paths, key=str) and len(aside.paths) == 3
-    before = identity.fingerprint(images)
-    assert before != identity.fingerprint(splits.open_training(named, val_split=0.3, seed=1))
+    before = images.fingerprint
+    assert before != splits.open_training(named, val_split=0.3, seed=1).fingerprint
     with pictures.open_picture(pickle.loads(pickle.dumps(kept)).paths[0]) as image:  # as for processes that decode
         assert image.size == (36, 36)
     shard = where / "set-part-0.tar"
     bits = shard.read_bytes()
     shard.write_bytes(bits[:600] + bytes([bits[600] ^ 1]) + bits[601:])  # in the first image
-    assert before != identity.fingerprint(splits.open_training(named, val_split=0.3, seed=0))
+    assert before != splits.open_training(named, val_split=0.3, seed=0).fingerprint
 
 
 def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):

@@ -9,7 +9,7 @@ from typing import Any
 from packnet_cli.artifact import format
 from packnet_cli.engine.claim import Claim
 from packnet_cli.engine.compute import training_on
-from packnet_cli.engine.data import identity, splits
+from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
 from packnet_cli.engine.training.checkpoint import Checkpointer, interrupted_run
@@ -80,6 +80,6 @@ def describe_run(
         "task": name,
         **how,
         "recipe": dataclasses.asdict(recipe),
-        "images": identity.fingerprint(images),
+        "images": images.fingerprint,
         "weights": format.digest(state),
     }

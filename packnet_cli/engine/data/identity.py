@@ -5,12 +5,8 @@ import os
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packnet_cli.images import Item, Picture
-
-if TYPE_CHECKING:
-    from packnet_cli.engine.data.splits import TrainingImages
 
 NAMES = "surrogateescape"  # how names of files that are not in UTF-8 become bytes again
 
@@ -21,11 +17,11 @@ def digest_of_names(pictures: Iterable[Picture]) -> str:
     return f"sha256:{hashlib.sha256(names.encode(errors=NAMES)).hexdigest()}"
 
 
-def fingerprint(images: "TrainingImages") -> str:
-    """A digest of the images (names, and sizes or, of a dataset, content), their labels and their splits."""
-    sha = hashlib.sha256(repr(images.classes).encode())
-    for split in images.splits:
-        for picture, label in zip(split.paths, split.labels, strict=True):
+def fingerprint(classes: tuple[str, ...], splits: Iterable[Iterable[tuple[Picture, int]]]) -> str:
+    """A digest of class names, and of each split's images (names, and sizes or, of a dataset, content) and labels."""
+    sha = hashlib.sha256(repr(classes).encode())
+    for split in splits:
+        for picture, label in split:
             sha.update(f"{_name(picture)} {_content(picture)} {label}\n".encode(errors=NAMES))
         sha.update(b"--\n")
     return sha.hexdigest()

@@ -79,6 +79,13 @@ class TrainingImages:
         return [self.train] + ([self.held_out.split] if self.held_out else [])
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of the classes and images, wherever these are: a run resumes only on the same ones."""
+        return identity.fingerprint(
+            self.classes, (zip(split.paths, split.labels, strict=True) for split in self.splits)
+        )
+
+    @property
     def labelled(self) -> bool:
         """Whether the training images have labels; without them only a teacher can give targets."""
         return UNLABELLED not in self.train.labels
