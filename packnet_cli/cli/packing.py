@@ -151,7 +151,7 @@ def add_task(
     ],
     settings: dict[str, Any],
     run: Run,
-    name: Annotated[str | None, Option(help="Name of the task; default, the folder's or list's.")] = None,
+    name: Annotated[str | None, Option(help="Name of the task; default, that of DATA.")] = None,
     prune: Annotated[
         str | None,
         Option(
