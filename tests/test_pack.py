@@ -294,6 +294,13 @@ def test_prune_by_distilling_keeps_what_the_task_remembers(packed, folders, tmp_
     assert format.load(packed).header.task(1).top1 is None and "are no longer at" in said[0]
 
 
+def test_prune_by_distilling_where_nothing_is_held_out(packed, folders, tmp_path):
+    """Of one image in each class, which was added unmeasured, too."""
+    pack.add_task(packed, make_folder(tmp_path / "lone", train=1, val=0) / "train", **RUN)
+    task = pack.prune_task(packed, "train", prune=0.5, distill=folders[1], machine=CPU).header.task(1)
+    assert task.top1 is None and task.data == str(tmp_path / "lone" / "train")
+
+
 @pytest.mark.parametrize("first", [{}, {"distill": 1}])
 def test_prune_on_labels_what_was_kept_without(tmp_path, folders, weights, first):
     """That a network was not retrained, or by its teacher alone, holds for the images that there were."""

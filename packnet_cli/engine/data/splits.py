@@ -138,7 +138,7 @@ def open_retraining(
     `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
     """
     if unlabelled is not None:
-        held_out = None if data is None else open_held_out(data, classes, val_split=val_split, seed=seed)
+        held_out = None if data is None else _measurable(data, classes, val_split, seed, trained_on=True)
         images = TrainingImages(classes, open_unlabelled(unlabelled), held_out)
     elif data is not None:
         images = open_training(data, val_split=val_split, seed=seed, classes=classes)
@@ -155,14 +155,12 @@ def open_held_out(
     These are the held-out folder's; without one, the part that `open_training` held out if the task was
     `trained_on` this folder, else every image in it. Raises DataError, also for a class that the task does not know.
     """
-    source = sources.held_out_files(data)
-    if source is not None:
-        return _held_out(*source, classes)
-    files = sources.training_files(data)
-    if trained_on:
-        _, files = _hold_out(files, val_split, seed)
-    unsplit = not trained_on and data.name not in (*HELD_OUT, sources.VALID)
-    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit, drawn=trained_on)
+    found = _measurable(data, classes, val_split, seed, trained_on)
+    if found is None:
+        raise DataError(
+            f"{data} has one image in each class, and so no images to evaluate on; name another place with --data"
+        )
+    return found
 
 
 def remembered(task: Task, hint: str) -> Path:
@@ -260,6 +258,21 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
         count = min(max(1, round(fraction * len(paths))), max(0, len(paths) - 1))  # a lone image is trained on
         held_out[name], kept[name] = ranked[:count], ranked[count:]
     return kept, held_out
+
+
+def _measurable(data: Path, classes: tuple[str, ...], val_split: float, seed: int, trained_on: bool) -> HeldOut | None:
+    """The images of `open_held_out`; None if every class has a single image, which is trained on."""
+    source = sources.held_out_files(data)
+    if source is not None:
+        return _held_out(*source, classes)
+    files = sources.training_files(data)
+    _check_known(data, files, classes)
+    if trained_on:
+        _, files = _hold_out(files, val_split, seed)
+        if not any(files.values()):
+            return None
+    unsplit = not trained_on and data.name not in (*HELD_OUT, sources.VALID)
+    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit, drawn=trained_on)
 
 
 def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOut:
