@@ -1,6 +1,7 @@
 """What the tasks say of pictures, as the command prints it."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -87,6 +88,14 @@ def test_text_and_csv_say_the_same(full, pictures, packnet):
     assert image.strip() == answer["image"]
     assert [line.split()[-1] for line in table] == [entry["class"] for entry in top[:2]]
     assert f"{100 * top[0]['probability']:.2f} %" in table[0] and "blue" in table[0]
+
+
+def test_csv_with_a_carriage_return_in_a_name(full, pictures, packnet):
+    """Which readers take for the end of a line, unless it is quoted."""
+    picture = (pictures / "class0" / "0.png").rename(pictures / "a\rb.png")
+    shown = packnet("predict", full, "--task", "blue", picture, "--top", 2, "--csv", *QUICK).stdout_bytes.decode()
+    rows = list(csv.DictReader(io.StringIO(shown, newline="")))
+    assert [row["image"] for row in rows] == 2 * [str(picture)] and shown.count("\r") == 2
 
 
 def test_names_stand_as_they_are(packed, tmp_path, packnet):

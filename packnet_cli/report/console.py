@@ -1,6 +1,7 @@
 """The terminal: where lines, tables and documents go, and which characters may reach it."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -70,8 +71,9 @@ def print_json_on_stderr(document: dict[str, Any]) -> None:
 
 
 def print_csv(*cells: object) -> None:
-    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
-    sys.stdout.flush()
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # cells with a character of it are quoted
+    print(line.getvalue().removesuffix("\r\n"), flush=True)
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
