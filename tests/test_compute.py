@@ -30,6 +30,7 @@ def add(path, folder, machine=CPU, **how):
     return pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=machine, **how)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch's, on Python 3.13.0
 def test_a_compiled_step_keeps_the_promise(packed, folders, monkeypatch):
     """Under names of old, with teacher and checkpoints; the earlier task stays the same to the bit."""
     calls = []

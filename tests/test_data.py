@@ -207,7 +207,11 @@ def test_bad_images_are_skipped_on_demand(folder):
 def test_an_unreadable_folder_is_no_empty_one(folder, monkeypatch):
     """Images would be missing unsaid; root reads every folder, hence the patch."""
 
+    real = os.scandir
+
     def scandir(path):
+        if os.path.basename(path) != "class0":  # pathlib lists folders with it, too, in some versions of Python
+            return real(path)
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)

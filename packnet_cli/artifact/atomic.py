@@ -182,10 +182,11 @@ def _remove_leftovers(target: Path) -> None:
 def _target(path: Path) -> Path:
     """The path with symbolic links resolved: a link stays, its target is replaced. Raises ArtifactError."""
     try:
-        path.exists()  # raises for a name that is too long
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # raises for a name that is too long and, as `resolve` does not from Python 3.13 on, for a loop
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise ArtifactError(f"cannot use the path {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot use the path {path}: {error.strerror or error}") from None
 
 
 def _flush(path: Path) -> None:
