@@ -224,7 +224,7 @@ def assemble(path: Path, about: Header, tensors: State) -> Artifact:
     for name, values in shared.items():
         fits = values.dtype == np.float32 and mask[name].dtype == np.uint8 and values.shape == mask[name].shape
         require(fits, f"shared.{name} or mask.{name} has a wrong type or shape")
-        require(mask[name].max(initial=0) <= about.last_index, f"mask.{name} names a task that does not exist")
+        require(int(mask[name].max(initial=0)) <= about.last_index, f"mask.{name} names a task that does not exist")
         require(all(name not in state for state in own), f"{name} is both packed and a task's own")
     require(any(values.size for values in shared.values()), "it holds no packed weights")
     for key in stored.keys() ^ about.tensors.keys():
