@@ -120,7 +120,7 @@ def test_an_error_is_a_document_of_its_own(full, tmp_path, packnet, told, monkey
     [document] = documents(packnet("info", tmp_path / "none.st", "--json"))
     assert document["exit_code"] == 3 and "does not exist" in document["error"]
     assert packnet("info", tmp_path / "none.st").stdout == packnet("extract", full, "--task", 1).stdout == ""
-    monkeypatch.setenv("PACKNET_INFO_JSON", "1")
+    monkeypatch.setenv("PACKNET_INFO_JSON", " True ")
     assert documents(packnet("info", tmp_path / "none.st")) == [document]
     [document] = documents(packnet("info", full, "--bogus"))
     assert document["exit_code"] == 2

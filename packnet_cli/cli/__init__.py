@@ -32,7 +32,7 @@ class _Group(TyperGroup):
         # Before anything is parsed, which may fail; parsing also empties the list.
         named = next((arg for arg in args if arg in self.commands), "")
         variable = os.environ.get(f"PACKNET_{named.upper().replace('-', '_')}_JSON", "")
-        json_wanted = "--json" in args or variable.lower() in ("1", "true", "t", "yes", "y", "on")
+        json_wanted = "--json" in args or variable.strip().lower() in ("1", "true", "t", "yes", "y", "on")
         with in_one_line(lambda: "packnet", json_wanted):
             ctx = super().make_context(info_name, args, *more, **kwargs)
             ctx.meta[JSON_WANTED] = json_wanted
