@@ -32,7 +32,7 @@ def write_checkpoint(artifact: Artifact, task: Task, output: Path) -> None:
     buffer = io.BytesIO()  # torch's error on a full disk looks like a bug
     torch.save(state, buffer)
     with atomic.replacing(output) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())  # a view would outlive an error, and the buffer then complain
 
 
 def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
