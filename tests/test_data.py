@@ -11,7 +11,7 @@ import torch
 from conftest import make_folder
 from PIL import Image
 
-from packnet_cli.engine.data import feed, pictures, sources, splits
+from packnet_cli.engine.data import decoding, feed, pictures, sources, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.errors import DataError
 
@@ -39,7 +39,7 @@ def test_a_path_that_no_file_can_have(tmp_path):
         with pytest.raises(DataError, match="too long|does not exist"):
             read(path)
     with pytest.raises(DataError, match="too long"):
-        splits.check_images(splits.Split([path], [0]))
+        decoding.check_images(splits.Split([path], [0]))
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
@@ -142,17 +142,17 @@ def test_an_unreadable_image_is_named(folder, content):
         Image.effect_noise((64, 64), 50).save(bad)
         content = bad.read_bytes()[:-200]
     images = open_training(folder)
-    splits.check_images(images.train)
+    decoding.check_images(images.train)
     bad.write_bytes(content)
     with pytest.raises(DataError, match="1 of 19 files are not readable images: .*bad.jpg"):
-        splits.check_images(open_training(folder).train)
+        decoding.check_images(open_training(folder).train)
 
 
 def test_an_image_may_be_called_as_it_likes(folder):
     """Memory is not short because a file says so."""
     (folder / "train" / "class1" / "out of memory.jpg").touch()
     with pytest.raises(DataError, match="1 of 19 files are not readable images: .*out of memory.jpg"):
-        splits.check_images(open_training(folder).train)
+        decoding.check_images(open_training(folder).train)
 
 
 def spoil(folder):
@@ -169,7 +169,7 @@ def test_a_picture_of_extreme_shape_is_none(tmp_path):
     """Resized by its short side, it would fill the memory."""
     for size, fits in (((2000, 2), True), ((2002, 2), False), ((1, 1001), False)):
         Image.new("1", size).save(tmp_path / "a.png")
-        [problem] = [found for _, found in splits._problems([tmp_path / "a.png"], [0])] or [""]
+        [problem] = [found for _, found in decoding._problems([tmp_path / "a.png"], [0])] or [""]
         assert problem == "" if fits else "more than 1,000 times the other" in problem
 
 
@@ -177,29 +177,29 @@ def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
     """Each with what is wrong with it; no more than twenty, and their number."""
     target = spoil(folder)
     with pytest.raises(DataError, match="^4 of 22 files") as raised:
-        splits.check_images(open_training(folder).train)
+        decoding.check_images(open_training(folder).train)
     for word in ("empty.png (no image", "circle.png (", "pipe.png (no file", "float.tif (floating"):
         assert word in str(raised.value)
     for number in range(30):
         (target / f"bad{number}.png").touch()
     with pytest.raises(DataError, match="^34 of 52 files.* and 14 more;"):
-        splits.check_images(open_training(folder).train)
+        decoding.check_images(open_training(folder).train)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 36 - 1)  # a warning up to twice as much
     with pytest.raises(DataError, match="^52 of 52 .*more than 1,295 pixels"):
-        splits.check_images(open_training(folder).train)
+        decoding.check_images(open_training(folder).train)
 
 
 def test_bad_images_are_skipped_on_demand(folder):
     """And counted; but a class must keep some, and so must the evaluation."""
     before = open_training(folder)
     spoil(folder)
-    assert splits.usable(open_training(folder), skip_bad=True) == dataclasses.replace(before, skipped=4)
-    assert splits.usable(before) == before
+    assert decoding.usable(open_training(folder), skip_bad=True) == dataclasses.replace(before, skipped=4)
+    assert decoding.usable(before) == before
     for part, message in (("train/class1", "to train 1 class.*: class1"), ("val", "left to evaluate on")):
         for path in (folder / part).rglob("*.png"):
             path.write_bytes(b"") if path.is_file() else path.unlink()
         with pytest.raises(DataError, match=message):
-            splits.usable(open_training(folder), skip_bad=True)
+            decoding.usable(open_training(folder), skip_bad=True)
         shutil.rmtree(folder)
         make_folder(folder)
 
@@ -234,7 +234,7 @@ def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
     split = splits.Split([tmp_path / "a.png"], [0])
-    assert splits.check_images(split) == [split]
+    assert decoding.check_images(split) == [split]
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(pictures.convert(image, "RGB"))[0, 0].tolist() == [255, 0, 0]
 
@@ -258,7 +258,7 @@ def test_names_that_are_no_text(folder):
         os.rename(folder / part / "class0", os.fsencode(folder / part) + b"/cl\xffass")
     (folder / "train" / "class1" / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/train/class1/\xfe.png"))
     for _ in range(2):  # with a val/ folder, and without
-        images = splits.usable(open_training(folder))
+        images = decoding.usable(open_training(folder))
         assert images.classes == ("class1", "class2", "cl\udcffass") and len(images.fingerprint) == 64
         shutil.rmtree(folder / "val", ignore_errors=True)
 
@@ -288,7 +288,7 @@ def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     noise = Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode if mode != "LAB" else "L")
     (noise.convert(mode) if mode != "LAB" else Image.merge("LAB", (noise,) * 3)).save(file)
     split = splits.Split([file, file], [0, 1])
-    splits.check_images(split)
+    decoding.check_images(split)
     for channels in (1, 3, 4):
         config = CONFIG | {"input_size": (channels, 32, 32), "mean": (0.5,) * channels, "std": (0.5,) * channels}
         how = dict(batch_size=2, workers=0, device=torch.device("cpu"))

@@ -8,7 +8,7 @@ import pytest
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
-from packnet_cli.engine.data import sources, splits
+from packnet_cli.engine.data import decoding, sources, splits
 from packnet_cli.engine.data.lists import read_list
 from packnet_cli.errors import DataError
 from packnet_cli.images import is_list, task_name
@@ -106,7 +106,7 @@ def test_a_list_that_cannot_be_used(packed, tmp_path, packnet, text, message):
     result = packnet("add-task", packed, "--data", where)
     assert result.exit_code == 6 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     with pytest.raises(DataError, match=message):
-        splits.usable(splits.open_training(where, val_split=0.3, seed=0))
+        decoding.usable(splits.open_training(where, val_split=0.3, seed=0))
     assert packed.read_bytes() == before
 
 

@@ -24,7 +24,7 @@ from packnet_cli.engine.checks import (
     warn_of_thin_share,
 )
 from packnet_cli.engine.claim import claim_again, claim_free, claim_nothing
-from packnet_cli.engine.data import splits
+from packnet_cli.engine.data import decoding, splits
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.distributed import together
 from packnet_cli.engine.fit import choose_recipe
@@ -102,6 +102,7 @@ def init(
     name = name or first_task.default_name(classes, data)
     artifact.header.check_new_name(name)
     images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
+    images = decoding.usable(images)
     if data is not None:
         say_what_is_left_out(data, say)
     warn_of_thin_share(artifact, name, prune, recipe, say)
@@ -161,7 +162,7 @@ def add_task(
     name = name or task_name(data)
     artifact.header.check_new_name(name)
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
-    images = splits.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
+    images = decoding.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_left_out(data, say)
     say_what_is_used(name, data, images, say)
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
@@ -243,14 +244,8 @@ def prune_task(
             if distill is None:
                 raise
             say(f"its images are no longer at {entry.data}, and --data names no others to measure it on", warning=True)
-    images = splits.open_retraining(
-        entry.classes,
-        data,
-        distill,
-        val_split=recipe.val_split,
-        seed=recipe.seed,
-        skip_bad=entry.skipped > 0,  # as it was added
-    )
+    images = splits.open_retraining(entry.classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
+    images = decoding.usable(images, skip_bad=entry.skipped > 0)  # as it was added
     if data is not None:
         say_what_is_left_out(data, say)
     comparable = are_as_measured(entry, data, images, say)

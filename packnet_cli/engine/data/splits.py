@@ -1,22 +1,17 @@
-"""Which images are trained on and which are held out, and the check that all can be read."""
+"""Which images are trained on and which are held out."""
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from packnet_cli.artifact.format import Task
-from packnet_cli.engine import distributed
-from packnet_cli.engine.data import identity, pictures, sources
+from packnet_cli.engine.data import identity, sources
 from packnet_cli.errors import DataError, few
 from packnet_cli.images import HELD_OUT, ClassFiles, Picture, is_gone
 
 UNLABELLED = -1  # in place of a label
-SHARE = 32  # images that a thread looks at together: a future for each would take 2 KB
 
 
 @dataclass(frozen=True)
@@ -130,21 +125,18 @@ def open_retraining(
     *,
     val_split: float,
     seed: int,
-    skip_bad: bool = False,
 ) -> TrainingImages:
-    """What a task that knows its classes is retrained and measured on; see `usable` for `skip_bad`.
+    """What a task that knows its classes is retrained and measured on.
 
     With `unlabelled`, all images below it, without labels, and the held-out images of `data`, if any; else those of
     `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
     """
     if unlabelled is not None:
         held_out = None if data is None else _measurable(data, classes, val_split, seed, trained_on=True)
-        images = TrainingImages(classes, open_unlabelled(unlabelled), held_out)
-    elif data is not None:
-        images = open_training(data, val_split=val_split, seed=seed, classes=classes)
-    else:
-        images = TrainingImages(classes, Split([], []), None)
-    return usable(images, skip_bad=skip_bad)
+        return TrainingImages(classes, open_unlabelled(unlabelled), held_out)
+    if data is not None:
+        return open_training(data, val_split=val_split, seed=seed, classes=classes)
+    return TrainingImages(classes, Split([], []), None)
 
 
 def open_held_out(
@@ -188,60 +180,6 @@ def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return split.where(lambda path: path not in chosen), split.where(chosen.__contains__)
 
 
-def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:
-    """The images that can be decoded. Raises DataError if some cannot, or with `skip_bad` if too few are left."""
-    train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
-    gone = set(images.train.labels) - set(train.labels)
-    if gone and not images.labelled:
-        raise DataError("no readable image is left to retrain on; name another folder")
-    if gone:
-        empty = [images.classes[label] for label in sorted(gone)]
-        raise DataError(
-            f"no readable image is left to train {len(empty)} class(es) on: {few(empty)}; "
-            "add some, or take these classes away"
-        )
-    if images.held_out is None:
-        return dataclasses.replace(images, train=train, skipped=len(images.train.paths) - len(train.paths))
-    if not held_out[0].paths:
-        raise DataError("no readable image is left to evaluate on; add some, or take the held-out folder away")
-    left = len(train.paths) + len(held_out[0].paths)
-    return dataclasses.replace(
-        images,
-        train=train,
-        held_out=dataclasses.replace(images.held_out, split=held_out[0], missing=_missing(held_out[0], images.classes)),
-        skipped=sum(len(split.paths) for split in images.splits) - left,
-    )
-
-
-def readable(held_out: HeldOut, classes: tuple[str, ...], *, skip_bad: bool) -> HeldOut:
-    """The images that can be decoded. Raises DataError for others, unless `skip_bad`, and if none is left."""
-    [split] = check_images(held_out.split, skip_bad=skip_bad)
-    if not split.paths:
-        raise DataError(f"{held_out.where} holds no readable images to evaluate on")
-    return dataclasses.replace(held_out, split=split, missing=_missing(split, classes))
-
-
-def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list[Split]:
-    """Decode every image once, so that an unreadable one is named now and not after an hour of training.
-
-    Returns the splits, without bad images if they are to be skipped. Raises DataError that lists them if not, and ends
-    with the `hint`.
-    """
-    paths = [path for split in splits for path in split.paths]
-    mine = range(distributed.rank(), len(paths), distributed.world())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shares = [mine[start : start + SHARE] for start in range(0, len(mine), SHARE)]
-        found = [pair for pairs in pool.map(partial(_problems, paths), shares) for pair in pairs]
-    # By number: an image of a list may have the bytes of all with it, which processes are not to send each other.
-    problems = {paths[number]: problem for each in distributed.gathered(found) for number, problem in each}
-    if problems and not skip_bad:
-        listed = few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
-        raise DataError(
-            f"{len(problems)} of {len(paths)} files are not readable images: {listed}; remove or repair them{hint}"
-        )
-    return [split.where(lambda path: path not in problems) for split in splits]
-
-
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -280,10 +218,11 @@ def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOu
     split = _split(files, classes)
     if not split.paths:
         raise DataError(f"{where} holds no images to evaluate on; add some, or name another place with --data")
-    return HeldOut(split, where, _missing(split, classes))
+    return HeldOut(split, where, missing(split, classes))
 
 
-def _missing(split: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
+def missing(split: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes without an image in the split."""
     there = set(split.labels)
     return tuple(name for label, name in enumerate(classes) if label not in there)
 
@@ -299,19 +238,3 @@ def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:
     index = {name: number for number, name in enumerate(classes)}
     pairs = [(path, index[name]) for name, paths in files.items() for path in paths]
     return Split([path for path, _ in pairs], [label for _, label in pairs])
-
-
-def _problems(paths: list[Picture], numbers: Iterable[int]) -> list[tuple[int, str]]:
-    """Which of these images cannot be used, and why."""
-    return [(number, problem) for number in numbers if (problem := _problem(paths[number]))]
-
-
-def _problem(picture: Picture) -> str | None:
-    """Why it cannot be used as an image, if so."""
-    try:
-        with pictures.open_picture(picture) as image:
-            image.draft(image.mode, (1, 1))  # a JPEG is then decoded at an eighth of its size
-            pictures.convert(image, "RGB")
-    except Exception as error:  # decoders of broken files raise nearly anything
-        return pictures.problem(error)
-    return None

@@ -12,7 +12,7 @@ from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import network
-from packnet_cli.engine.data import feed, splits
+from packnet_cli.engine.data import decoding, feed, splits
 from packnet_cli.engine.device import choose_device, workable_batches
 from packnet_cli.engine.measure import Loader, evaluate
 from packnet_cli.engine.using.packed import Packed
@@ -166,6 +166,6 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
             seed=task.recipe.get("seed", Recipe.seed),
             trained_on=location(where) == task.data,
         )
-        return splits.readable(held_out, task.classes, skip_bad=task.skipped > 0)
+        return decoding.readable(held_out, task.classes, skip_bad=task.skipped > 0)
     except DataError as error:
         raise DataError(f"task {task} cannot be measured: {error}") from None
