@@ -170,7 +170,7 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
     (_as_named, ""),
     (_without_prefix, "without the prefix of their names"),
     (_by_timms_converter, "with names and shapes converted by timm"),
-    (_by_order, "by order and shape, as the names differ"),
+    (_by_order, "by order and shape, as the names differ; what has no weights, such as padding, may differ too"),
 )
 
 
