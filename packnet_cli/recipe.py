@@ -23,7 +23,7 @@ FEW_STEPS = 2000  # of training; the paper's datasets take from 1,280 (Flowers) 
 
 
 class UsualRate(float):
-    """A recipe's own learning rate, a third for networks such as VGG; one that the user gives is taken as it is."""
+    """A recipe's own rate, a third of it on networks such as VGG and ViT; one that the user gives stays as it is."""
 
 
 class AtMost(int):

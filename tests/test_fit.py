@@ -71,6 +71,14 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
     assert "a third of the usual rate, 0.000333: no norm follows this network's last layers" in said
 
 
+def test_they_are_lowered_without_batch_norm_too(tmp_path, folders):
+    pack.init(tmp_path / "packed.st", "test_vit", pretrained=False, data_config={"img_size": 32})
+    recipe, said = dataclasses.replace(ADAMW, epochs=1), []
+    task = pack.add_task(tmp_path / "packed.st", folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1)
+    assert task.recipe["lr"] == 1e-3 / 3
+    assert "a third of the usual rate, 0.000333: this network has no batch norm" in said
+
+
 def test_what_fits_at_once_is_left_as_it_is(packed, folders):
     """A size that was given is not even tried."""
     before, said = packed.read_bytes(), []

@@ -99,9 +99,14 @@ def test_there_is_a_choice_unless_recipe_or_optimizer_is_given(tmp_path):
 
 @pytest.mark.parametrize(
     ("arch", "epochs", "opt"),
-    [("test_resnet", 1, "adamw"), ("test_resnet", 2000, "momentum"), ("test_vit", 1, "momentum")],
+    [
+        ("test_resnet", 1, "adamw"),
+        ("test_resnet", 2000, "momentum"),
+        ("test_vit", 1, "adamw"),
+        ("test_nfnet", 1, "momentum"),
+    ],
 )
-def test_few_steps_on_batch_norm_take_adamw(tmp_path, folders, arch, epochs, opt):
+def test_few_steps_on_a_network_with_norms_take_adamw(tmp_path, folders, arch, epochs, opt):
     """18 images make a step an epoch; what was chosen is said."""
     artifact, said = pack.init(tmp_path / "packed.st", arch, pretrained=False), []
     images = splits.open_training(folders[0], val_split=0.2, seed=0)

@@ -137,7 +137,7 @@ def init(
     "packnet add-task packed.st --data ./cubs --tasks-left 2 --recipe adamw",
     "packnet add-task packed.st --data ./cubs --resume",
 )
-@with_settings(*SETTINGS, usual="adamw for few steps on a network with batch norm, else sgd, whose values are shown")
+@with_settings(*SETTINGS, usual="adamw for few steps on a network with norms, else sgd, whose values are shown")
 @with_run
 def add_task(
     path: Packed,

@@ -15,6 +15,7 @@ from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.training.checkpoint import interrupted_run
+from packnet_cli.engine.training.rates import has_norm
 from packnet_cli.engine.training.task import TaskInTraining
 from packnet_cli.errors import UsageError, is_out_of_memory
 from packnet_cli.machine import Machine
@@ -25,10 +26,9 @@ from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe
 def choose_recipe(
     artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, few_steps: Recipe, say: Say
 ) -> Recipe:
-    """`recipe`, or `few_steps` if the former means less than FEW_STEPS steps on a network with batch norm."""
+    """`recipe`, or `few_steps` if the former means less than FEW_STEPS steps on a network with norms."""
     steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
-    batch_norm = any(name.endswith(".running_mean") for name in artifact.own[0])
-    if few_steps == recipe or not batch_norm or steps >= FEW_STEPS:
+    if few_steps == recipe or not has_norm(artifact) or steps >= FEW_STEPS:
         return recipe
     taken, other = (f"{each.opt}, lr {each.lr:g}, {each.sched} schedule" for each in (few_steps, recipe))
     say(f"few steps ({steps:,}): recipe adamw ({taken}), not sgd ({other})")

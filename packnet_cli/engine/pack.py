@@ -141,7 +141,7 @@ def add_task(
 
     With `max_drop` the fraction is searched for: the largest after which top-1 is at most so many points lower. With
     `head_only` the task gets a head on what the newest task sees, and no weights. `few_steps` takes the place of
-    `recipe` where that means less than FEW_STEPS steps, on a network with batch norm; without either it is AdamW's.
+    `recipe` where that means less than FEW_STEPS steps, on a network with norms; without either it is AdamW's.
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
     stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
     """

@@ -20,16 +20,31 @@ MOST_SCALE = 10.0  # limit of `lr_scale`, however few weights a task owns
 
 
 def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
-    """The recipe with its usual learning rates, if it has such, a third on a network that `ends_without_norm`."""
+    """The recipe with its usual learning rates, if it has such, which are of networks with batch norm.
+
+    A third on those without, and those that `ends_without_norm`.
+    """
     usual = {name: getattr(recipe, name) for name in ("lr", "retrain_lr")}
     usual = {name: float(rate) for name, rate in usual.items() if isinstance(rate, UsualRate)}
     if not usual:
         return recipe
     names = [name for name, _ in network.build_blank(artifact.header, 1).named_parameters()]
-    if ends_without_norm(artifact, names):
+    ends = ends_without_norm(artifact, names)
+    if ends or not has_batch_norm(artifact):
         usual = {name: rate / 3 for name, rate in usual.items()}
-        say(f"a third of the usual rate, {min(usual.values()):.3g}: no norm follows this network's last layers")
+        why = "no norm follows this network's last layers" if ends else "this network has no batch norm"
+        say(f"a third of the usual rate, {min(usual.values()):.3g}: {why}")
     return dataclasses.replace(recipe, **usual)
+
+
+def has_batch_norm(artifact: Artifact) -> bool:
+    return any(name.endswith(".running_mean") for name in artifact.own[0])
+
+
+def has_norm(artifact: Artifact) -> bool:
+    """Whether it has norms of some kind, as ResNet and ViT; VGG and NFNet have none."""
+    norms = (name for name, array in artifact.own[0].items() if name.endswith(".weight") and array.ndim == 1)
+    return has_batch_norm(artifact) or any(norms)
 
 
 def lr_scale(claim: Claim, recipe: Recipe, names: Sequence[str]) -> float:
