@@ -109,20 +109,8 @@ def alone(tmp_path_factory, folder):
     return before, after, [(at.loss, at.accuracy) for at in steps if isinstance(at, Step) and at.step == at.steps]
 
 
-LIKE_ALONE = [
-    *ADD,
-    "--opt",
-    "momentum",
-    "--lr",
-    "1e-3",
-    "--retrain-lr",
-    "1e-3",
-    "--rank",
-    "layer",
-    "--distill-weight",
-    "0",
-]
-LIKE_ALONE += ["--prune-steps", "2"]
+LIKE_ALONE = [*ADD, "--opt", "momentum", "--lr", "1e-3", "--retrain-lr", "1e-3", "--prune-steps", "2"]
+LIKE_ALONE += ["--rank", "layer", "--distill-weight", "0"]
 
 
 def test_two_train_what_one_trains(tmp_path, folder, alone):
