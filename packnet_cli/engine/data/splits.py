@@ -106,9 +106,7 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
     source = sources.held_out_files(data)
     if source is None:
         files, rest = _hold_out(files, val_split, seed)
-        lone = not any(rest.values())  # every class has a single image
-        held_out = None if lone else dataclasses.replace(_held_out(str(data), rest, classes), drawn=True)
-        return TrainingImages(classes, _split(files, classes), held_out)
+        return TrainingImages(classes, _split(files, classes), _drawn(data, rest, classes))
     held_out = _held_out(*source, classes)
     if empty := [name for name in held_out.missing if name in files]:
         raise DataError(
@@ -199,18 +197,24 @@ def _hold_out(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles
 
 
 def _measurable(data: Path, classes: tuple[str, ...], val_split: float, seed: int, trained_on: bool) -> HeldOut | None:
-    """The images of `open_held_out`; None if every class has a single image, which is trained on."""
+    """The images of `open_held_out`; None if all were trained on, as each class has a single one."""
     source = sources.held_out_files(data)
     if source is not None:
         return _held_out(*source, classes)
     files = sources.training_files(data)
-    _check_known(data, files, classes)
     if trained_on:
-        _, files = _hold_out(files, val_split, seed)
-        if not any(files.values()):
-            return None
-    unsplit = not trained_on and data.name not in (*HELD_OUT, sources.VALID)
-    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit, drawn=trained_on)
+        _, rest = _hold_out(files, val_split, seed)
+        return _drawn(data, rest, classes)
+    unsplit = data.name not in (*HELD_OUT, sources.VALID)
+    return dataclasses.replace(_held_out(str(data), files, classes), unsplit=unsplit)
+
+
+def _drawn(data: Path, files: ClassFiles, classes: tuple[str, ...]) -> HeldOut | None:
+    """Images held out by lot; None if there are none, as each class has a single image."""
+    if any(files.values()):
+        return dataclasses.replace(_held_out(str(data), files, classes), drawn=True)
+    _check_known(data, files, classes)
+    return None
 
 
 def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOut:

@@ -38,6 +38,7 @@ def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
 
 
 def has_batch_norm(artifact: Artifact) -> bool:
+    """Whether some of its norms keep running statistics."""
     return any(name.endswith(".running_mean") for name in artifact.own[0])
 
 
