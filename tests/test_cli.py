@@ -682,6 +682,8 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
     refused(packnet(*init, "--name", 3), 4, "3")
+    for wrong in ("--data", "--class-names"):  # of a task that is named, too
+        refused(packnet(*init, "--name", "mine", wrong, tmp_path / "none"), 6, str(tmp_path / "none"))
     refused(packnet(*init, "--distill", tmp_path / "none"), 6, "none is not a folder; name a folder of images")
     assert "shown is what --rank layer would" in packnet(*init, "--rank", "global").stderr
     (tmp_path / "a.st").touch()

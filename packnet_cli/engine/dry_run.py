@@ -42,7 +42,8 @@ def plan_init(
     )
     artifact = all_free(origin)
     if prune is not None:
-        name = name or first_task.default_name(first_task.class_names(origin, class_names, data), data)
+        classes = first_task.class_names(origin, class_names, data)
+        name = name or first_task.default_name(classes, data)
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
         if distill is not None:
