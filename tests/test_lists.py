@@ -216,10 +216,18 @@ def test_what_is_no_parquet_file(packed, tmp_path, packnet, monkeypatch):
     assert result.exit_code == 6 and "x.parquet" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_a_time_is_no_label(tmp_path):
-    """Python has none with nanoseconds."""
-    from pyarrow import array, timestamp
-
-    times = array([1, 2, 3], timestamp("ns"))
+@pytest.mark.parametrize("column", ["label", "split"])
+@pytest.mark.parametrize(("number", "unit"), [(1, "ns"), (2**62, "us")])
+def test_a_time_is_no_label(tmp_path, column, number, unit):
+    """Python has none with nanoseconds, nor of such a year; and none names a split."""
+    pyarrow = pytest.importorskip("pyarrow")
+    columns = {"path": ["a"], "label": ["x"], column: pyarrow.array([number], pyarrow.timestamp(unit))}
     with pytest.raises(DataError, match="x.parquet, row 1: .*as text"):
-        read_list(parquet(tmp_path / "x.parquet", {"path": ["a", "b", "c"], "label": times}))
+        read_list(parquet(tmp_path / "x.parquet", columns))
+
+
+def test_class_names_in_another_form(tmp_path):
+    """Are not those of Hugging Face: one clear error."""
+    metadata = {"huggingface": json.dumps({"info": {"features": [{"name": "label"}]}})}
+    with pytest.raises(DataError, match="x.parquet is not a Parquet file that can be read"):
+        read_list(parquet(tmp_path / "x.parquet", {"path": ["a"], "label": [0]}, metadata))

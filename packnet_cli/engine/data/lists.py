@@ -96,7 +96,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             wanted = [name for name in ("path", "image", "label", "split") if name in schema.names]
             table = parquet.read_table(file, columns=wanted)
         names = _label_names(schema)
-    except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
     if "label" not in wanted or not {"path", "image"} & set(wanted):
         raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
@@ -104,7 +104,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     for number in range(table.num_rows):
         try:
             cell, label = cells[number].as_py(), table["label"][number].as_py()
-        except ValueError as error:  # a time in nanoseconds, for example
+            split = table["split"][number].as_py() if "split" in wanted else TRAIN
+        except (ValueError, OverflowError) as error:  # a time in nanoseconds or of no year, for example
             raise DataError(f"{path}, row {number + 1}: {error}; give paths and labels as text") from None
         if names is not None and type(label) is int:
             label = names[label] if 0 <= label < len(names) else None
@@ -114,7 +115,6 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             image = Item(str(path.resolve()), number, partial(_open, cells))
         elif isinstance(where, str) and where:
             image = path.parent / where
-        split = table["split"][number].as_py() if "split" in wanted else TRAIN
         if isinstance(label, bytes):
             label = label.decode(errors="backslashreplace")
         if not isinstance(label, str | int | None):
