@@ -89,6 +89,7 @@ def test_parse_model_kwargs():
     """Literals of Python or JSON, else strings."""
     parsed = start.parse_model_kwargs(["pad_type=same", "drop_rate=0.5", "qkv_bias=False", "s=a=b", "t=true", "p=none"])
     assert parsed == {"pad_type": "same", "drop_rate": 0.5, "qkv_bias": False, "s": "a=b", "t": True, "p": "none"}
+    assert start.parse_model_kwargs(["x={[]: 1}"]) == {"x": "{[]: 1}"}  # which is no dictionary of Python's
     for bad in ("drop_rate", "=3", "num_classes=5", "a-b=1"):
         with pytest.raises(UsageError, match="KEY=VALUE"):
             start.parse_model_kwargs([bad])

@@ -192,7 +192,7 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
             raise UsageError(f"--model-kwargs {pair!r} is not KEY=VALUE with an argument that may be set here")
         try:
             parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             parsed[key] = {"true": True, "false": False, "null": None}.get(value.lower(), value)
         if parsed[key] is None:
             raise UsageError(f"--model-kwargs {pair!r}: null means timm's default; leave it out")
