@@ -85,7 +85,15 @@ def init(
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
 
-    built: dict[str, Any] = {
+    asked: dict[str, Any] = {
+        "weights": weights,
+        "pretrained": pretrained,
+        "prune": prune,
+        "data": data,
+        "distill": distill,
+        "name": name,
+        "class_names": class_names,
+        "recipe": recipe,
         "model_kwargs": parse_model_kwargs(model_kwargs or []),
         "data_config": {
             "img_size": img_size,
@@ -100,29 +108,11 @@ def init(
         from packnet_cli.engine.checks import check_new
         from packnet_cli.engine.dry_run import plan_init
 
-        named: dict[str, Any] = {"name": name, "data": data, "distill": distill, "class_names": class_names}
         check_new(path, force)
-        planned = plan_init(
-            arch, weights=weights, pretrained=pretrained, prune=prune, recipe=recipe, say=report.say, **named, **built
-        )
-        report.plan(planned, as_json=json)
+        report.plan(plan_init(arch, say=report.say, **asked), as_json=json)
         return
     with run.of(path) as how:
-        artifact = pack.init(
-            path,
-            arch,
-            weights=weights,
-            pretrained=pretrained,
-            force=force,
-            prune=prune,
-            data=data,
-            distill=distill,
-            name=name,
-            class_names=class_names,
-            recipe=recipe,
-            **built,
-            **how,
-        )
+        artifact = pack.init(path, arch, force=force, **asked, **how)
     if json:
         report.summary(summarize(path), layers=False, as_json=True)
         return
