@@ -86,7 +86,7 @@ def test_classes_are_matched_by_name(folder):
     """A missing class folder must not shift the classes behind it."""
     shutil.rmtree(folder / "val" / "class0")
     held_out = open_held_out(folder, ("class0", "class1", "class2"))
-    assert held_out.missing == ("class0",)
+    assert held_out.split.missing(("class0", "class1", "class2")) == ("class0",)
     names = [path.parent.name for path in held_out.split.paths]
     assert set(zip(names, held_out.split.labels, strict=True)) == {("class1", 1), ("class2", 2)}
 

@@ -74,7 +74,7 @@ def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: 
         where = "" if held_out.where == str(data) else f" ({held_out.where})"
         counts += f", {len(held_out.split.paths):,} held out{where}"
     say(f"{name}: {counts}")
-    if missing := held_out.missing if held_out else images.classes:
+    if missing := held_out.split.missing(images.classes) if held_out else images.classes:
         named = f"{len(missing)} of {len(images.classes)} classes have no image to hold out, {missing[0]!r} among them"
         say(f"{named}: trained on, not measured")
 

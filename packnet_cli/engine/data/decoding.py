@@ -8,7 +8,7 @@ from functools import partial
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.data.splits import HeldOut, Split, TrainingImages, missing
+from packnet_cli.engine.data.splits import HeldOut, Split, TrainingImages
 from packnet_cli.errors import DataError, few
 from packnet_cli.images import Picture
 
@@ -17,7 +17,9 @@ SHARE = 32  # images that a thread looks at together: a future for each would ta
 
 def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") -> TrainingImages:
     """The images that can be decoded. Raises DataError if some cannot, or with `skip_bad` if too few are left."""
-    train, *held_out = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
+    found = check_images(*images.splits, skip_bad=skip_bad, hint=hint)
+    skipped = sum(len(before.paths) - len(after.paths) for before, after in zip(images.splits, found, strict=True))
+    train, *rest = found
     gone = set(images.train.labels) - set(train.labels)
     if gone and not images.labelled:
         raise DataError("no readable image is left to retrain on; name another folder")
@@ -27,25 +29,20 @@ def usable(images: TrainingImages, *, skip_bad: bool = False, hint: str = "") ->
             f"no readable image is left to train {len(empty)} class(es) on: {few(empty)}; "
             "add some, or take these classes away"
         )
-    if images.held_out is None:
-        return dataclasses.replace(images, train=train, skipped=len(images.train.paths) - len(train.paths))
-    if not held_out[0].paths:
-        raise DataError("no readable image is left to evaluate on; add some, or take the held-out folder away")
-    left = len(train.paths) + len(held_out[0].paths)
-    return dataclasses.replace(
-        images,
-        train=train,
-        held_out=dataclasses.replace(images.held_out, split=held_out[0], missing=missing(held_out[0], images.classes)),
-        skipped=sum(len(split.paths) for split in images.splits) - left,
-    )
+    held_out = images.held_out
+    if held_out is not None:
+        if not rest[0].paths:
+            raise DataError("no readable image is left to evaluate on; add some, or take the held-out folder away")
+        held_out = dataclasses.replace(held_out, split=rest[0])
+    return dataclasses.replace(images, train=train, held_out=held_out, skipped=skipped)
 
 
-def readable(held_out: HeldOut, classes: tuple[str, ...], *, skip_bad: bool) -> HeldOut:
+def readable(held_out: HeldOut, *, skip_bad: bool) -> HeldOut:
     """The images that can be decoded. Raises DataError for others, unless `skip_bad`, and if none is left."""
     [split] = check_images(held_out.split, skip_bad=skip_bad)
     if not split.paths:
         raise DataError(f"{held_out.where} holds no readable images to evaluate on")
-    return dataclasses.replace(held_out, split=split, missing=missing(split, classes))
+    return dataclasses.replace(held_out, split=split)
 
 
 def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list[Split]:

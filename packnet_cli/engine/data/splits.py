@@ -26,10 +26,15 @@ class Split:
         pairs = [(path, label) for path, label in zip(self.paths, self.labels, strict=True) if wanted(path)]
         return Split([path for path, _ in pairs], [label for _, label in pairs])
 
+    def missing(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """The classes without an image here."""
+        there = set(self.labels)
+        return tuple(name for label, name in enumerate(classes) if label not in there)
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images to evaluate on, from the place called `where`; `missing`: the task's classes that have none here.
+    """Images to evaluate on, from the place called `where`.
 
     `unsplit`: these are all images of a place where none are held out and the task was not trained; `drawn`: these
     are held out, by lot, of the images that it was trained on.
@@ -37,7 +42,6 @@ class HeldOut:
 
     split: Split
     where: str
-    missing: tuple[str, ...] = ()
     unsplit: bool = False
     drawn: bool = False
 
@@ -108,7 +112,7 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
         files, rest = _hold_out(files, val_split, seed)
         return TrainingImages(classes, _split(files, classes), _drawn(data, rest, classes))
     held_out = _held_out(*source, classes)
-    if empty := [name for name in held_out.missing if name in files]:
+    if empty := [name for name in held_out.split.missing(classes) if name in files]:
         raise DataError(
             f"{source.name} has no images of {len(empty)} class(es): {few(empty, limit=20)}; "
             "add some, or take it away to have a part of the training images held out"
@@ -222,13 +226,7 @@ def _held_out(where: str, files: ClassFiles, classes: tuple[str, ...]) -> HeldOu
     split = _split(files, classes)
     if not split.paths:
         raise DataError(f"{where} holds no images to evaluate on; add some, or name another place with --data")
-    return HeldOut(split, where, missing(split, classes))
-
-
-def missing(split: Split, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes without an image in the split."""
-    there = set(split.labels)
-    return tuple(name for label, name in enumerate(classes) if label not in there)
+    return HeldOut(split, where)
 
 
 def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ from packnet_cli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a task does on its held-out images; `missing`, `unsplit` and `doubt` are those of HeldOut.
+    """How a task does on its held-out images; `missing`: its classes that have none; `unsplit`, `doubt`: see HeldOut.
 
     Among all tasks, the accuracy of one is None if it was added without held-out images, or for the `problem` with
     them.
@@ -99,7 +99,8 @@ def _measured(
         batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
         with workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
-        yield Evaluation(task, accuracy, held_out.missing, held_out.unsplit, held_out.doubt(task))
+        missing = held_out.split.missing(task.classes)
+        yield Evaluation(task, accuracy, missing, held_out.unsplit, held_out.doubt(task))
 
 
 def check_accuracies(
@@ -166,6 +167,6 @@ def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut
             seed=task.recipe.get("seed", Recipe.seed),
             trained_on=location(where) == task.data,
         )
-        return decoding.readable(held_out, task.classes, skip_bad=task.skipped > 0)
+        return decoding.readable(held_out, skip_bad=task.skipped > 0)
     except DataError as error:
         raise DataError(f"task {task} cannot be measured: {error}") from None
