@@ -44,9 +44,9 @@ def evaluate_auto(
     model = network.place(packed.model(packed.tasks[0].index), torch_device)
     choices = []
     for task, held_out in asked_about:
-        batches = evaluate.batches_of(
-            packed.artifact,
-            held_out,
+        batches = feed.batches(
+            held_out.split,
+            network.preprocessing(packed.artifact.header),
             batch_size=batch_size,
             workers=workers,
             device=torch_device,

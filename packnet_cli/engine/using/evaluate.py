@@ -1,7 +1,7 @@
 """How good the tasks of a packed model are, on the images that they remember or on others."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from packnet_cli.artifact.verify import Finding
 from packnet_cli.engine import network
 from packnet_cli.engine.data import decoding, feed, splits
 from packnet_cli.engine.device import choose_device, workable_batches
-from packnet_cli.engine.measure import Loader, evaluate
+from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import DataError, quoted
 from packnet_cli.images import location
@@ -96,7 +96,8 @@ def _measured(
             model = network.place(packed.model(task.index), torch_device)
         else:
             packed.switch(model, task.index)
-        batches = batches_of(artifact, held_out, batch_size=batch_size, workers=workers, device=torch_device)
+        config = network.preprocessing(artifact.header)
+        batches = feed.batches(held_out.split, config, batch_size=batch_size, workers=workers, device=torch_device)
         with workable_batches(batch_size):
             accuracy = evaluate(model, batches, amp=amp)
         missing = held_out.split.missing(task.classes)
@@ -128,26 +129,6 @@ def check_accuracies(
                 )
             )
     return findings
-
-
-def batches_of(
-    artifact: Artifact,
-    held_out: splits.HeldOut,
-    *,
-    batch_size: int,
-    workers: int | None,
-    device: torch.device,
-    budgets: Sequence[feed.Budget] = (),
-) -> Loader:
-    """Loader of held-out images as the artifact's network takes them."""
-    return feed.batches(
-        held_out.split,
-        network.preprocessing(artifact.header),
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        budgets=budgets,
-    )
 
 
 def held_out_images(path: Path, task: Task, data: Path | None) -> splits.HeldOut:
