@@ -63,12 +63,6 @@ def task(numbers: "Summary", task: "Task") -> Document:
     }
 
 
-def preprocessing(data_config: dict[str, Any]) -> str:
-    """The preprocessing in timm's data config, in a line."""
-    shown = ("input_size", "mean", "std", "crop_pct", "interpolation")
-    return ", ".join(f"{key} {data_config[key]}" for key in shown if key in data_config)
-
-
 def plan(planned: "Plan") -> Document:
     weights = planned.packed_weights
     tasks = [
