@@ -183,7 +183,6 @@ class TaskInTraining:
     def _epochs(self, phase: str, epochs: int, lr: float, teacher: Teacher | None = None) -> Iterator[int]:
         if self.resumed and self.resumed.phase != phase:
             return iter(())  # done before the run was stopped
-        going_on = self._resume()
         around = (0, self.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
         return train(
             self.model,
@@ -198,7 +197,7 @@ class TaskInTraining:
             progress=partial(self._show, phase),
             teacher=teacher,
             seed=1000 * self.recipe.seed + (0 if phase == TRAIN else 500),
-            resume=going_on,
+            resume=self._resume(),
             after_step=partial(self._keep, phase),
         )
 
