@@ -7,7 +7,7 @@ import timm
 import torch
 from conftest import CPU, QUICK, noting
 from test_cli import answer, refused
-from test_resume import stop_at
+from test_resume import raiser, stop_at
 
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.training import rates as rates_module
@@ -132,15 +132,6 @@ def test_a_batch_of_one_may_be_too_small_for_batch_norm(tmp_path, folders, room_
     room_for(1)
     with pytest.raises(UsageError, match="batch norm needs two images"):
         pack.add_task(path, folders[0], recipe=with_size(AtMost(8)), **RUN)
-
-
-def raiser(error):
-    """A function that raises this."""
-
-    def fail(*arguments, **more):
-        raise error
-
-    return fail
 
 
 def test_a_stopped_run_goes_on_with_its_own_size(packed, folders, room_for):

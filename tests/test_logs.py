@@ -12,20 +12,8 @@ from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 from packnet_cli.report import logs
 
-QUICK = (
-    "--epochs",
-    2,
-    "--opt",
-    "momentum",
-    "--retrain-epochs",
-    1,
-    "--batch-size",
-    8,
-    "--workers",
-    0,
-    "--device",
-    "cpu",
-)
+QUICK = ("--epochs", 2, "--opt", "momentum", "--retrain-epochs", 1)
+QUICK += ("--batch-size", 8, "--workers", 0, "--device", "cpu")
 
 
 def lines_of(log):
@@ -129,20 +117,8 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
                 {"event": "epoch", "task": "red", "phase": "train", "epoch": epoch, "loss": 9, "accuracy": 0, "lr": 1}
             )
     assert (tmp_path / "packed.st.resume").is_dir()
-    go_on = (
-        "--recipe",
-        "sgd",
-        "--epochs",
-        4,
-        "--batch-size",
-        8,
-        "--device",
-        "cpu",
-        "--checkpoint-minutes",
-        0,
-        "--resume",
-    )
-    assert packnet("add-task", packed, "--data", folders[0], *go_on, "--log", log).exit_code == 0
+    go_on = ("--recipe", "sgd", "--epochs", 4, "--batch-size", 8, "--device", "cpu", "--checkpoint-minutes", 0)
+    assert packnet("add-task", packed, "--data", folders[0], *go_on, "--resume", "--log", log).exit_code == 0
     found = metrics.read(log)["red"]
     assert [(line["event"], line.get("epoch")) for line in found] == [
         *(("epoch", n) for n in (1, 2, 3, 4)),

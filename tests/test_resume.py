@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 import timm
 import torch
-from conftest import CPU, QUICK, make_folder
+from conftest import CPU, QUICK, make_folder, noting
 from safetensors.torch import save_file
 from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
@@ -403,9 +403,7 @@ def test_a_layer_released_whole_does_not_keep_a_run_from_going_on(tmp_path, fold
 def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
     """Some optimizers have lists of tensors."""
     said = []
-    checkpointer = checkpoint.Checkpointer(
-        tmp_path / "packed.st", {}, 1.0, lambda line, warning=False: said.append(line)
-    )
+    checkpointer = checkpoint.Checkpointer(tmp_path / "packed.st", {}, 1.0, noting(said))
     run_state = Mock(**{"tensors.return_value": {}, "notes.return_value": {"optimizer": [torch.ones(1)]}})
     assert not checkpointer.save(run_state)
     assert "no checkpoint could be kept" in said[0] and not os.listdir(tmp_path)
@@ -449,6 +447,18 @@ def test_an_image_that_is_gone_does_not_take_the_training_with_it(packed, tmp_pa
 UNCACHED = dataclasses.replace(CPU, cache="off")
 
 
+def opens_only(count):
+    """A stand-in for `open_picture` that finds no picture any more after so many."""
+    opens, left = pictures.open_picture, iter(range(count))
+
+    def open_picture(picture):
+        if next(left, None) is None:
+            raise FileNotFoundError(picture)
+        return opens(picture)
+
+    return open_picture
+
+
 @pytest.mark.parametrize(("opt", "steps", "sched"), [("momentum", 1, "tanh"), ("adamw", 3, "step")])
 @pytest.mark.parametrize(("after", "gone"), [(a, b) for a in ("dense", "retrain") for b in ("train", "val")])
 def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, sched, after, gone):
@@ -485,13 +495,8 @@ def test_images_that_are_gone_as_a_run_goes_on(tmp_path, folders):
     with pytest.raises(InterruptedRun):
         pack.add_task(path, folder, progress=stop_at("retrain", 1, 2), **how)
 
-    def gone(picture, reads=pictures.open_picture, left=iter([0] * 27)):  # noqa: B008
-        if next(left, None) is None:
-            raise FileNotFoundError(picture)
-        return reads(picture)
-
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="go on with --resume"):
-        patch.setattr(pictures, "open_picture", gone)
+        patch.setattr(pictures, "open_picture", opens_only(27))
         pack.add_task(path, folder, resume=True, **how)
     pack.add_task(path, folder, resume=True, **how)
     assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
@@ -541,15 +546,8 @@ def test_what_is_kept_is_of_the_last_step(tmp_path, folders, monkeypatch, pause)
     init(tmp_path / "whole.st")
     pack.add_task(tmp_path / "whole.st", folder, recipe=RECIPE, machine=UNCACHED)
     init(path)
-    reads, left = pictures.open_picture, iter(range(56))
-
-    def no_more(picture):
-        if next(left, None) is None:
-            raise FileNotFoundError(picture)
-        return reads(picture)
-
     with monkeypatch.context() as patched:
-        patched.setattr(pictures, "open_picture", no_more)
+        patched.setattr(pictures, "open_picture", opens_only(56))
         with pytest.raises(DataError, match="go on with --resume"):
             pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED)
     pack.add_task(path, folder, recipe=RECIPE, machine=UNCACHED, resume=True)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import noting
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -417,7 +418,7 @@ def test_guessing_is_told_from_learning(top1, told):
     held_out = splits.HeldOut(splits.Split([], [0, 0, 1, 1, 2]), "val")
     images = splits.TrainingImages(("a", "b", "c"), splits.Split([], []), held_out)
     task, said = SimpleNamespace(top1=top1), []
-    warn_of_guesses(task, images, lambda line, warning: said.append(line))
+    warn_of_guesses(task, images, noting(said))
     assert said == ["one class for all images has top-1 40.00 %, too: nothing was learnt; try another --lr"] * told
 
 
