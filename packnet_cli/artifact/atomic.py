@@ -145,18 +145,17 @@ def _beside(path: Path) -> Iterator[Path]:
 
     In a folder of its own, since safetensors makes temporary files too, which a kill would leave.
     """
-    target, folder = _target(path), None
+    target = _target(path)
     try:
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        yield Path(folder, target.name)
-        with suppress(OSError):  # some folders cannot be flushed, but what is new is in place
-            _flush(target.parent)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder, target.name)
+            with suppress(OSError):  # some folders cannot be flushed, but what is new is in place
+                _flush(target.parent)
     except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"cannot write {path}: {reason}; what was there before is untouched") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint(path: Path) -> Path:
