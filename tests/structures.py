@@ -7,7 +7,7 @@ import struct
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from mutations import DTYPES, NAMES, NUMBERS, SHAPES, digests
+from mutations import DTYPES, NAMES, NUMBERS, SHAPES, digests, seal
 
 from packnet_cli.artifact import codec, compact, format, header, masks
 from packnet_cli.artifact.format import Artifact, Header, Task
@@ -115,7 +115,7 @@ def faulty_files(draw):
             fields["tensors"] = digests(with_faults, bytes(data))
         except (KeyError, ValueError, TypeError):  # there is no such tensor
             pass
-    text = header.seal(fields)
+    text = seal(fields)
     if draw(st.integers(0, 19)) == 0:
         text = draw(st.sampled_from([text[:-1], text.replace("a", "b", 1), text + " ", text[:80], ""]))
     outer["__metadata__"] = {"packnet": text} | ({"more": "x"} if draw(st.integers(0, 19)) == 0 else {})

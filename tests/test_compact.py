@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mutations import seal
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_format import GOLDEN, small_artifact
@@ -190,7 +191,7 @@ def test_what_breaks_a_rule_is_refused(tmp_path, change, problem):
     tensors, fields = load_file(path), json.loads(header.write(format.load_header(path)))
     del fields["seal"]
     change(fields["compact"], tensors)
-    save_file(tensors, path, {"packnet": header.seal(fields)})
+    save_file(tensors, path, {"packnet": seal(fields)})
     with pytest.raises(DamageError, match=problem):
         format.load(path)
     assert verify.verify(path)

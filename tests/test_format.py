@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import seal
 from safetensors.numpy import load_file, save_file
 
 from packnet_cli.artifact import atomic, format, header
@@ -86,7 +87,7 @@ def rewrite(path, change):
     tensors, fields = load_file(path), json.loads(header.write(small_artifact().header))
     del fields["seal"]
     change(tensors, fields)
-    save_file(tensors, path, {"packnet": header.seal(fields)})
+    save_file(tensors, path, {"packnet": seal(fields)})
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_huge_or_deep_metadata(tmp_path, text):
 def test_a_writer_keeps_to_those_bounds_too():
     """Rather than write what no reader takes."""
     with pytest.raises(CapacityError):
-        header.seal({"a": [[]] * header.MAX_BRACKETS})
+        header.write(header.Header("net", {"a": [[]] * header.MAX_BRACKETS}, (), "", {}))
 
 
 @pytest.mark.parametrize(("command", "code"), [("info", 3), ("plan", 3), ("plot", 3), ("verify", 9)])

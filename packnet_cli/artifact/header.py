@@ -128,7 +128,7 @@ def is_of_head(name: str, head: tuple[str, ...]) -> bool:
 
 
 def write(header: Header) -> str:
-    """The metadata as text: equal content, equal text."""
+    """The metadata as text: equal content, equal text. Raises CapacityError if it is too long, ValueError for NaN."""
     fields = dataclasses.asdict(header)
     if header.compact is None:
         del fields["compact"]
@@ -136,15 +136,8 @@ def write(header: Header) -> str:
         for name in rules.OF_MEASURED:
             if task[name] is None:
                 del task[name]
-    return seal(fields | {"format": COMPACT if header.compact else PLAIN}, allow_nan=False)
-
-
-def seal(fields: dict[str, Any], *, allow_nan: bool = True) -> str:
-    """Metadata as JSON whose first member is the digest of the text without it. Raises CapacityError if it is too long.
-
-    Unless `allow_nan`, raises ValueError for NaN and infinity, which no reader accepts.
-    """
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
+    fields["format"] = COMPACT if header.compact else PLAIN
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     if _is_oversized(text):
         raise CapacityError("the metadata of so many tasks and classes is more than the format allows")
     return f'{{"seal":"{_digest(text)}",{text[1:]}'
