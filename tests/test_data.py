@@ -173,6 +173,7 @@ def test_a_picture_of_extreme_shape_is_none(tmp_path):
         assert problem == "" if fits else "more than 1,000 times the other" in problem
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as everywhere but in tests
 def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
     """Each with what is wrong with it; no more than twenty, and their number."""
     target = spoil(folder)
