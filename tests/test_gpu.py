@@ -49,7 +49,7 @@ def test_releasing_there_is_releasing_here():
         weights = torch.from_numpy(values.copy()).to(device).contiguous(memory_format=torch.channels_last)
         mask, layers = {"a": np.ones(values.shape, np.uint8)}, {"a": torch.nn.Parameter(weights)}
         for done in (0.5, 1.0):
-            release_in_steps(mask, layers, 1, {"a": (values.size, 7000)}, done)
+            release_in_steps(mask, layers, 1, {"a": (values.size, 7000)}, done, {"a": np.eye(3, dtype=bool)})
         found.append((mask["a"].tobytes(), layers["a"].detach().cpu().contiguous().numpy().tobytes()))
     assert found[0] == found[1]
 

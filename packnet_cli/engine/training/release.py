@@ -35,25 +35,44 @@ def release_goals(
 
 @torch.no_grad()
 def release_in_steps(
-    mask: dict[str, masks.Mask], parameters: Mapping[str, nn.Parameter], index: int, goals: Goals, done: float
+    mask: dict[str, masks.Mask],
+    parameters: Mapping[str, nn.Parameter],
+    index: int,
+    goals: Goals,
+    done: float,
+    taps: Mapping[str, masks.Bools],
 ) -> None:
     """Release, in `mask` and `parameters`, what is due once the fraction `done` of the steps (up to 1) is.
 
-    Most go first and ever fewer later: the cubic schedule of Zhu and Gupta (2017, arXiv 1710.01878).
+    Most go first and ever fewer later: the cubic schedule of Zhu and Gupta (2017, arXiv 1710.01878). Of the layers in
+    `taps` (see `taps_in_use`) the same fraction is released of the weights at those taps and of the others.
     """
     for layer, (claimed, count) in goals.items():
-        so_far = claimed - masks.count_owned(mask[layer], index)
-        wanted = max(0, round(count * (1 - (1 - done) ** 3)) - so_far)  # a resumed run may have released more
-        weights = parameters[layer]
-        if weights.device.type == "cuda":
-            owned = torch.from_numpy(mask[layer] == index).to(weights.device)
-            released = smallest(weights, owned, wanted)
-            weights.masked_fill_(released, 0)
-            mask[layer] = mask[layer] * ~released.cpu().numpy()
-        else:
-            values = weights.detach().cpu().contiguous().numpy()
-            mask[layer] = masks.release_smallest(mask[layer], values, index, wanted)
-            weights.copy_(torch.from_numpy(masks.keep_visible(values, mask[layer], index)))
+        owned = masks.count_owned(mask[layer], index)
+        # None if a resumed run has released more already.
+        wanted = max(0, round(count * (1 - (1 - done) ** 3)) - (claimed - owned))
+        if layer not in taps:
+            mask[layer] = _release(mask[layer], parameters[layer], index, wanted)
+            continue
+        used, mask[layer] = taps[layer], mask[layer].copy()
+        of_used = round(wanted * masks.count_owned(mask[layer][..., used], index) / max(1, owned))
+        for part, share in ((used, of_used), (~used, wanted - of_used)):
+            weights = parameters[layer][..., torch.from_numpy(part)]  # (outputs, inputs, taps), a copy
+            mask[layer][..., part] = _release(mask[layer][..., part], weights, index, share)
+            parameters[layer][..., torch.from_numpy(part)] = weights
+
+
+def _release(mask: masks.Mask, weights: torch.Tensor, index: int, count: int) -> masks.Mask:
+    """A new mask, in which the `count` smallest of the task's weights are free; they become 0, in place."""
+    if weights.device.type == "cuda":
+        released = smallest(weights, torch.from_numpy(mask == index).to(weights.device), count)
+        weights.masked_fill_(released, 0)
+        after: masks.Mask = mask * ~released.cpu().numpy()
+        return after
+    values = weights.detach().cpu().contiguous().numpy()
+    after = masks.release_smallest(mask, values, index, count)
+    weights.copy_(torch.from_numpy(masks.keep_visible(values, after, index)))
+    return after
 
 
 def smallest(weights: torch.Tensor, owned: torch.Tensor, count: int) -> torch.Tensor:

@@ -34,6 +34,7 @@ from packnet_cli.engine.training.state import (
     set_optimizer_state,
     set_random_state,
 )
+from packnet_cli.engine.training.taps import taps_in_use
 from packnet_cli.engine.training.train import Position, Resume, Teacher, train
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Accuracy, Progress, Step
@@ -97,6 +98,7 @@ class TaskInTraining:
         self.lr_scale = lr_scale(claim, recipe, names)
         self.rates = multiples(self.model, recipe, header.head)
         network.try_out(self.model, header.data_config)
+        self.taps = taps_in_use(self.model, header.data_config["input_size"]) if recipe.rank == "layer" else {}
         self.constants = network.constants(self.model)
         self.feed = self._feed(machine)
         self.train_batches = self.feed(images.train, augmentation=Augmentation.of(recipe))
@@ -154,7 +156,7 @@ class TaskInTraining:
         steps = max(1, min(self.recipe.prune_steps, self.retrain_epochs))
 
         def release(step: int) -> None:
-            release_in_steps(self.mask, self.freezer.parameters, self.index, self._goals, step / steps)
+            release_in_steps(self.mask, self.freezer.parameters, self.index, self._goals, step / steps, self.taps)
             self.freezer.hold(self._trainable())
             if step == 1 and not self.resumed:
                 self._reached = phase, Position(), _no_optimizer

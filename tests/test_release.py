@@ -1,0 +1,72 @@
+"""Where filters see nothing but padding with some of their taps, a task leaves its share of the others, too."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, QUICK
+from timm.layers import create_conv2d
+from torch import nn
+
+from packnet_cli.artifact import format
+from packnet_cli.engine import pack
+from packnet_cli.engine.training.release import release_in_steps
+from packnet_cli.engine.training.taps import taps_in_use
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": (7, 3), "padding": (3, 1), "stride": 2},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 4, "padding": "same"},
+        {"kernel_size": 3, "padding": "same", "stride": 2},
+        {"kernel_size": 1},
+    ],
+    ids=str,
+)
+def test_taps_in_use_are_those_that_have_a_gradient(how, pixels):
+    convolution = create_conv2d(2, 3, **how)
+    size = 2, pixels, pixels + 1
+    convolution(torch.ones(1, *size)).sum().backward()
+    used = (convolution.weight.grad != 0).any(0).any(0).numpy()
+    found = taps_in_use(nn.Sequential(convolution), size)
+    assert np.array_equal(found.get("0.weight", np.ones_like(used)), used)
+    assert found or used.all()
+
+
+@pytest.mark.parametrize("dones", [(1.0,), (0.2, 0.6, 1.0)])
+def test_the_same_fraction_goes_of_the_taps_in_use_and_of_the_others(dones):
+    rng = np.random.default_rng(0)
+    used = np.zeros((3, 3), bool)
+    used[1:, 1:] = True
+    values = (rng.standard_normal((20, 10, 3, 3)) * (0.01 + used)).astype(np.float32)
+    mask = {"a": rng.integers(0, 3, values.shape).astype(np.uint8)}
+    before, owned = mask["a"].copy(), int((mask["a"] == 2).sum())
+    layers = {"a": nn.Parameter(torch.from_numpy(values.copy()).contiguous(memory_format=torch.channels_last))}
+    for done in dones:
+        release_in_steps(mask, layers, 2, {"a": (owned, owned // 2)}, done, {"a": used})
+    kept, left = mask["a"] == 2, layers["a"].detach().numpy()
+    assert kept.sum() == owned - owned // 2
+    for part in (used, ~used):
+        was, now, size = (before == 2)[..., part], kept[..., part], np.abs(values[..., part])
+        assert abs(now.sum() - was.sum() / 2) <= len(dones)
+        assert size[now].min() >= size[was & ~now].max()
+    assert np.array_equal(mask["a"][before != 2], before[before != 2])
+    assert np.array_equal(left[before != 0][kept[before != 0]], values[before != 0][kept[before != 0]])
+    assert not left[(before == 2) & ~kept].any()
+
+
+def test_a_task_leaves_half_of_what_is_of_use(tmp_path, folders):
+    """On one pixel the taps beside the middle are never trained, and small: only these used to be left."""
+    path = tmp_path / "packed.st"
+    pack.init(path, "resnet10t", pretrained=False, data_config={"img_size": 32})
+    artifact = format.load(path)
+    artifact.shared["layer4.0.conv2.weight"][...] *= 0.1 + np.pad([[1]], 1)
+    format.save(format.make(artifact.header, artifact.shared, artifact.mask, artifact.own), path)
+    for index, share in ((1, 0.5), (2, 0.25)):
+        after = pack.add_task(path, folders[index], prune=0.5, recipe=QUICK, machine=CPU)
+        middle = after.mask["layer4.0.conv2.weight"][:, :, 1, 1] == index
+        assert middle.mean() == pytest.approx(share, abs=0.01)
