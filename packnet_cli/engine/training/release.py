@@ -49,8 +49,7 @@ def release_in_steps(
     """
     for layer, (claimed, count) in goals.items():
         owned = masks.count_owned(mask[layer], index)
-        # None if a resumed run has released more already.
-        wanted = max(0, round(count * (1 - (1 - done) ** 3)) - (claimed - owned))
+        wanted = max(0, round(count * (1 - (1 - done) ** 3)) - (claimed - owned))  # a resumed run may be further on
         if layer not in taps:
             mask[layer] = _release(mask[layer], parameters[layer], index, wanted)
             continue
