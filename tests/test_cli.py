@@ -281,6 +281,8 @@ def test_add_task_refuses(full, folders, packnet, arguments, exit_code, words):
         (["--data", "{folder}", "--name", "red"], 4, ["'red' already", "--name"]),
         (["--data", "{folder}", "--name", "7"], 4, ["'7'", "--name"]),
         (["--data", "{folder}", "--name", "all"], 4, ["'all'"]),
+        (["--data", "{folder}", "--name", ""], 4, ["'' cannot be a task's name"]),
+        (["--data", "{folder}", "--name", "", "--dry-run"], 4, ["'' cannot be a task's name"]),
         (["--data", "{folder}", "--name", "new", "--device", "cuda:99"], 2, ["cuda:99"]),
         (["--data", "{folder}", "--name", "new", "--device", "toaster"], 2, ["toaster"]),
     ],
@@ -681,7 +683,8 @@ def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packne
     """By its classes or images; and refuses what is no name."""
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"
-    refused(packnet(*init, "--name", 3), 4, "3")
+    for wrong in ("3", ""):
+        refused(packnet(*init, "--name", wrong), 4, f"'{wrong}' cannot be")
     for wrong in ("--data", "--class-names"):  # of a task that is named, too
         refused(packnet(*init, "--name", "mine", wrong, tmp_path / "none"), 6, str(tmp_path / "none"))
     refused(packnet(*init, "--distill", tmp_path / "none"), 6, "none is not a folder; name a folder of images")

@@ -43,7 +43,7 @@ def plan_init(
     artifact = all_free(origin)
     if prune is not None:
         classes = first_task.class_names(origin, class_names, data)
-        name = name or first_task.default_name(classes, data)
+        name = first_task.default_name(classes, data) if name is None else name
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
         if distill is not None:
@@ -64,7 +64,7 @@ def plan_task(
     artifact = format.load(path)
     artifact.header.check_changeable(path)
     plan.check_capacity(path, artifact)
-    name = name or task_name(data)
+    name = task_name(data) if name is None else name
     artifact.header.check_new_name(name)
     plan.check_release(artifact.free_counts(), prune, recipe)
     say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)

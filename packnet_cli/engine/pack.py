@@ -99,7 +99,7 @@ def init(
         return artifact
     plan.check_release(artifact.free_counts(), prune, recipe)
     classes = first_task.class_names(origin, class_names, data)
-    name = name or first_task.default_name(classes, data)
+    name = first_task.default_name(classes, data) if name is None else name
     artifact.header.check_new_name(name)
     images = splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
     images = decoding.usable(images)
@@ -159,7 +159,7 @@ def add_task(
     plan.check_capacity(path, artifact, head_only=head_only)
     for possible in (recipe, few_steps):
         plan.check_release(artifact.free_counts(), prune if max_drop is None else 1, possible)
-    name = name or task_name(data)
+    name = task_name(data) if name is None else name
     artifact.header.check_new_name(name)
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
     images = decoding.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
