@@ -38,7 +38,7 @@ def test_a_path_that_no_file_can_have(tmp_path):
     for read in (sources.training_files, sources.held_out_files, sources.images_below, sources.class_names):
         with pytest.raises(DataError, match="too long|does not exist"):
             read(path)
-    with pytest.raises(DataError, match="too long"):
+    with pytest.raises(DataError, match="none of 1 files exists"):
         decoding.check_images(splits.Split([path], [0]))
 
 
@@ -51,6 +51,22 @@ def test_a_held_out_folder_is_used(folder, name):
     assert len(images.train.paths) == 18 and len(images.held_out.split.paths) == 9
     assert all(path.parent.parent.name == name for path in images.held_out.split.paths)
     assert [path.parent.name for path in images.train.paths] == [f"class{label}" for label in images.train.labels]
+
+
+def test_a_folder_for_validation_goes_before_one_for_testing(folder):
+    """Which may hold images without classes, and is kept for the end."""
+    (folder / "val").rename(folder / "valid")
+    (folder / "test").mkdir()
+    shutil.copy(next((folder / "valid").rglob("*.png")), folder / "test" / "0.png")
+    assert open_training(folder).held_out.where == str(folder / "valid")
+
+
+def test_what_is_hidden_is_no_image(folder):
+    """Such as the copies that Jupyter keeps, in a folder beside the images."""
+    before = open_training(folder)
+    shutil.copytree(folder / "train" / "class0", folder / "train" / "class0" / ".ipynb_checkpoints")
+    (folder / "train" / "class0" / ".notes").touch()
+    assert open_training(folder) == before and sources.left_out(folder) == []
 
 
 @pytest.mark.parametrize("layout", ["train/<class>", "<class>"])

@@ -92,7 +92,8 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,label,split\na.png,x,train\nb.png,x\n", "line 3: has the split '', "),
         ("path,label\na.png,x\na.png,y\n", "line 3: .*a.png is listed twice"),
         ("path,label\na.png,x\n", "has only the class 'x'"),
-        ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "4 of 4 files are not readable"),
+        ("path,label\na.png,x\nb.png,y\nc.png,x\nd.png,y\n", "none of 4 files exists, .*paths start at its folder"),
+        ("path,label, Split\na.png,x,train\nb.png,y,train\n", "has a column ' Split'; call it 'split'"),
         (b"path,label\n\xff\xfe,x\n", "not a CSV file in UTF-8"),
         ('path,label\n"a.png,x\nb.png,y\n', "unexpected end of data; is a double quote left open"),
         ("path,label,split\na,x,train\nb,y,train\nc,x,val\n", "has no images of 1 class"),
@@ -171,6 +172,7 @@ def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
         ({"path": ["a.png", "a.png"], "label": ["x", "y"]}, "row 2: .*a.png is listed twice"),
         ({"image": [b"x", b""], "label": [1, 2]}, "row 2: has no image"),
         ({"path": [1], "label": [2]}, "row 1: has no image"),
+        ({"path": ["a.png"], "label": ["x"], "SPLIT": ["val"]}, "has a column 'SPLIT'; call it 'split'"),
         ({"path": ["a.png"], "label": [0.5]}, "row 1: the label 0.5 is neither text nor a whole number"),
     ],
 )

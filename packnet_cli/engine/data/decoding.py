@@ -10,7 +10,7 @@ from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
 from packnet_cli.engine.data.splits import HeldOut, Split, TrainingImages
 from packnet_cli.errors import DataError, few
-from packnet_cli.images import Picture
+from packnet_cli.images import Item, Picture
 
 SHARE = 32  # images that a thread looks at together: a future for each would take 2 KB
 
@@ -58,6 +58,8 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
         found = [pair for pairs in pool.map(partial(_problems, paths), shares) for pair in pairs]
     # By number: an image of a list may have the bytes of all with it, which processes are not to send each other.
     problems = {paths[number]: problem for each in distributed.gathered(found) for number, problem in each}
+    if problems and not any(isinstance(path, Item) or os.path.lexists(path) for path in paths):
+        raise DataError(f"none of {len(paths)} files exists, such as {paths[0]}; a list's paths start at its folder")
     if problems and not skip_bad:
         listed = few([f"{path} ({problem})" for path, problem in problems.items()], limit=20)
         raise DataError(

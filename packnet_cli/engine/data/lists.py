@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,12 @@ def _order(image: Picture) -> Any:
     return (0, image.index) if isinstance(image, Item) else (1, image)
 
 
+def _check_split(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError if the column `split` goes by another spelling: its held-out images would be trained on."""
+    if "split" not in columns and (found := [name for name in columns if name.strip().lower() == "split"]):
+        raise DataError(f"{path} has a column {found[0]!r}; call it 'split'")
+
+
 def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -71,6 +77,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     raise DataError(
                         f"{path} has no column {column!r}; its first line must name path and label, between commas"
                     )
+            _check_split(path, columns)
             for row in rows:
                 if None in row:
                     raise DataError(
@@ -100,6 +107,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} is not a Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
     if "label" not in wanted or not {"path", "image"} & set(wanted):
         raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
+    _check_split(path, schema.names)
     cells = table["image" if "image" in wanted else "path"]
     for number in range(table.num_rows):
         try:

@@ -15,6 +15,7 @@ from packnet_cli.errors import DataError, did_you_mean_path
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 
 VALID = "valid"  # another name for a folder of held-out images
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 
 class HeldOutFiles(NamedTuple):
@@ -91,7 +92,8 @@ def images_below(folder: Path) -> list[Path]:
 def _check_folder(folder: Path) -> None:
     check_exists(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)})")
+        packed = "; unpack it first" if folder.suffix.lower() in PACKED else ""
+        raise DataError(f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)}){packed}")
 
 
 def _training_folder(folder: Path) -> Path:
@@ -106,12 +108,12 @@ def _training_folder(folder: Path) -> Path:
 def _held_out_folder(folder: Path) -> Path | None:
     _check_folder(folder)
     # "valid" may also be a class, beside "invalid".
-    names = (*HELD_OUT, VALID) if (folder / TRAIN).is_dir() else HELD_OUT
+    names = (HELD_OUT[0], VALID, *HELD_OUT[1:]) if (folder / TRAIN).is_dir() else HELD_OUT
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(_shown([entry.name for entry in folder.iterdir() if entry.is_dir()]))
 
 
 def _class_files(folder: Path) -> ClassFiles:
@@ -138,9 +140,10 @@ def left_out(data: Path) -> list[Path]:
     for folder in filter(None, (training, held_out)):
         for name in _class_names(folder):
             for where, folders, files in os.walk(folder / name):
+                folders[:] = _shown(folders)
                 found += [Path(where, link) for link in folders if os.path.islink(Path(where, link))]
-                found += [path for path in (Path(where, file) for file in files) if not is_image_name(path)]
-    return [path for path in found if not path.name.startswith(".")]
+                found += [path for path in (Path(where, file) for file in _shown(files)) if not is_image_name(path)]
+    return found
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -151,6 +154,12 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path, onerror: Callable[[OSError], object]) -> Iterator[Path]:
-    """Every file below a folder, through no link to another; `onerror` is told of each that cannot be read."""
-    for where, _, names in os.walk(folder, onerror=onerror):
+    """Every file below a folder, in no hidden one and through no link; `onerror` is told of what cannot be read."""
+    for where, folders, names in os.walk(folder, onerror=onerror):
+        folders[:] = _shown(folders)
         yield from (Path(where, name) for name in names)
+
+
+def _shown(names: list[str]) -> list[str]:
+    """Those of files or folders that are not hidden, as Jupyter's copies in .ipynb_checkpoints are."""
+    return [name for name in names if not name.startswith(".")]
