@@ -156,6 +156,10 @@ def test_eval_says_where_all_images_are_measured(packed, tmp_path, folders, pack
         assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", there).stderr == ""
 
 
+def test_eval_of_every_task_on_one_tasks_images_says_so(full, folders, packnet):
+    refused(packnet("eval", full, "--data", folders[2]), 6, "without --task NAME all 3 tasks are measured on")
+
+
 def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, packnet):
     """A part of each class is drawn; with more images in the class the part is larger, by some that were trained on."""
     folder = make_folder(tmp_path / "data") / "train"
@@ -163,7 +167,9 @@ def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, p
     for image in list(folder.rglob("*.png")):
         shutil.copy(image, image.with_name(f"more-{image.name}"))
     told = packnet("eval", packed, "--task", 1, "--workers", 0, "--json")
-    assert "it may have been trained on some of them" in told.stderr and answer(told)["tasks"][0]["images"] == 6
+    [found] = answer(told)["tasks"]
+    assert found["doubt"] in told.stderr.replace("\n", " ") and found["images"] == 6
+    assert "it may have been trained on some of them" in found["doubt"]
     assert packnet("eval", packed, "--task", 1, "--workers", 0, "--data", folder.parent / "val").stderr == ""
 
 
@@ -733,6 +739,8 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
     refused(packnet("add-task", packed, "--data", near, "--dry-run"), 6, f"did you mean {folders[0]}?")
     image = next((folders[0] / "train").glob("*/*"))
     refused(packnet("add-task", packed, "--data", image, "--dry-run"), 6, "is no folder")
+    (archive := packed.with_name("cars.tar.gz")).touch()
+    refused(packnet("add-task", packed, "--data", archive, "--dry-run"), 6, "is no folder", "unpack it first")
     refused(packnet("add-task", packed, "--data", "torch/cifar11", "--dry-run"), 6, "cannot open the dataset")
     refused(packnet("add-task", full, "--data", folders[0], "--dry-run"), 5, "no free weights")
     assert packnet("remove-task", full, "--task", "blue", "--yes").exit_code == 0

@@ -264,7 +264,7 @@ def test_a_class_with_one_image_is_named(packed, tmp_path):
     for number in range(1, 6):
         (folder / "train" / "class1" / f"{number}.png").unlink()
     pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=noting(said))
-    assert said[:1] == ["some: 3 classes, 11 images to train on, 2 held out"]
+    assert said[:1] == ["some: 3 classes, 11 images to train on, 2 held out at random"]
     assert said[1] == "1 of 3 classes have no image to hold out, 'class1' among them: trained on, not measured"
 
 

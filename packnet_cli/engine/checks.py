@@ -71,8 +71,8 @@ def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: 
     held_out = images.held_out
     counts = f"{len(images.classes):,} classes, {len(images.train.paths):,} images to train on"
     if held_out:
-        where = "" if held_out.where == str(data) else f" ({held_out.where})"
-        counts += f", {len(held_out.split.paths):,} held out{where}"
+        where = "at random" if held_out.drawn else f"({held_out.where})"
+        counts += f", {len(held_out.split.paths):,} held out {where}"
     say(f"{name}: {counts}")
     if missing := held_out.split.missing(images.classes) if held_out else images.classes:
         named = f"{len(missing)} of {len(images.classes)} classes have no image to hold out, {missing[0]!r} among them"

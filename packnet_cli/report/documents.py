@@ -92,6 +92,7 @@ def accuracy(result: "Evaluation") -> Document:
         "images": result.accuracy.images if result.accuracy else 0,
         "missing_classes": list(result.missing),
         "problem": result.problem,
+        "doubt": result.doubt,
     }
 
 

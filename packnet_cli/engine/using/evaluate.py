@@ -68,6 +68,8 @@ def evaluate_tasks(
         try:
             held_outs[task.index] = held_out_images(path, task, data)
         except DataError as error:
+            if data and len(tasks) > 1:
+                raise DataError(f"{error}; without --task NAME all {len(tasks)} tasks are measured on {data}") from None
             if data or wanted != "all":
                 raise
             held_outs[task.index] = error
