@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import noting
 from safetensors.torch import save_file
 
-from packnet_cli.artifact import format
+from packnet_cli.artifact import format, ship
 from packnet_cli.engine import network, pack, start
+from packnet_cli.engine.weights import recorded_in
 from packnet_cli.errors import NetworkError, UsageError
 
 
@@ -141,3 +143,20 @@ def test_a_vit_is_built_for_the_image_size(tmp_path):
     assert artifact.header.model_kwargs == {"img_size": 32}
     with torch.inference_mode():
         assert network.build(artifact.header, 5)(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_an_extracted_task_brings_its_preprocessing_and_classes(tmp_path, full):
+    """As its safetensors file records them, but for what is said otherwise."""
+    before, file = format.load(full), tmp_path / "red.safetensors"
+    ship.extract_safetensors(before, before.header.task("red"), file)
+    said = []
+    how = {"weights": file, "prune": 0.0, "say": noting(said)}
+    after = pack.init(tmp_path / "again.st", "test_resnet", **how)
+    assert after.header.data_config == before.header.data_config and "records" in said[0]
+    assert after.header.task(1).classes == before.header.task("red").classes
+    assert after.header.task(1).digest == before.header.task("red").digest
+    larger = pack.init(tmp_path / "larger.st", "test_resnet", data_config={"img_size": 48}, **how)
+    assert larger.header.data_config == before.header.data_config | {"input_size": [3, 48, 48]}
+    for wrong in ("[" * 100_000, "{}", '{"arch": "test_resnet"}'):
+        save_file({"a": torch.zeros(1)}, file, {"packnet_task": wrong})
+        assert recorded_in(file) == {}

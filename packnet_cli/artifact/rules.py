@@ -153,6 +153,14 @@ OF_MEASURED: dict[str, Rule] = {  # a task's additional fields if it had held-ou
     "held_out": _is_digest,
 }
 
+EXTRACTED_RULES: dict[str, Rule] = {  # of the metadata beside a task's weights in a safetensors file of its own
+    "arch": _is_text,
+    "model_kwargs": _dict_of(_is_any, key=is_argument),
+    "data_config": _is_preprocessing,
+    "task": _is_text,
+    "classes": _list_of(_is_text, least=1),
+}
+
 TASK_RULES: dict[str, Rule] = {
     "index": lambda value: is_count(value) and 1 <= value <= masks.MAX_TASKS,
     "name": is_name,

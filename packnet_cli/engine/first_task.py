@@ -13,13 +13,15 @@ from packnet_cli.images import task_name
 def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
     """The classes of a pretrained classifier, in order of its outputs.
 
-    From the file `listed`, one name a line; else ImageNet's wnids, if timm recognises the network as an ImageNet one
-    and no folder has another name; else the sorted class folders, if there are as many, or without images plain
-    numbers. Raises DataError.
+    From the file `listed`, one name a line; else from the file of its weights; else ImageNet's wnids, if timm
+    recognises the network as an ImageNet one and no folder has another name; else the sorted class folders, if there
+    are as many, or without images plain numbers. Raises DataError.
     """
     count = origin.num_classes
     if listed is not None:
         return _read_names(listed, count)
+    if len(origin.classes) == len(set(origin.classes)) == count:
+        return origin.classes
     subset = infer_imagenet_subset(origin.model)
     wnids = tuple(ImageNetInfo(subset).label_names()) if subset else ()
     if len(wnids) != count:

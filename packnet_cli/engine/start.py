@@ -19,7 +19,7 @@ from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
 from packnet_cli.engine.network import CHANNELS, Kind, create
-from packnet_cli.engine.weights import count_outputs, load_weights
+from packnet_cli.engine.weights import count_outputs, load_weights, recorded_in
 from packnet_cli.errors import NetworkError, UsageError, did_you_mean, reason
 from packnet_cli.progress import Say, unsaid
 
@@ -32,6 +32,7 @@ class Origin:
 
     model: nn.Module
     header: Header
+    classes: tuple[str, ...] = ()  # of its classifier, if the file of its weights names them
 
     @property
     def num_classes(self) -> int:
@@ -55,11 +56,16 @@ def start_from(
 
     With `keep_head` the classifier comes from there too. Without `fetch` those of the hub are replaced by random ones.
     `say` is told how the weights are fetched and fit.
-    `data_config` overrides timm's: img_size (pixels), in_chans, mean, std, crop_pct, interpolation.
+    `data_config` overrides timm's, or what the file records if it is an extracted task of this architecture: img_size
+    (pixels), in_chans, mean, std, crop_pct, interpolation.
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
     wanted = {key: value for key, value in data_config.items() if value is not None}
     name, cfg, implied = _look_up(arch)
+    recorded = recorded_in(weights) if weights is not None else {}
+    if recorded.get("arch") == name:  # else its preprocessing, too, may not suit this network
+        say(f"built, and its images prepared, as {weights} records, but for what is said otherwise here")
+        cfg, implied = cfg | recorded["data_config"], implied | recorded["model_kwargs"]
     arguments, preprocessing = _agreed(implied, model_kwargs, wanted, cfg)
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
@@ -85,7 +91,8 @@ def start_from(
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
-    origin = Origin(model, Header(name, arguments, head_prefixes(cfg), source, preprocessing))
+    header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
+    origin = Origin(model, header, tuple(recorded.get("classes", ())))
     if pretrained and weights is None and fetch:
         _check_rebuilt(arch, origin)
     return origin

@@ -4,19 +4,22 @@ Accepts plain state dicts, and training checkpoints that hold one, from timm, to
 """
 
 import argparse
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
 from timm.models import adapt_input_conv, clean_state_dict, load_state_dict
 from torch import nn
 
-from packnet_cli.artifact import format
+from packnet_cli.artifact import format, rules
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, few, quoted, reason
 
@@ -74,6 +77,17 @@ def count_outputs(path: Path, head: tuple[str, ...]) -> int:
     if not likely:
         raise NetworkError(f"{path} has no classifier to keep; leave out --prune, so that all its weights are free")
     return int(found[likely[-1]].shape[0])
+
+
+def recorded_in(path: Path) -> dict[str, Any]:
+    """What `packnet extract` records beside a task's weights (see `ship.about`); nothing of other files."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["packnet_task"])
+        rules.check("its metadata", found, rules.EXTRACTED_RULES)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return found
 
 
 def _read(path: Path) -> Tensors:
