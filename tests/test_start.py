@@ -1,5 +1,7 @@
 """Where a packed model starts from: weights from a file, the hub or nowhere, and preprocessing."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -157,6 +159,11 @@ def test_an_extracted_task_brings_its_preprocessing_and_classes(tmp_path, full):
     assert after.header.task(1).digest == before.header.task("red").digest
     larger = pack.init(tmp_path / "larger.st", "test_resnet", data_config={"img_size": 48}, **how)
     assert larger.header.data_config == before.header.data_config | {"input_size": [3, 48, 48]}
+    told = recorded_in(file)
+    told["data_config"] |= {"classifier": "none"}
+    save_file({"a": torch.zeros(1)}, file, {"packnet_task": json.dumps(told)})
+    with pytest.raises(NetworkError, match="has no classifier to keep|does not fit"):
+        pack.init(tmp_path / "none.st", "test_resnet", **how)
     for wrong in ("[" * 100_000, "{}", '{"arch": "test_resnet"}'):
         save_file({"a": torch.zeros(1)}, file, {"packnet_task": wrong})
         assert recorded_in(file) == {}

@@ -65,7 +65,9 @@ def start_from(
     recorded = recorded_in(weights) if weights is not None else {}
     if recorded.get("arch") == name:  # else its preprocessing, too, may not suit this network
         say(f"built, and its images prepared, as {weights} records, but for what is said otherwise here")
-        cfg, implied = cfg | recorded["data_config"], implied | recorded["model_kwargs"]
+        known = _data_config({}, cfg)
+        cfg |= {key: value for key, value in recorded["data_config"].items() if key in known}
+        implied |= recorded["model_kwargs"]
     arguments, preprocessing = _agreed(implied, model_kwargs, wanted, cfg)
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
