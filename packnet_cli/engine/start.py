@@ -64,7 +64,7 @@ def start_from(
     name, cfg, implied = _look_up(arch)
     recorded = recorded_in(weights) if weights is not None else {}
     if recorded.get("arch") == name:  # else its preprocessing, too, may not suit this network
-        say(f"built, and its images prepared, as {weights} records, but for what is said otherwise here")
+        say(f"image size, preprocessing and the network's arguments as {weights} records them, unless given")
         known = _data_config({}, cfg)
         cfg |= {key: value for key, value in recorded["data_config"].items() if key in known}
         implied |= recorded["model_kwargs"]

@@ -15,7 +15,7 @@ from packnet_cli.errors import DataError, did_you_mean_path
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 
 VALID = "valid"  # another name for a folder of held-out images
-PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 
 class HeldOutFiles(NamedTuple):
@@ -92,8 +92,8 @@ def images_below(folder: Path) -> list[Path]:
 def _check_folder(folder: Path) -> None:
     check_exists(folder)
     if not folder.is_dir():
-        packed = "; unpack it first" if folder.suffix.lower() in PACKED else ""
-        raise DataError(f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)}){packed}")
+        hint = "; unpack it first" if folder.suffix.lower() in ARCHIVES else ""
+        raise DataError(f"{folder} is no folder, and no list of images by its name ({', '.join(LISTS)}){hint}")
 
 
 def _training_folder(folder: Path) -> Path:
