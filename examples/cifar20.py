@@ -38,6 +38,7 @@ def main(
     packed: Annotated[Path, Argument(help="The packed model; made if it is not there.")],
     settings: dict[str, Any],
     arch: str = "resnet18",
+    img_size: Annotated[int, Option(help="Pixels that images are enlarged to; 64 is better than 32.")] = 32,
     prune: Annotated[str, Option(help="Fraction that each task releases, or 'equal' shares.")] = "equal",
     tasks: Annotated[int | None, Option(help="Stop after so many.")] = None,
     amp: Annotated[bool | None, Option(help="In bfloat16; default, where that is fast.")] = None,
@@ -55,7 +56,7 @@ def main(
         unfinished.rename(data)
     folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
     if not packed.exists():
-        pack.init(packed, arch, pretrained=False, data_config={"img_size": 32}, recipe=recipe)
+        pack.init(packed, arch, pretrained=False, data_config={"img_size": img_size}, recipe=recipe)
     done = len(format.load_header(packed).tasks)
     for number, folder in enumerate(folders[done:tasks], start=done + 1):
         left = len(folders) - number
