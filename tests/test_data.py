@@ -134,6 +134,10 @@ def test_an_unknown_class_is_refused(folder):
         (lambda f: shutil.rmtree(f / "val" / "class1"), "has no images of 1 class.*: class1; add some"),
         (lambda f: [shutil.rmtree(p) for p in (f / "val").iterdir()], "holds no class folders"),
         (lambda f: [(f / p).rename(f / p.title()) for p in ("train", "val")], "Train, Val, which are no classes"),
+        (
+            lambda f: [(f / p).rename(f / q) for p, q in (("train", "Training"), ("val", "Testing"))],
+            "Testing, Training, which are no classes",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on(folder, spoil, message):

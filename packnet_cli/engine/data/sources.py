@@ -11,6 +11,7 @@ from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine.data import datasets
 from packnet_cli.engine.data.lists import read_list
 from packnet_cli.engine.data.pictures import is_image_name
+from packnet_cli.engine.data.shards import SPLITS
 from packnet_cli.errors import DataError, did_you_mean_path
 from packnet_cli.images import HELD_OUT, LISTS, TRAIN, ClassFiles, check_exists, is_dataset, is_list
 
@@ -123,7 +124,7 @@ def _class_files(folder: Path) -> ClassFiles:
     trained = [folder / name for name in names if (folder / name / TRAIN).is_dir()]
     if trained and (len(trained) == len(names) or any(map(_held_out_folder, trained))):
         raise DataError(f"{folder} holds folders with a train/ of their own; name one of them, such as {trained[0]}")
-    if len(names) > 1 and {name.lower() for name in names} <= {TRAIN, "training", VALID, *HELD_OUT}:
+    if len(names) > 1 and {name.lower() for name in names} <= SPLITS.keys():
         raise DataError(f"{folder} holds {', '.join(names)}, which are no classes; call them {TRAIN} and {HELD_OUT[0]}")
     if not any(files.values()):
         raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
