@@ -138,6 +138,8 @@ def test_an_unknown_class_is_refused(folder):
             lambda f: [(f / p).rename(f / q) for p, q in (("train", "Training"), ("val", "Testing"))],
             "Testing, Training, which are no classes",
         ),
+        (lambda f: (f / "val").rename(f / "Val"), "holds Val beside train; call what is held out val"),
+        (lambda f: (f / "val").rename(f / "testing"), "holds testing beside train; call what is held out val"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on(folder, spoil, message):

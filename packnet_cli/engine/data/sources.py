@@ -108,9 +108,13 @@ def _training_folder(folder: Path) -> Path:
 
 def _held_out_folder(folder: Path) -> Path | None:
     _check_folder(folder)
+    trains = (folder / TRAIN).is_dir()
     # "valid" may also be a class, beside "invalid".
-    names = (HELD_OUT[0], VALID, *HELD_OUT[1:]) if (folder / TRAIN).is_dir() else HELD_OUT
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    names = (HELD_OUT[0], VALID, *HELD_OUT[1:]) if trains else HELD_OUT
+    found = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if trains and not found and (near := [n for n in _class_names(folder) if SPLITS.get(n.lower(), TRAIN) != TRAIN]):
+        raise DataError(f"{folder} holds {', '.join(near)} beside {TRAIN}; call what is held out {HELD_OUT[0]}")
+    return found
 
 
 def _class_names(folder: Path) -> list[str]:
