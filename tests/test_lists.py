@@ -85,6 +85,7 @@ def test_without_splits_a_part_is_held_out(tmp_path, folders):
         ("path,label\n", "lists no images"),
         ("path,label\na.png,\n", "line 2: has no label"),
         ("path,label\na.png\n", "line 2: has no label"),
+        ("path,label\na.png, \nb.png,x\n", "line 2: has no label"),
         ("path,label\n,x\n", "line 2: has no image"),
         ("path,label\na.png,x\nb.png,terrier, Irish\n", "line 3: has more cells .* double quotes"),
         ("path,label\na.png,x\nc/../a.png,y\n", "line 3: .*a.png is listed twice"),

@@ -37,7 +37,7 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
     seen: set[Item | str] = set()
     try:
         for place, image, label, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
-            if not image or not label:
+            if not image or not label or not label.strip():
                 lacking = "label" if image else "image"
                 raise DataError(f"{path}, {place}: has no {lacking}; each needs a label, and an image or its path")
             if split not in (TRAIN, *HELD_OUT):
