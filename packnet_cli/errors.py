@@ -148,7 +148,8 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float, folder: Path | 
     """
     import difflib  # here, as only a mistake needs it
 
-    near = difflib.get_close_matches(word, list(known), cutoff=cutoff)
+    by_lower = {name.lower(): name for name in known}  # so that AdamW is nearest to adamw, not to adam
+    near = [by_lower[name] for name in difflib.get_close_matches(word.lower(), list(by_lower), cutoff=cutoff)]
     if folder is not None:
         near = [str(folder / name) for name in near]
     return f"did you mean {', '.join(near)}?" if near else ""

@@ -362,10 +362,13 @@ def test_evaluate_counts_exactly():
 
 
 def test_unknown_optimizer():
-    """The nearest of timm's are named."""
+    """The nearest of timm's are named, in whatever case it is written."""
     check_optimizer(Recipe(opt="adamw"))
     with pytest.raises(UsageError, match="did you mean .*radam"):
         check_optimizer(Recipe(opt="adamv"))
+    for name in ("AdamW", "SGD"):
+        with pytest.raises(UsageError, match=f"did you mean {name.lower()}[,?]"):
+            check_optimizer(Recipe(opt=name))
     with pytest.raises(UsageError, match="Lookahead is not supported; take adamw alone"):
         check_optimizer(Recipe(opt="lookahead_adamw"))
 
