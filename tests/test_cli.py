@@ -112,10 +112,12 @@ def test_version(packnet):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(packnet, command):
-    """It tells what the command does, and ends with an example; the bare program lists it."""
+def test_every_command_has_help(packnet, monkeypatch, command):
+    """It tells what the command does, and ends with an example; nothing is cut short; the bare program lists it."""
+    monkeypatch.setenv("COLUMNS", "80")
     text, about = " ".join(packnet(command, "--help").stdout.split()), COMMANDS[command]
     assert about.help.splitlines()[0] in text and text.endswith(about.epilog.rpartition("$ ")[2])
+    assert "…" not in text
     assert f" {command} " in packnet("--help").stdout
 
 

@@ -15,8 +15,9 @@ from packnet_cli.cli.streams import is_a_further_process
 from packnet_cli.errors import UsageError
 from packnet_cli.machine import CHECKPOINT_MINUTES, Cache, Machine
 
-METRICS = "Metrics"
-_OnMachine, _OnMetrics = partial(Option, rich_help_panel=MACHINE), partial(Option, rich_help_panel=METRICS)
+_OnMachine = partial(Option, rich_help_panel=MACHINE)
+_OnResuming = partial(Option, rich_help_panel="Interrupted runs")
+_OnMetrics = partial(Option, rich_help_panel="Metrics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Run:
             min=0, help="Gigabytes for images, on the GPU and in RAM each; at most a quarter of a GPU's free memory."
         ),
     ] = Machine.cache_gb
-    resume: Annotated[bool, _OnMachine("--resume", help="Go on with an interrupted run of the same command.")] = False
+    resume: Annotated[bool, _OnResuming("--resume", help="Go on with an interrupted run of the same command.")] = False
     checkpoint_minutes: Annotated[
-        float, _OnMachine(min=0, help="Keep what is needed to resume every so many minutes.")
+        float, _OnResuming(min=0, help="Keep what is needed to resume every so many minutes.")
     ] = CHECKPOINT_MINUTES
     log: Annotated[
         Path | None,
