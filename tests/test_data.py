@@ -69,6 +69,17 @@ def test_what_is_hidden_is_no_image(folder):
     assert open_training(folder) == before and sources.left_out(folder) == []
 
 
+def test_a_class_that_is_gone_is_left_out_and_said_to_be(folder):
+    """It was a link to a folder on another disk; one that leads somewhere is a class as any."""
+    for part in ("train", "val"):
+        (folder / part / "class0").rename(folder / part[:2])
+        (folder / part / "class0").symlink_to(folder / part[:2])
+        (folder / part / "gone").symlink_to(folder / "nowhere")
+        (folder / part / ".#lock").symlink_to("nowhere")
+    assert open_training(folder).classes == ("class0", "class1", "class2")
+    assert sources.left_out(folder) == [folder / "train" / "gone", folder / "val" / "gone"]
+
+
 @pytest.mark.parametrize("layout", ["train/<class>", "<class>"])
 def test_without_one_a_part_of_each_class_is_held_out(folder, layout):
     """A quarter of each class's six, always the same under one seed, and never an image of both parts."""
