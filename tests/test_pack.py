@@ -111,7 +111,10 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
 
 
 def test_base_classes(tmp_path, folders, weights):
-    """By a file, else by sorted folders if there are as many as outputs; else it says how to list them."""
+    """By a file, else by sorted folders if there are as many as outputs; else it says how to list them.
+
+    Also where timm sorts otherwise: 2 before 10, and a before B.
+    """
     names = tmp_path / "names.txt"
     names.write_text("class3\nclass2\nclass1\nclass0\n\n \n", encoding="utf-8-sig")  # as some editors leave it
     how = dict(weights=weights, prune=0.5, **SMALL, **RUN)
@@ -119,6 +122,12 @@ def test_base_classes(tmp_path, folders, weights):
     assert artifact.header.task(1).classes == ("class3", "class2", "class1", "class0")
     with pytest.raises(DataError, match="3 class folders and the classifier 4 outputs.*--class-names"):
         pack.init(tmp_path / "b.st", "test_resnet", data=folders[0], **how)
+    for name, doubt in (("class10", "'class2' before 'class10'"), ("Dog", "'class0' before 'Dog'")):
+        shutil.copytree(folders[2], tmp_path / name)
+        for part in ("train", "val"):
+            (tmp_path / name / part / "class1").rename(tmp_path / name / part / name)
+        with pytest.raises(DataError, match=f"in doubt: timm sorts {doubt}, .*--class-names"):
+            pack.init(tmp_path / "b.st", "test_resnet", data=tmp_path / name, **how)
     names.write_text("one\ntwo\n")
     with pytest.raises(DataError, match="lists 2 different names; the classifier has 4 outputs"):
         pack.init(tmp_path / "b.st", "test_resnet", class_names=names, **how)

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.utils import natural_key
 
 from packnet_cli.engine.data import sources
 from packnet_cli.engine.start import Origin
 from packnet_cli.errors import DataError
-from packnet_cli.images import task_name
+from packnet_cli.images import is_dataset, task_name
 
 
 def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
@@ -15,7 +16,7 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
 
     From the file `listed`, one name a line; else from the file of its weights; else ImageNet's wnids, if timm
     recognises the network as an ImageNet one and no folder has another name; else the sorted class folders, if there
-    are as many, or without images plain numbers. Raises DataError.
+    are as many, in the one order that there is, or without images plain numbers. Raises DataError.
     """
     count = origin.num_classes
     if listed is not None:
@@ -31,12 +32,19 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
     folders = sources.class_names(data)
     if set(folders) <= set(wnids):
         return wnids
-    if len(folders) == count:
-        return folders
-    raise DataError(
-        f"{data} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be matched "
-        "in order; list the classifier's names, one a line, in a file and give it with --class-names"
-    )
+    hint = "list the classifier's names, one a line, in a file and give it with --class-names"
+    if len(folders) != count:
+        raise DataError(
+            f"{data} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be "
+            f"matched in order; {hint}"
+        )
+    for name, other in zip(folders, sorted(folders, key=natural_key), strict=True):
+        if name != other and not is_dataset(data):  # whose classes are in order of label
+            raise DataError(
+                f"the order of the classes in {data} is in doubt: timm sorts {other!r} before {name!r}, torchvision "
+                f"after it; {hint}"
+            )
+    return folders
 
 
 def _read_names(path: Path, count: int) -> tuple[str, ...]:
