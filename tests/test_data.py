@@ -141,6 +141,11 @@ def test_an_unknown_class_is_refused(folder):
         ),
         (lambda f: [shutil.rmtree(f / "train" / f"class{n}") for n in (1, 2)], "only the class 'class0'"),
         (lambda f: [p.unlink() for p in (f / "train" / "class1").iterdir()], "'class1' holds no images"),
+        (
+            lambda f: [p.rename(p.with_suffix(".heic")) for p in (f / "train" / "class1").iterdir()],
+            r"'class1' holds no images \(\.jpg, \.png and the like\)",
+        ),
+        (lambda f: [p.rename(p.with_suffix(".heic")) for p in f.glob("train/*/*")], r"a \.jpg, \.png or the like"),
         (lambda f: shutil.rmtree(f / "train" / "class1"), "unknown to the task: class1"),
         (lambda f: shutil.rmtree(f / "val" / "class1"), "has no images of 1 class.*: class1; add some"),
         (lambda f: [shutil.rmtree(p) for p in (f / "val").iterdir()], "holds no class folders"),

@@ -131,7 +131,9 @@ def _class_files(folder: Path) -> ClassFiles:
     if len(names) > 1 and {name.lower() for name in names} <= SPLITS.keys():
         raise DataError(f"{folder} holds {', '.join(names)}, which are no classes; call them {TRAIN} and {HELD_OUT[0]}")
     if not any(files.values()):
-        raise DataError(f"{folder} holds no class folders with images (expected {folder}/<class>/<image>)")
+        raise DataError(
+            f"{folder} holds no class folders with images (expected {folder}/<class>/<image>, a .jpg, .png or the like)"
+        )
     return files
 
 

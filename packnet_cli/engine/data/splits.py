@@ -106,7 +106,9 @@ def open_training(data: Path, *, val_split: float, seed: int, classes: tuple[str
         raise DataError(f"{data} has only the class {classes[0]!r}; a classifier needs at least two")
     for name, paths in files.items():
         if not paths:
-            raise DataError(f"{data}: the class folder {name!r} holds no images; fill it or remove it")
+            raise DataError(
+                f"{data}: the class folder {name!r} holds no images (.jpg, .png and the like); fill it or remove it"
+            )
     source = sources.held_out_files(data)
     if source is None:
         files, rest = _hold_out(files, val_split, seed)
