@@ -3,11 +3,14 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import timm
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
+from packnet_cli.engine import first_task
 from packnet_cli.engine.data import decoding, sources, splits
 from packnet_cli.engine.data.lists import read_list
 from packnet_cli.errors import DataError
@@ -163,6 +166,17 @@ def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
     assert (one.name, one.digest, one.classes, one.top1) == (other.name, other.digest, other.classes, other.top1)
     result = packnet("eval", packed, "--json", "--workers", 0, "--device", "cpu")
     assert json.loads(result.stdout)["tasks"][0]["top1"] == one.top1
+
+
+def test_classes_that_are_numbers_with_names_are_in_order_of_number(tmp_path, folders):
+    """As a network that was trained on them has its outputs."""
+    cells, names = [image.read_bytes() for image in sorted(folders[0].glob("train/*/*"))[:4]], ["zebra", "ant", "bee"]
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    columns = {"image": cells, "label": [2, 1, 0, 1], "split": ["train", "train", "train", "val"]}
+    where = parquet(tmp_path / "zoo.parquet", columns, metadata)
+    assert sources.class_names(where) == tuple(names) and list(read_list(where)["val"]) == ["ant"]
+    origin = SimpleNamespace(num_classes=3, classes=(), model=timm.create_model("test_resnet", num_classes=3))
+    assert first_task.class_names(origin, None, where) == tuple(names)
 
 
 @pytest.mark.parametrize(

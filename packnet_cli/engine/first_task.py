@@ -38,8 +38,9 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
             f"{data} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be "
             f"matched in order; {hint}"
         )
+    in_order_of_name = not is_dataset(data) and folders == tuple(sorted(folders))  # else of the labels' numbers
     for name, other in zip(folders, sorted(folders, key=natural_key), strict=True):
-        if name != other and not is_dataset(data):  # whose classes are in order of label
+        if name != other and in_order_of_name:
             raise DataError(
                 f"the order of the classes in {data} is in doubt: timm sorts {other!r} before {name!r}, torchvision "
                 f"after it; {hint}"

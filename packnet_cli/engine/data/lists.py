@@ -26,17 +26,21 @@ class Row(NamedTuple):
     image: Picture | None
     label: str | None
     split: str | None
+    number: int = 0  # of its class, where the file numbers and names them
 
 
 def read_list(path: Path) -> dict[str, ClassFiles]:
-    """The images of each split, by class in order of name; paths in the file are relative to its folder.
+    """The images of each split, by class in order of name or, where the file numbers and names its classes, of number.
 
-    Without a column `split` all belong to the split "train". Raises DataError, naming the line.
+    Paths in the file are relative to its folder. Without a column `split` all belong to the split "train". Raises
+    DataError, naming the line.
     """
     splits: dict[str, ClassFiles] = defaultdict(lambda: defaultdict(list))
     seen: set[Item | str] = set()
+    numbers: dict[str, int] = {}
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     try:
-        for place, image, label, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
+        for place, image, label, split, number in rows:
             if not image or not label or not label.strip():
                 lacking = "label" if image else "image"
                 raise DataError(f"{path}, {place}: has no {lacking}; each needs a label, and an image or its path")
@@ -48,12 +52,15 @@ def read_list(path: Path) -> dict[str, ClassFiles]:
                 raise DataError(f"{path}, {place}: {image} is listed twice")
             seen.add(one)
             splits[split][label].append(image)
+            numbers[label] = number
     except OSError as error:
         raise DataError(f"cannot read the list {path}: {error.strerror or error}") from None
     if not splits:
         raise DataError(f"{path} lists no images")
+    ordered = sorted(numbers, key=lambda label: (numbers[label], label))
     return {
-        split: {label: sorted(files[label], key=_order) for label in sorted(files)} for split, files in splits.items()
+        split: {label: sorted(files[label], key=_order) for label in ordered if label in files}
+        for split, files in splits.items()
     }
 
 
@@ -115,7 +122,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             split = table["split"][number].as_py() if "split" in wanted else TRAIN
         except (ValueError, OverflowError) as error:  # a time in nanoseconds or of no year, for example
             raise DataError(f"{path}, row {number + 1}: {error}; give paths and labels as text") from None
+        class_number = 0
         if names is not None and type(label) is int:
+            class_number = label
             label = names[label] if 0 <= label < len(names) else None
         encoded, where = _encoded(cell), cell.get("path") if isinstance(cell, dict) else cell
         image: Picture | None = None
@@ -127,7 +136,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             label = label.decode(errors="backslashreplace")
         if not isinstance(label, str | int | None):
             raise DataError(f"{path}, row {number + 1}: the label {label!r} is neither text nor a whole number")
-        yield Row(f"row {number + 1}", image, None if label is None else str(label), split)
+        yield Row(f"row {number + 1}", image, None if label is None else str(label), split, class_number)
 
 
 def _label_names(schema: Any) -> list[str] | None:
