@@ -43,6 +43,7 @@ from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
+from packnet_cli.engine.using.evaluate import held_out_images
 from packnet_cli.errors import PackNetError
 from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
@@ -56,7 +57,7 @@ class Bench:
     """What all ways share: the network to start from, the images, the recipe, and what has been measured so far."""
 
     def __init__(self, out: Path, start: Path, folders: list[Path], recipe: Recipe) -> None:
-        self.out, self.folders = out, folders
+        self.out, self.path, self.folders = out, start, folders
         out.mkdir(parents=True, exist_ok=True)
         started = format.load(start)
         self.base = started.header.tasks[0] if started.header.tasks else None
@@ -177,14 +178,16 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     if all(bench.has("lwf", order, seed, task_name(folder)) for folder in folders):
         return
     heads: dict[str, nn.Module] = {}
+    held_out: dict[str, splits.Split] = {}
     model = None
     if bench.base:
-        folders.insert(0, Path(bench.base.data))
         model = network.build(bench.header, len(bench.base.classes))
         network.write(model, bench.start)
         network.place(model, choose_device("auto"))
         heads[bench.base.name] = model.get_classifier()
-    for folder in folders[bool(bench.base) :]:
+        # Those that START was measured on, whatever the seed here: it was trained on the others.
+        held_out[bench.base.name] = held_out_images(bench.path, bench.base, None).split
+    for folder in folders:
         images, following = bench.new_network(folder, seed)
         if model is not None:
             trunk = {
@@ -194,13 +197,11 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
         model = following
         batches = bench.feed(images.train, training=True)
         lwf_train(model, nn.ModuleList(heads.values()), batches, bench.recipe_for(seed), bench.header.head)
-        heads[task_name(folder)] = model.get_classifier()
+        heads[task_name(folder)], held_out[task_name(folder)] = model.get_classifier(), images.held_out.split
     size = sum(bytes_of(part) for part in (model, *heads.values())) - bytes_of(model.get_classifier())
-    for (name, head), folder in zip(heads.items(), folders, strict=True):
-        classes = bench.base.classes if bench.base and name == bench.base.name else None
-        images = splits.open_training(folder, val_split=bench.recipe.val_split, seed=seed, classes=classes)
-        batches = bench.feed(images.held_out.split)
-        bench.note("lwf", order, seed, name, top1_with(model, head, batches), size)
+    for name, split in held_out.items():
+        if not bench.has("lwf", order, seed, name):  # by a run that was stopped between two tasks
+            bench.note("lwf", order, seed, name, top1_with(model, heads[name], bench.feed(split)), size)
 
 
 def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Recipe, head: tuple[str, ...]) -> None:
@@ -326,7 +327,10 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(out, start, folders, recipe_from(settings))
-    if bench.base and bench.base.top1 is not None and not bench.rows:
+    for kept in ([start] if bench.base else []) + (base or []):
+        if not any(task.has_images for task in format.load_header(kept).tasks[:1]):
+            raise typer.BadParameter(f"{kept} keeps no task of known accuracy; make it by init --prune P --data DIR")
+    if bench.base and not bench.rows:
         size = sum(array.nbytes for array in bench.start.values())
         bench.note("individual", "", 0, bench.base.name, bench.base.top1, size)
         bench.note("classifier", "", 0, bench.base.name, bench.base.top1, 0)

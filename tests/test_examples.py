@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import pack
+from packnet_cli.engine.using import evaluate
+from packnet_cli.recipe import Recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = ["--epochs", "1", "--retrain-epochs", "1", "--batch-size", "8", "--threads", "1"]
@@ -61,6 +64,53 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
     assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
     again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]
+
+
+@pytest.fixture
+def kept(tmp_path, folders):
+    """Make START of paper_table.py: a network that keeps its own task, retrained on these images if there are any."""
+
+    def make(data=None):
+        torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "weights.pt")
+        recipe = Recipe(seed=7, retrain_epochs=1, retrain_lr=0.01, batch_size=8)
+        start = tmp_path / "start.st"
+        pack.init(
+            start,
+            "test_resnet",
+            weights=tmp_path / "weights.pt",
+            data_config={"img_size": 32},
+            prune=0.0,
+            data=data,
+            recipe=recipe,
+        )
+        return start
+
+    return make
+
+
+def test_lwf_measures_the_networks_own_task_on_what_it_was_not_trained_on(tmp_path, folders, run, kept, monkeypatch):
+    """Under another seed than that of START, too; and a run that was stopped between two tasks notes none twice."""
+    seen, measured = [], evaluate.held_out_images
+    monkeypatch.setattr(evaluate, "held_out_images", lambda *asked: seen.append(measured(*asked)) or seen[-1])
+    own = tmp_path / "own"
+    shutil.copytree(folders[2] / "train", own)  # without val/: some are held out, by lot
+    arguments = (tmp_path / "out", kept(own), folders[0], "--way", "lwf", *QUICK)
+    first = run("paper_table.py", *arguments)
+    assert [held_out.digest for held_out in seen] == [format.load_header(tmp_path / "start.st").tasks[0].held_out]
+    results = tmp_path / "out" / "results.jsonl"
+    whole = results.read_text()
+    assert [json.loads(line)["task"] for line in whole.splitlines()] == ["own", "own", "own", "red"]
+    results.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    again = run("paper_table.py", *arguments)
+    assert results.read_text() == whole and again.splitlines()[-5:] == first.splitlines()[-5:]
+
+
+def test_a_network_of_unknown_accuracy_is_refused_before_anything_is_trained(tmp_path, folders, run, kept, capsys):
+    start = kept()
+    with pytest.raises(AssertionError, match="2"):
+        run("paper_table.py", tmp_path / "out", start, folders[0], *QUICK)
+    assert "keeps no task of known accuracy" in capsys.readouterr().err
+    assert not os.listdir(tmp_path / "out")
 
 
 def test_the_mean_of_the_paper_table_counts_each_task_once():
