@@ -62,7 +62,11 @@ class Bench:
         started = format.load(start)
         self.base = started.header.tasks[0] if started.header.tasks else None
         self.start = started.state(1) if self.base else started.shared | started.own[0]
-        self.all_free = edit.without_task(started, self.base) if self.base else started
+        self.all_free = started
+        if self.base:  # with the norms and biases that belong to the kept weights, not those from before it was kept
+            freed = edit.without_task(started, self.base)
+            own = {name: self.start[name] for name in freed.own[0]}
+            self.all_free = format.make(freed.header, freed.shared, freed.mask, (own,))
         self.header = self.all_free.header
         self.recipe = settle_rates(self.all_free, recipe, unsaid)  # the same rates for all ways
         self.results = out / "results.jsonl"

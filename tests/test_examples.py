@@ -14,7 +14,8 @@ import pytest
 import timm
 import torch
 
-from packnet_cli.artifact import format
+from packnet_cli.artifact import format, masks
+from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import pack
 from packnet_cli.engine.using import evaluate
 from packnet_cli.recipe import Recipe
@@ -103,6 +104,15 @@ def test_lwf_measures_the_networks_own_task_on_what_it_was_not_trained_on(tmp_pa
     results.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     again = run("paper_table.py", *arguments)
     assert results.read_text() == whole and again.splitlines()[-5:] == first.splitlines()[-5:]
+
+
+def test_all_ways_of_the_paper_table_start_from_the_same_network(tmp_path, folders, kept):
+    """Of a network that was kept, and retrained for that: its weights with its norms, in networks of their own, too."""
+    module = runpy.run_path(str(EXAMPLES / "paper_table.py"), run_name="paper_table")
+    bench = module["Bench"](tmp_path / "out", kept(folders[2]), [folders[0]], Recipe())
+    free = bench.all_free.shared | bench.all_free.own[0]
+    assert free.keys() == {name for name in bench.start if not is_of_head(name, bench.header.head)}
+    assert all(masks.same_bits(free[name], bench.start[name]) for name in free)
 
 
 def test_a_network_of_unknown_accuracy_is_refused_before_anything_is_trained(tmp_path, folders, run, kept, capsys):
