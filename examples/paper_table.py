@@ -44,7 +44,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.engine.using.evaluate import held_out_images
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import ConflictError, PackNetError, few
 from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import unsaid
@@ -69,10 +69,21 @@ class Bench:
             self.all_free = format.make(freed.header, freed.shared, freed.mask, (own,))
         self.header = self.all_free.header
         self.recipe = settle_rates(self.all_free, recipe, unsaid)  # the same rates for all ways
+        self.check_settings()
         self.results = out / "results.jsonl"
         self.rows = (
             [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
         )
+
+    def check_settings(self) -> None:
+        """Raise ConflictError if what stands in OUT was measured with other settings, or from another network."""
+        now = dataclasses.asdict(self.recipe) | {"START": format.digest(self.start)}
+        file = self.out / "settings.json"
+        if not file.exists():
+            file.write_text(json.dumps(now))
+        then = json.loads(file.read_text())
+        if different := [name for name in now if now[name] != then.get(name)]:
+            raise ConflictError(f"{self.out} is of other settings ({few(different)}); name another folder")
 
     def has(self, way: str, order: str, seed: int, task: str) -> bool:
         key = (way, order, seed, task)

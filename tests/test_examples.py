@@ -120,7 +120,15 @@ def test_a_network_of_unknown_accuracy_is_refused_before_anything_is_trained(tmp
     with pytest.raises(AssertionError, match="2"):
         run("paper_table.py", tmp_path / "out", start, folders[0], *QUICK)
     assert "keeps no task of known accuracy" in capsys.readouterr().err
-    assert not os.listdir(tmp_path / "out")
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_the_paper_table_does_not_mix_settings_in_one_folder(tmp_path, folders, packed, run):
+    """Results of others are not shown as those of the settings asked for."""
+    arguments = (tmp_path / "out", packed, folders[0], "--way", "classifier", *QUICK)
+    run("paper_table.py", *arguments)
+    with pytest.raises(AssertionError, match="^error: .*out is of other settings .epochs, lr.;"):
+        run("paper_table.py", *arguments, "--epochs", 2, "--lr", 0.5)
 
 
 def test_the_mean_of_the_paper_table_counts_each_task_once():
