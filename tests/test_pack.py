@@ -1,6 +1,7 @@
 """What the verbs do beyond the promise: the pretrained network as a task, prune, a head alone, the search."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from packnet_cli.artifact import edit, format, masks, plan, verify
 from packnet_cli.engine import pack
 from packnet_cli.engine.claim import claim_free
-from packnet_cli.engine.data import splits
+from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.training import train
 from packnet_cli.engine.training.rates import lr_scale
 from packnet_cli.engine.using import evaluate
@@ -108,6 +109,25 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
     assert measured.header.task(1).images == 12
     for name, array in artifact.own[0].items():  # norms and biases stay as they are known to be right
         assert artifact.own[1][name].tobytes() == array.tobytes()
+
+
+def test_what_is_measured_on_is_not_distilled_on(tmp_path, folders, weights, monkeypatch):
+    """Where one folder serves for both, by a link, too."""
+    seen = []
+    batches = feed.batches
+
+    def spy(split, *how, augmentation=None, **more):
+        seen.append({os.path.realpath(path) for path in split.paths})
+        return batches(split, *how, augmentation=augmentation, **more)
+
+    monkeypatch.setattr(feed, "batches", spy)
+    (tmp_path / "link").symlink_to(folders[2])
+    how = dict(weights=weights, prune=0.5, data=folders[2], **SMALL, **RUN)
+    pack.init(tmp_path / "packed.st", "test_resnet", distill=tmp_path / "link", **how)
+    trained, measured = seen
+    assert (len(trained), len(measured)) == (24, 12) and not trained & measured
+    with pytest.raises(DataError, match="holds the held-out images of .* and no others"):
+        pack.init(tmp_path / "more.st", "test_resnet", distill=folders[2] / "val", **how)
 
 
 def test_base_classes(tmp_path, folders, weights):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +133,18 @@ def open_retraining(
 ) -> TrainingImages:
     """What a task that knows its classes is retrained and measured on.
 
-    With `unlabelled`, all images below it, without labels, and the held-out images of `data`, if any; else those of
-    `data`; with neither none, so that it is not retrained, and its accuracy is not known. Raises DataError.
+    With `unlabelled`, all images below it, without labels, and the held-out images of `data`, if any, which are not
+    trained on if they lie there, too; else those of `data`; with neither none, so that it is not retrained, and its
+    accuracy is not known. Raises DataError.
     """
     if unlabelled is not None:
         held_out = None if data is None else _measurable(data, classes, val_split, seed, trained_on=True)
-        return TrainingImages(classes, open_unlabelled(unlabelled), held_out)
+        train = open_unlabelled(unlabelled)
+        if held_out is not None:
+            train = _without(train, held_out.split)
+            if not train.paths:
+                raise DataError(f"{unlabelled} holds the held-out images of {data} and no others; name other images")
+        return TrainingImages(classes, train, held_out)
     if data is not None:
         return open_training(data, val_split=val_split, seed=seed, classes=classes)
     return TrainingImages(classes, Split([], []), None)
@@ -170,6 +177,13 @@ def open_unlabelled(folder: Path) -> Split:
     """Every image below a folder, whatever its subfolders are called. Raises DataError."""
     paths = sources.images_below(folder)
     return Split([*paths], [UNLABELLED] * len(paths))
+
+
+def _without(split: Split, other: Split) -> Split:
+    """A split less the image files of another, by whatever path."""
+    names = {path.name for path in other.paths}  # few have one of these, and then have to be looked up
+    files = {os.path.realpath(path) for path in other.paths if isinstance(path, Path)}
+    return split.where(lambda path: path.name not in names or os.path.realpath(str(path)) not in files)
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
