@@ -16,6 +16,7 @@ WRAPPED = {
     "training checkpoint": lambda state: {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
     "model": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
     "tutorial": lambda state: {"epoch": 3, "optimizer_state_dict": {"state": {}}, "model_state_dict": state},
+    "tutorial with its loss": lambda state: {"norm": {"mean": torch.zeros(3)}, "net": state, "loss": torch.ones(())},
     "data parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
     "both": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
     "framework": lambda state: {

@@ -106,8 +106,8 @@ def _read(path: Path) -> Tensors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how the file was written
             found = load_state_dict(str(path), weights_only=True)
-        if not any(isinstance(value, torch.Tensor) for value in found.values()):
-            found = next((value for value in found.values() if _is_state(value)), {})  # "model_state_dict", "net", ...
+        # "model_state_dict", "net", ...: beside it may stand a loss, and a state dict of a metric
+        found = max(filter(_is_state, found.values()), key=len, default=found)
         found = {name: _usual(value) for name, value in clean_state_dict(found).items()}
     except Exception as error:
         raise NetworkError(
