@@ -171,6 +171,16 @@ def test_same_content_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_the_keys_of_the_metadata_are_sorted():
+    """As text, as any program sorts them, also those that are indices, of which 10 then comes before 2."""
+    about = small_artifact().header
+    tasks = (dataclasses.replace(about.tasks[0], index=12),)
+    text = header.write(dataclasses.replace(about, tasks=tasks, removed={index: {"w": 1} for index in range(1, 12)}))
+    fields = json.loads(text)
+    rest = json.dumps({name: fields[name] for name in fields if name != "seal"}, sort_keys=True, separators=(",", ":"))
+    assert text == f'{{"seal":"{fields["seal"]}",{rest[1:]}'
+
+
 def test_what_no_reader_takes_is_not_written(tmp_path):
     """JSON has no NaN."""
     artifact = small_artifact()

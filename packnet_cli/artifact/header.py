@@ -129,7 +129,7 @@ def is_of_head(name: str, head: tuple[str, ...]) -> bool:
 
 def write(header: Header) -> str:
     """The metadata as text: equal content, equal text. Raises CapacityError if it is too long, ValueError for NaN."""
-    fields = dataclasses.asdict(header)
+    fields = json.loads(json.dumps(dataclasses.asdict(header), allow_nan=False))  # with indices as the text they become
     if header.compact is None:
         del fields["compact"]
     for task in fields["tasks"]:
