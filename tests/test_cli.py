@@ -89,6 +89,8 @@ def test_extract_opens_in_plain_timm_with_the_same_logits(full, tmp_path, packne
         output = tmp_path / f"{task.name}{suffix}"
         result = packnet("extract", full, "--task", task.name, "-o", output)
         assert result.exit_code == 0 and "timm.create_model('test_resnet'" in result.stdout
+        # All of the preprocessing, which a .pt file itself does not hold.
+        assert all(f"{key} {value}" in result.stdout for key, value in artifact.header.data_config.items())
         plain = timm.create_model("test_resnet", num_classes=len(task.classes), checkpoint_path=str(output)).eval()
         with torch.inference_mode():
             expected = Packed(artifact).model(task.index)(pictures).numpy().tobytes()

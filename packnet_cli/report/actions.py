@@ -30,7 +30,7 @@ def extracted(output: Path, form: str, header: "Header", task: "Task", *, as_jso
     console.tell(f"{output}: task {task}, {len(task.classes)} classes. To open it:")
     console.tell(f"  {opened.get(form, plain)}")
     if form:  # a folder's config.json holds the preprocessing
-        config, shown = header.data_config, ("input_size", "mean", "std", "crop_pct", "interpolation")
+        config, shown = header.data_config, ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
         console.tell(f"  with images of {', '.join(f'{key} {config[key]}' for key in shown if key in config)}")
 
 
