@@ -127,16 +127,21 @@ def test_no_preprocessing(tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
-def test_grey_pictures(tmp_path):
-    """One input channel: the first convolution is summed over colours, mean and std are averaged."""
-    model = timm.create_model("test_resnet")
+@pytest.mark.parametrize(
+    ("arch", "stems"),
+    [("test_resnet", ["conv1.0"]), ("fastvit_t8", ["stem.0.conv_kxk.0.conv", "stem.0.conv_scale.conv"])],
+)
+def test_grey_pictures(tmp_path, arch, stems):
+    """One input channel: each first convolution is summed over colours, mean and std are averaged."""
+    model = timm.create_model(arch)
     torch.save(model.state_dict(), tmp_path / "rgb.pt")
     told = {"in_chans": 1, "img_size": 32}
-    artifact = pack.init(tmp_path / "a.st", "test_resnet", weights=tmp_path / "rgb.pt", data_config=told)
+    artifact = pack.init(tmp_path / "a.st", arch, weights=tmp_path / "rgb.pt", data_config=told)
     assert artifact.header.data_config["input_size"] == [1, 32, 32]
     assert len(artifact.header.data_config["mean"]) == 1
-    stem = model.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
-    np.testing.assert_array_equal(artifact.shared["conv1.0.weight"], stem.numpy())
+    for name in (f"{stem}.weight" for stem in stems):
+        found = artifact.shared | artifact.own[0]
+        np.testing.assert_array_equal(found[name], model.state_dict()[name].sum(1, keepdim=True).numpy())
 
 
 def test_a_vit_is_built_for_the_image_size(tmp_path):

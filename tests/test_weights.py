@@ -29,7 +29,7 @@ WRAPPED = {
 def load(model, file, arch):
     """As `init --weights` does; returns what it says."""
     cfg = model.pretrained_cfg
-    return weights.load_weights(model, file, arch, head=start.head_prefixes(cfg), stem=cfg["first_conv"])
+    return weights.load_weights(model, file, arch, head=start.head_prefixes(cfg), stems=(cfg["first_conv"],))
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)

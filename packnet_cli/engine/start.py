@@ -84,7 +84,8 @@ def start_from(
         if keep_head:
             built["num_classes"] = count_outputs(weights, head)
         model = create(name, built)
-        if remark := load_weights(model, weights, name, head=() if keep_head else head, stem=cfg.get("first_conv")):
+        stems = _declared(cfg, "first_conv")
+        if remark := load_weights(model, weights, name, head=() if keep_head else head, stems=stems):
             say(remark)
         source = str(weights.resolve())
     elif pretrained:
@@ -214,8 +215,13 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
 
 def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
     """The names of the classifier's modules, as timm declares them."""
-    declared = cfg.get("classifier") or ()
-    return (declared,) if isinstance(declared, str) else tuple(declared)
+    return _declared(cfg, "classifier")
+
+
+def _declared(cfg: dict[str, Any], what: str) -> tuple[str, ...]:
+    """The names of the modules that timm's configuration declares to be `what`; some networks have several."""
+    names = cfg.get(what) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:

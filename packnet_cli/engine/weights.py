@@ -27,11 +27,11 @@ Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and no output depends on it
 
 
-def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ...], stem: str | None) -> str:
+def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ...], stems: tuple[str, ...]) -> str:
     """Set all weights from a file; every one must be there and fit. Returns a remark for the user, or "".
 
-    `head` holds the name prefixes of the classifier, to leave it out; `stem` is the name of the first convolution,
-    which is adapted to the network's input channels. Raises NetworkError.
+    `head` holds the name prefixes of the classifier, to leave it out; `stems` are the names of the first convolutions,
+    which are adapted to the network's input channels. Raises NetworkError.
     """
     found = _read(path)
     own = model.state_dict()
@@ -39,7 +39,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
     tried = []
     for rename, remark in RENAMINGS:
         renamed = rename(found, model, arch, body)
-        _adapt_stem(renamed, own, f"{stem}.weight")
+        _adapt_stems(renamed, own, stems)
         fitting = {name for name, value in renamed.items() if name in body and value.shape == body[name].shape}
         lacking = [name for name in body if name not in fitting and not name.endswith(COUNTER)]
         if not lacking:
@@ -133,10 +133,11 @@ def _is_unordered(path: Path, unfit: list[str]) -> bool:
     return path.suffix == ".safetensors" and not unfit
 
 
-def _adapt_stem(found: Tensors, own: Tensors, name: str) -> None:
-    if name in found and name in own and found[name].ndim == own[name].ndim == 4:
-        if found[name].shape[1] != own[name].shape[1]:
-            found[name] = adapt_input_conv(own[name].shape[1], found[name])
+def _adapt_stems(found: Tensors, own: Tensors, stems: tuple[str, ...]) -> None:
+    for name in (f"{stem}.weight" for stem in stems):
+        if name in found and name in own and found[name].ndim == own[name].ndim == 4:
+            if found[name].shape[1] != own[name].shape[1]:
+                found[name] = adapt_input_conv(own[name].shape[1], found[name])
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
