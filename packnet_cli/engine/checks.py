@@ -66,7 +66,7 @@ def say_what_is_left_out(data: Path, say: Say) -> None:
         say(f"left out, not being named like images: {few([str(each) for each in found], 1)}")
 
 
-def say_what_is_used(name: str, data: Path, images: splits.TrainingImages, say: Say) -> None:
+def say_what_is_used(name: str, images: splits.TrainingImages, say: Say) -> None:
     """Say how many images a task is trained and measured on, and which classes cannot be measured."""
     held_out = images.held_out
     counts = f"{len(images.classes):,} classes, {len(images.train.paths):,} images to train on"

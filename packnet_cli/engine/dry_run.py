@@ -67,7 +67,7 @@ def plan_task(
     name = task_name(data) if name is None else name
     artifact.header.check_new_name(name)
     plan.check_release(artifact.free_counts(), prune, recipe)
-    say_what_is_used(name, data, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
+    say_what_is_used(name, splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed), say)
     return _share_out(artifact, {name: prune}, recipe, say)
 
 

@@ -164,7 +164,7 @@ def add_task(
     images = splits.open_training(data, val_split=recipe.val_split, seed=recipe.seed)
     images = decoding.usable(images, skip_bad=skip_bad_images, hint=", or go on without, with --skip-bad-images")
     say_what_is_left_out(data, say)
-    say_what_is_used(name, data, images, say)
+    say_what_is_used(name, images, say)
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
         say("without --prune the first task keeps all weights, and leaves none to another")
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
