@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ class Snapshot:
 
     state: dict[str, torch.Tensor]
     mask: dict[str, masks.Mask]
-    accuracy: dict[str, float] = field(default_factory=dict)
-    final: Accuracy | None = None
+    accuracy: dict[str, float]
+    final: Accuracy | None
 
 
 @dataclass
