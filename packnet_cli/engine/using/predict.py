@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def predict(
     answers = _answers(packed, tasks, _batches(images, packed.transform, batch_size, read_ahead), torch_device, amp)
     if wanted != "auto":
         return answers
-    return (replace(each, predictions=sorted(each.predictions, key=_entropy)[:1]) for each in answers)
+    return (replace(each, predictions=sorted(each.predictions, key=attrgetter("entropy"))[:1]) for each in answers)
 
 
 def _answers(
@@ -115,10 +116,6 @@ def _ask(model: nn.Module, task: Task, images: torch.Tensor, amp: bool) -> list[
     probabilities = logits.float().softmax(1).cpu()
     pairs = zip(probabilities.tolist(), entropies(logits, task.temperature).tolist(), strict=True)
     return [Prediction(task, of_classes, entropy) for of_classes, entropy in pairs]
-
-
-def _entropy(prediction: Prediction) -> float:
-    return prediction.entropy
 
 
 def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
