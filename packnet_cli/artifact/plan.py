@@ -5,7 +5,7 @@ tasks to come.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,9 +61,9 @@ def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
         raise UsageError(f"that would release nothing: {why}; give another value")
 
 
-def layers_spared(layers: Iterable[str], skip_layers: str) -> set[str]:
+def layers_spared(layers: Collection[str], skip_layers: str) -> set[str]:
     """The layers that match one of the comma-separated patterns. Raises UsageError if none matches a pattern."""
-    layers, spared = list(layers), set[str]()
+    spared = set[str]()
     for pattern in filter(None, map(str.strip, skip_layers.split(","))):
         found = {layer for layer in layers if fnmatchcase(layer, pattern)}
         if not found:
@@ -119,8 +119,8 @@ def share_out(artifact: Artifact, prunes: dict[str, float], recipe: Recipe) -> P
         free = released
     planned = shares[len(artifact.header.tasks) :]
     weights = sum(mask.size for mask in artifact.mask.values())
-    start, *of_tasks = (sum(array.nbytes for array in own.values()) for own in artifact.own)
-    file_bytes = 5 * weights + start + sum(of_tasks) + len(prunes) * start  # per weight 4 bytes, and 1 for its owner
+    own = [sum(array.nbytes for array in state.values()) for state in artifact.own]
+    file_bytes = 5 * weights + sum(own) + len(prunes) * own[0]  # per weight 4 bytes, and 1 for its owner
     removed = sum(sum(owned.values()) for owned in artifact.header.removed.values())
     return Plan(tuple(shares), tuple(planned), removed, free, weights, file_bytes)
 
