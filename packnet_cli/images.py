@@ -99,8 +99,11 @@ def _divided(data: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _resolved(path: Path) -> Path:
-    """The absolute path, links followed, but for a loop of links, of which Path.resolve makes an error."""
-    return Path(os.path.realpath(path))
+    """The absolute path, links followed, but for a loop of links, of which Path.resolve makes an error.
+
+    A list that is itself a link, as in the hub's cache, stays: its name says what it is, and its paths start beside it.
+    """
+    return Path(os.path.realpath(path.parent), path.name) if is_list(path) else Path(os.path.realpath(path))
 
 
 def local(*parts: str) -> Path:

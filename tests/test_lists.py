@@ -132,6 +132,20 @@ def test_an_image_by_two_paths_is_listed_twice(tmp_path, monkeypatch):
         splits.open_training(Path("two.csv"), val_split=0.2, seed=0)
 
 
+def test_a_list_that_is_a_link_is_where_the_link_is(packed, tmp_path, folders, packnet):
+    """As in the hub's cache: what it points to has another name, and no images beside it."""
+    (there := tmp_path / "snapshot").mkdir()
+    images = [image.relative_to(folders[0]) for image in sorted(folders[0].rglob("*.png"))]
+    for part in ("train", "val"):
+        (there / part).symlink_to(folders[0] / part)
+    write(tmp_path / "3fa9c0", *((image, image.parent.name, image.parts[0]) for image in images))
+    (there / "birds.csv").symlink_to(tmp_path / "3fa9c0")
+    assert packnet("add-task", packed, "--data", there / "birds.csv", *QUICK).exit_code == 0
+    [task] = format.load_header(packed).tasks
+    assert (task.name, task.data) == ("birds", str(there / "birds.csv"))
+    assert packnet("verify", packed, "--data", "--device", "cpu").exit_code == 0
+
+
 def parquet(path, columns, metadata=None):
     """A Parquet file."""
     pyarrow = pytest.importorskip("pyarrow")

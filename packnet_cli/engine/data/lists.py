@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from packnet_cli import extras
 from packnet_cli.errors import DataError
-from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Picture
+from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Picture, location
 
 
 class Row(NamedTuple):
@@ -129,7 +129,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         encoded, where = _encoded(cell), cell.get("path") if isinstance(cell, dict) else cell
         image: Picture | None = None
         if encoded:
-            image = Item(str(path.resolve()), number, partial(_open, cells))
+            image = Item(location(path), number, partial(_open, cells))
         elif isinstance(where, str) and where:
             image = path.parent / where
         if isinstance(label, bytes):
