@@ -716,6 +716,9 @@ def test_a_dry_run_of_init_looks_at_the_weights(tmp_path, folders, packnet):
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pth")
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--data", folders[0], "--dry-run")
     assert packnet(*init, "--weights", tmp_path / "w.pth").exit_code == 0
+    (tmp_path / "names.txt").write_text("class0\nclass1\nother\n")
+    named = ("--weights", tmp_path / "w.pth", "--class-names", tmp_path / "names.txt")
+    refused(packnet(*init, *named), 6, "1 class(es) unknown to the task: class2")
     refused(packnet(*init, "--weights", tmp_path / "none.pth"), 7, "none.pth does not exist; check the path")
     refused(packnet(*init, "--weights", tmp_path / "w.pt"), 7, "w.pt does not exist; did you mean", "w.pth?")
 

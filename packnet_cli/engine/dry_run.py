@@ -46,8 +46,7 @@ def plan_init(
         name = first_task.default_name(classes, data) if name is None else name
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
-        if distill is not None:
-            splits.open_unlabelled(distill)
+        splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
     wanted = {} if prune is None or name is None else {name: prune}
     return _share_out(artifact, wanted, recipe, say)
 
