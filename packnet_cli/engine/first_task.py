@@ -25,8 +25,6 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
         return origin.classes
     subset = infer_imagenet_subset(origin.model)
     wnids = tuple(ImageNetInfo(subset).label_names()) if subset else ()
-    if len(wnids) != count:
-        wnids = ()
     if data is None:
         return wnids or tuple(map(str, range(count)))
     folders = sources.class_names(data)
