@@ -39,7 +39,7 @@ class DamageError(ArtifactError):
 
 
 class TaskError(PackNetError):
-    """The task is unknown, or its name is taken."""
+    """The task is unknown or not the newest, there is none yet, or its name is taken or cannot be one."""
 
     exit_code = 4
 

@@ -15,8 +15,8 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
     """The classes of a pretrained classifier, in order of its outputs.
 
     From the file `listed`, one name a line; else from the file of its weights; else ImageNet's wnids, if timm
-    recognises the network as an ImageNet one and no folder has another name; else the sorted class folders, if there
-    are as many, in the one order that there is, or without images plain numbers. Raises DataError.
+    recognises the network as an ImageNet one and no folder has another name; else the class folders in order, if there
+    are as many and the order is in no doubt, or without images plain numbers. Raises DataError.
     """
     count = origin.num_classes
     if listed is not None:

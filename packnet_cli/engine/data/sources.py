@@ -59,7 +59,7 @@ def held_out_files(data: Path) -> HeldOutFiles | None:
 
 @_reading()
 def class_names(data: Path) -> tuple[str, ...]:
-    """The names of the classes, sorted: the training images', else the held-out ones'. Raises DataError."""
+    """The names of the classes, in order of label: the training images', else the held-out ones'. Raises DataError."""
     splits = _splits(data)
     trains = (data / TRAIN).is_dir() if splits is None else TRAIN in splits
     held_out = None if trains else held_out_files(data)
