@@ -159,7 +159,7 @@ def test_the_lock_is_held_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["init", "add-task", "remove-task", "rename"])
-def test_commands_that_write_are_refused_while_another_does(full, folders, packnet, command):
+def test_commands_that_write_are_refused_while_another_does(full, packnet, command):
     """Before any work: not even what is wrong with the rest of the command line is looked at."""
     before = full.read_bytes()
     arguments = {
@@ -176,7 +176,7 @@ def test_commands_that_write_are_refused_while_another_does(full, folders, packn
     assert full.read_bytes() == before
 
 
-def test_a_full_disk_is_noticed_before_training(packed, folders, packnet, monkeypatch):
+def test_a_full_disk_is_noticed_before_training(packed, packnet, monkeypatch):
     """Nothing is decoded, let alone trained."""
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=packed.stat().st_size))
     result = packnet("add-task", packed, "--data", "/none")

@@ -361,7 +361,7 @@ def test_a_layer_that_is_not_there_cannot_be_spared(full, packed, folders, packn
         refused(packnet(*line, "--skip-layers", "conv9*", "--device", "cpu"), 2, "--skip-layers 'conv9*'", "conv1.0")
 
 
-def test_a_release_of_nothing_is_refused(packed, folders, packnet, tmp_path):
+def test_a_release_of_nothing_is_refused(packed, folders, packnet):
     """Before training, which it would be for nothing; also where the settings on record are what spares all."""
     spared = ("--skip-layers", "*", *QUICK)
     add_task = ("add-task", packed, "--data", folders[0])
@@ -575,7 +575,7 @@ def test_whatever_else_the_system_refuses_is_one_line(full, packnet, monkeypatch
     ("encoding", "shown"),
     [("cp1252", "\\u65e5\\u672c é \\ud83d\\ude00".encode("cp1252")), ("utf-8", "日本 é 😀".encode())],
 )
-def test_an_encoding_that_lacks_a_character(full, tmp_path, encoding, shown):
+def test_an_encoding_that_lacks_a_character(full, encoding, shown):
     """It is written as JSON would, so that JSON stays what it is."""
     edit.rename(full, 1, "日本 é 😀")
     environment = os.environ | {"PYTHONIOENCODING": encoding}
@@ -689,7 +689,7 @@ def test_nothing_is_written_over_a_packed_model(full, tmp_path, packnet, command
     assert other.read_bytes() == full.read_bytes() == before
 
 
-def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, folders, packnet):
+def test_a_dry_run_of_init_names_the_task_as_init_does(tmp_path, packnet):
     """By its classes or images; and refuses what is no name."""
     init = ("init", tmp_path / "a.st", "--arch", "test_resnet", "--prune", 0.5, "--dry-run")
     assert answer(packnet(*init, "--json"))["tasks"][0]["name"] == "imagenet"

@@ -100,7 +100,7 @@ def test_torchvisions(packed, tmp_path, packnet):
     assert packnet("verify", packed, "--data", "--workers", 0).exit_code == 0
 
 
-def test_inaturalist_brings_its_names(tmp_path, folders):
+def test_inaturalist_brings_its_names(tmp_path):
     """And lists its images without opening any."""
     for year in ("2021_train", "2021_valid"):
         for index, name in enumerate(("00000_A_B_C_D_E_F_puffin", "00001_A_B_C_D_E_F_gannet")):

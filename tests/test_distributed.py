@@ -140,7 +140,7 @@ def test_two_train_what_one_trains(tmp_path, folder, alone):
     assert os.listdir(tmp_path) == ["packed.st"]
 
 
-def test_earlier_tasks_and_accuracy(tmp_path, folder, full):
+def test_earlier_tasks_and_accuracy(tmp_path, full):
     """With batch norm: a task is pruned further and its accuracy is near one process's; the others keep every bit."""
     alone = full.with_name("alone.st")
     alone.write_bytes(full.read_bytes())

@@ -126,7 +126,7 @@ def test_an_error_is_a_document_of_its_own(full, tmp_path, packnet, told, monkey
     assert document["exit_code"] == 2
 
 
-def test_a_removal_that_is_not_confirmed_is_a_document(full, packnet, told, monkeypatch):
+def test_a_removal_that_is_not_confirmed_is_a_document(full, told, monkeypatch):
     """Of nothing removed; without a terminal to ask at it is an error."""
     before = full.read_bytes()
     told("error", "remove-task", full, "--task", 1, exit_code=2)

@@ -132,7 +132,7 @@ def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, te
 
 
 @pytest.mark.parametrize("arch", ["vgg11", "halonet_h1"])
-def test_a_network_that_cannot_look_at_its_images(tmp_path, arch):
+def test_a_network_that_cannot_look_at_its_images(arch):
     """Is refused at once, and not when it is first trained."""
     with pytest.raises(NetworkError, match="cannot process images of 3 x 16 x 16 .*--img-size"):
         start.start_from(arch, weights=None, pretrained=False, model_kwargs={}, data_config={"img_size": 16})
@@ -197,7 +197,7 @@ def test_a_file_that_names_another_head(full, head):
 
 
 @pytest.mark.parametrize("head", [(3, 96, 3), (4, 17, 4), (4, 96, 3), None])
-def test_a_file_whose_head_does_not_fit(full, folders, head):
+def test_a_file_whose_head_does_not_fit(full, head):
     """Has other outputs than the task has classes, other inputs, or is not there: one error, in a switch as well."""
     artifact = format.load(full)
     own = {name: array for name, array in artifact.own[3].items() if not name.startswith("fc.")}

@@ -411,7 +411,7 @@ def test_prune_starts_from_what_the_task_is(packed, folders):
     assert after.header.task(1).digest == before.header.task(1).digest
 
 
-def test_only_the_newest_can_be_pruned(full, folders):
+def test_only_the_newest_can_be_pruned(full):
     """Later tasks run on the weights of earlier ones."""
     before = full.read_bytes()
     with pytest.raises(TaskError, match=r"later tasks run on its weights. Only the newest can, 3 \(blue\)"):

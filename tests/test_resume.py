@@ -136,7 +136,7 @@ def test_a_run_that_is_not_over_is_not_called_interrupted(packed, folders):
 
 
 @pytest.mark.parametrize("epochs, held", [(2, "this run, interrupted, which --resume"), (3, "run of task 'red'; ")])
-def test_a_run_that_will_be_replaced_is_named(tmp_path, packed, folders, epochs, held):
+def test_a_run_that_will_be_replaced_is_named(packed, folders, epochs, held):
     """In a warning, as it may have taken hours."""
     with pytest.raises(InterruptedRun):
         add(packed, folders[0], RECIPE, progress=stop_at("train", 1, 1))
@@ -169,7 +169,7 @@ def test_stopped_twice_by_the_system(tmp_path, folders, whole):
     assert path.read_bytes() == whole["momentum"][1]
 
 
-def test_checkpoints_by_the_clock(tmp_path, folders, monkeypatch):
+def test_checkpoints_by_the_clock(tmp_path, folders):
     """One is written as soon as the last is old enough; a run that is killed without warning goes on from there."""
     path = tmp_path / "packed.st"
     init(path)
