@@ -66,9 +66,9 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     changed = verify.altered_tasks(after)
     if dtype == "float32" and changed:
         raise ForgettingError(f"that would change task {changed[0]}; nothing was written")
-    digests = [after.digest(task.index) if task in changed else task.digest for task in about.tasks]
-    tasks = (dataclasses.replace(task, digest=d) for task, d in zip(about.tasks, digests, strict=True))
-    about = dataclasses.replace(about, tasks=tuple(tasks))
+    if changed:
+        tasks = (dataclasses.replace(task, digest=after.digest(task.index)) for task in about.tasks)
+        about = dataclasses.replace(about, tasks=tuple(tasks))
     format.write_tensors(stored, format.metadata(about, output), output)
     return Sizes.of(path, tensors), Sizes.of(output, stored)
 
