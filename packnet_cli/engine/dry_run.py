@@ -40,14 +40,14 @@ def plan_init(
         keep_head=prune is not None,
         fetch=False,
     )
-    artifact = all_free(origin)
+    artifact, wanted = all_free(origin), dict[str, float]()
     if prune is not None:
         classes = first_task.class_names(origin, class_names, data)
         name = first_task.default_name(classes, data) if name is None else name
         artifact.header.check_new_name(name)
         plan.check_release(artifact.free_counts(), prune, recipe)
         splits.open_retraining(classes, data, distill, val_split=recipe.val_split, seed=recipe.seed)
-    wanted = {} if prune is None or name is None else {name: prune}
+        wanted[name] = prune
     return _share_out(artifact, wanted, recipe, say)
 
 
