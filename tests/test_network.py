@@ -107,13 +107,6 @@ def test_a_blank_network_does_not_wait_for_numbers_that_never_come(monkeypatch, 
     assert weight.shape == (4,)
 
 
-def test_a_blank_network_draws_nothing_for_its_weights():
-    """It would take most of the time of building it."""
-    before = torch.get_rng_state()
-    network.build_blank(Header("test_resnet", {}, ("fc",), "random", {}), 2)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB.", "can't allocate memory: you tried"])
 def test_too_little_memory_names_the_batch_size(packed, folders, monkeypatch, text):
     """In one line, with what to try; and nothing is written. Any other error stays what it is."""
