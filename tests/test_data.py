@@ -320,12 +320,15 @@ def test_training_leaves_out_a_lone_last_image_only(folder):
     assert len(feed.batches(train, CONFIG, batch_size=16, **how)) == 2
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1", "LAB"])
+@pytest.mark.parametrize("mode", ["L", "P", "P transparent", "RGBA", "CMYK", "I;16", "1", "LAB"])
 def test_every_pixel_format_becomes_the_networks(tmp_path, mode):
     """Palette, grey, 16-bit, CMYK and transparent images are all trained on."""
+    mode, *transparent = mode.split()
     file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16", "LAB") else "a.png")
     noise = Image.effect_noise((40, 40), 50).convert("I" if mode == "I;16" else mode if mode != "LAB" else "L")
-    (noise.convert(mode) if mode != "LAB" else Image.merge("LAB", (noise,) * 3)).save(file)
+    (noise.convert(mode) if mode != "LAB" else Image.merge("LAB", (noise,) * 3)).save(
+        file, **({"transparency": bytes(range(256))} if transparent else {})
+    )
     split = splits.Split([file, file], [0, 1])
     decoding.check_images(split)
     for channels in (1, 3, 4):

@@ -416,15 +416,15 @@ def test_the_optimizer_of_a_phase_that_is_over_takes_no_memory(packed, folders):
         gc.collect()
         return sum(issubclass(type(each), torch.optim.Optimizer) for each in gc.get_objects())
 
-    alive = []
+    alive = {}
 
     def progress(task, running, at):
-        if running == "retrain" and at.step == at.steps:
-            alive.append(optimizers())
+        if not isinstance(at, Step) or at.step == at.steps:
+            alive[running] = optimizers()
 
     before = optimizers()
     add(packed, folders[0], progress=progress)
-    assert alive and max(alive) == before + 1
+    assert alive["train"] == alive["retrain"] == before + 1 and alive["dense"] == alive["retrained"] == before
 
 
 def test_an_image_that_is_gone_does_not_take_the_training_with_it(packed, tmp_path):
