@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from packnet_cli.artifact import format
+from packnet_cli.engine.using.predict import predict
 
 QUICK = ["--device", "cpu"]
 
@@ -120,6 +121,14 @@ def test_paths_on_stdin(full, pictures, packnet):
     for given in (paths, "\ufeff" + paths.replace("\n", "\r\n")):
         answers = lines(packnet("predict", full, "--task", 1, "-", "--json", *QUICK, input=given.encode()))
         assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
+
+
+@pytest.mark.parametrize(("read_ahead", "read"), [(False, 2), (True, 4)])
+def test_whoever_types_paths_need_not_type_the_next_batch_for_an_answer(full, pictures, read_ahead, read):
+    """Of files, the next batch is read meanwhile."""
+    paths = iter(sorted(pictures.rglob("*.png")))
+    next(predict(full, paths, "red", batch_size=2, device="cpu", read_ahead=read_ahead))
+    assert len(list(paths)) == 5 - read
 
 
 def test_paths_on_stdin_stand_alone(full, packnet):
