@@ -106,21 +106,19 @@ def _read(path: Path) -> Tensors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how the file was written
             found = load_state_dict(str(path), weights_only=True)
+        alone = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
         # "model_state_dict", "net", ...: beside it may stand a loss, and a state dict of a metric
-        found = max(filter(_is_state, found.values()), key=len, default=found)
-        found = {name: _usual(value) for name, value in clean_state_dict(found).items()}
+        state: Tensors = max([alone, *filter(_is_state, found.values())], key=len)
+        return {name: _usual(value) for name, value in clean_state_dict(state).items()}
     except Exception as error:
         raise NetworkError(
             f"cannot read weights from {path} ({type(error).__name__}: {reason(error)}). Expected: a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or a checkpoint with one in it"
         ) from None
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def _usual(value: object) -> object:
+def _usual(value: torch.Tensor) -> torch.Tensor:
     """A tensor of any layout and precision as a dense one in main memory, of float32 if it holds floats."""
-    if not isinstance(value, torch.Tensor):
-        return value
     return value.to_dense().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
 
 
