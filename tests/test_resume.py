@@ -48,9 +48,10 @@ def stop_at(phase, epoch, step, number=signal.SIGINT):
     return progress
 
 
-def init(path):
+def init(path, **changes):
     """A network with dropout, whose random numbers must go on too."""
-    pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, model_kwargs={"drop_rate": 0.5})
+    usual = {"data_config": {"img_size": 32}, "model_kwargs": {"drop_rate": 0.5}}
+    pack.init(path, "test_resnet", pretrained=False, **(usual | changes))
 
 
 def add(path, folder, recipe=RECIPE, prune=0.5, **how):
@@ -193,7 +194,9 @@ def test_checkpoints_by_the_clock(tmp_path, folders):
         ("prune 0.5, not 0.25", {"prune": 0.25}),
         ("task 'red', not 'other'", {"name": "other"}),
         ("of another run: the images differ. Repeat", {"folder": "another"}),
-        ("of another run: the weights differ. Repeat", {"force": True}),
+        ("of another run: the weights differ. Repeat", {"again": {"recipe": Recipe(seed=7)}}),
+        (r"preprocessing: input_size \[3, 32, 32\], not \[3, 48, 48\]", {"again": {"data_config": {"img_size": 48}}}),
+        ("network: drop_rate 0.5, not None", {"again": {"model_kwargs": {}}}),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes):
@@ -205,9 +208,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, folders, what, changes
     folder = folders[0]
     if changes.pop("folder", None):
         folder = make_folder(tmp_path / "red", seed=9)
-    if changes.pop("force", None):
-        other = Recipe(seed=7)
-        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32}, recipe=other, force=True)
+    if again := changes.pop("again", None):
+        init(path, force=True, **again)
     with pytest.raises(ConflictError, match=what):
         add(path, folder, resume=True, **changes)
     assert (tmp_path / "packed.st.resume" / "checkpoint.safetensors").exists()

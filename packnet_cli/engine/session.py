@@ -76,9 +76,12 @@ def describe_run(
 ) -> dict[str, Any]:
     """What a training run depends on, by name, to recognise a checkpoint of another run by what differs."""
     state = claim.state | {f"mask.{layer}": array for layer, array in claim.mask.items()}
+    header = claim.artifact.header
     return {
         "task": name,
         **how,
+        "network": {"arch": header.arch, **header.model_kwargs},  # the same weights may serve others, too
+        "preprocessing": header.data_config,
         "recipe": dataclasses.asdict(recipe),
         "images": images.fingerprint,
         "weights": format.digest(state),

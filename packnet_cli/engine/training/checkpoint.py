@@ -25,7 +25,7 @@ from packnet_cli.errors import ArtifactError, ConflictError, DataError, Interrup
 from packnet_cli.progress import Say, unsaid
 
 ANY_NOTES = "packnet_resume."
-NOTES = f"{ANY_NOTES}5"  # the version of the format
+NOTES = f"{ANY_NOTES}6"  # the version of the format
 
 DIGESTS = ("images", "weights")  # of a run; that they differ can be said, but not how
 
