@@ -19,7 +19,7 @@ from packnet_cli.engine import distributed, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.errors import DataError, DivergedError, UsageError
+from packnet_cli.errors import DataError, DivergedError, InterruptedRun, UsageError
 from packnet_cli.progress import Step
 
 # Processes that start from one which has imported everything, with no threads to copy.
@@ -217,6 +217,15 @@ def test_one_verb_after_the_other(tmp_path, folder):
     assert codes == [0, 0] and format.load_header(path).tasks[0].name == "two", said
     assert said.count("does not exist") == 2
     assert said.count('"right_task"') == 2 and '"images": 10' in said  # by the first, which looks at all of them
+
+
+def test_a_single_process_of_torchruns_is_as_any_other(packed, folder, monkeypatch):
+    """It joins no group. A Ctrl-C reaches it twice, by torchrun too, and ends it after the step, with a checkpoint."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "a run", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InterruptedRun, match="--resume"):
+        pack.add_task(packed, folder, recipe=QUICK, machine=CPU, progress=lambda *_: [interrupt(), interrupt()])
+    assert pack.add_task(packed, folder, recipe=QUICK, machine=CPU, resume=True).header.tasks[0].name == "two"
 
 
 def test_what_another_process_finds_is_not_said_to_be_kept(tmp_path, folder, packed):

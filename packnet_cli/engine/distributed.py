@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from timm.utils import distribute_bn
-from timm.utils.distributed import init_distributed_device_so
+from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
@@ -43,6 +43,11 @@ def rank() -> int:
     return distributed.get_rank() if world() > 1 else 0
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process, alone or with others."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
 def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
     """Make a verb that trains and writes its first argument run in one process, or in all that torchrun started.
 
@@ -52,7 +57,7 @@ def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[st
     @functools.wraps(verb)
     def run(path: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
         path = Path(path)
-        if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        if not (by_torchrun() and is_distributed_env()):  # alone, as on a machine with one GPU
             with atomic.locked(path):
                 return verb(path, *args, **kwargs)
         machine: Any = kwargs.get("machine", THIS_MACHINE)

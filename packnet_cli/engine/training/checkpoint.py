@@ -127,7 +127,7 @@ class Checkpointer:
         """
 
         def ask(number: int, frame: Any) -> None:
-            if self.asked and distributed.world() == 1:  # torchrun forwards what the terminal has sent already
+            if self.asked and not distributed.by_torchrun():  # which forwards what the terminal has sent already
                 raise KeyboardInterrupt
             self.asked = True
 
