@@ -83,15 +83,15 @@ class Copied(nn.Module):
             device = next(self.model.parameters()).device
             self.flat = nn.Parameter(torch.empty(count, dtype=torch.bfloat16, device=device)) if parts else None
         self.parts = parts
+        self.index = self.vectors = torch.empty(0)  # frees the old ones before there are new ones
         if self.flat is None:
             return
-        pieces = self._by_parameter(self.flat.detach())
-        for part, piece in zip(parts.values(), pieces, strict=True):
-            piece.copy_(flat(part.parameter.detach(), part.parameter))
-        starts = [piece.storage_offset() for piece in pieces]
-        self.index = torch.cat([part.index + start for part, start in zip(parts.values(), starts, strict=True)])
+        self.index = torch.cat([part.index for part in parts.values()])
         self.vectors = torch.cat([part.vector.detach() for part in parts.values()])
-        for part, vector in zip(parts.values(), self._by_part(self.vectors), strict=True):
+        pieces = self._by_parameter(self.flat.detach()), self._by_part(self.index), self._by_part(self.vectors)
+        for part, copy, index, vector in zip(parts.values(), *pieces, strict=True):
+            copy.copy_(flat(part.parameter.detach(), part.parameter))
+            index += int(copy.storage_offset())
             part.vector.data = vector
             part.index = part.index.int()  # int32 to save memory: seldom used from now on
 
