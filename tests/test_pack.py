@@ -223,7 +223,7 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     (inside / ".hidden").write_text("x")
     (inside / "more").symlink_to(folder / "val")
     task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=noting(said)).header.tasks[-1]
-    [line] = [line for line in said if line.startswith("left out, not being named like images: ")]
+    [line] = [line for line in said if line.startswith("skipped (a link, or no image file extension): ")]
     assert str(inside) in line and line.endswith(" and 1 more")
     assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
     pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))

@@ -63,7 +63,7 @@ def load_whole(path: Path) -> Artifact:
 def say_what_is_left_out(data: Path, say: Say) -> None:
     """Say which files in the class folders are not taken for images, by their names."""
     if found := sources.left_out(data):
-        say(f"left out, not being named like images: {few([str(each) for each in found], 1)}")
+        say(f"skipped (a link, or no image file extension): {few([str(each) for each in found], 1)}")
 
 
 def say_what_is_used(name: str, images: splits.TrainingImages, say: Say) -> None:
