@@ -61,7 +61,7 @@ def load_whole(path: Path) -> Artifact:
 
 
 def say_what_is_left_out(data: Path, say: Say) -> None:
-    """Say which files in the class folders are not taken for images, by their names."""
+    """Say which files and links in and beside the class folders are skipped."""
     if found := sources.left_out(data):
         say(f"skipped (a link, or no image file extension): {few([str(each) for each in found], 1)}")
 

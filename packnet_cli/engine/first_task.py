@@ -36,13 +36,14 @@ def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple
             f"{data} has {len(folders)} class folders and the classifier {count} outputs, so that they cannot be "
             f"matched in order; {hint}"
         )
-    in_order_of_name = not is_dataset(data) and folders == tuple(sorted(folders))  # else of the labels' numbers
-    for name, other in zip(folders, sorted(folders, key=natural_key), strict=True):
-        if name != other and in_order_of_name:
-            raise DataError(
-                f"the order of the classes in {data} is in doubt: timm sorts {other!r} before {name!r}, torchvision "
-                f"after it; {hint}"
-            )
+    natural = tuple(sorted(folders, key=natural_key))
+    # A dataset's classes, and others not in order of name, are in order of the labels' numbers.
+    if folders == tuple(sorted(folders)) != natural and not is_dataset(data):
+        name, other = next(pair for pair in zip(folders, natural, strict=True) if pair[0] != pair[1])
+        raise DataError(
+            f"the order of the classes in {data} is in doubt: timm sorts {other!r} before {name!r}, torchvision "
+            f"after it; {hint}"
+        )
     return folders
 
 

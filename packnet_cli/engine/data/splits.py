@@ -181,8 +181,8 @@ def open_unlabelled(folder: Path) -> Split:
 
 def _without(split: Split, other: Split) -> Split:
     """A split less the image files of another, by whatever path."""
-    names = {path.name for path in other.paths}  # few have one of these, and then have to be looked up
-    files = {os.path.realpath(path) for path in other.paths if isinstance(path, Path)}
+    names = {path.name for path in other.paths}  # resolving a path is slow, and few have one of these names
+    files = {os.path.realpath(str(path)) for path in other.paths}
     return split.where(lambda path: path.name not in names or os.path.realpath(str(path)) not in files)
 
 
