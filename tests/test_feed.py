@@ -158,9 +158,10 @@ def test_evaluation_sees_timms_pixels(tmp_path, interpolation, mode, chans):
 
 
 @pytest.mark.parametrize("interpolation", list(augment.SMOOTH) + [InterpolationMode.LANCZOS, InterpolationMode.NEAREST])
-def test_crops_look_as_pil_makes_them(interpolation):
-    """Made smaller or larger, to within one of 255: nothing is aliased."""
-    noise = torch.randint(256, (3, 60, 80), dtype=torch.uint8, generator=torch.manual_seed(0))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_crops_look_as_pil_makes_them(interpolation, channels):
+    """Made smaller or larger, to within one of 255: nothing is aliased, and nothing shows what is transparent."""
+    noise = torch.randint(256, (channels, 60, 80), dtype=torch.uint8, generator=torch.manual_seed(0))
     for part in (noise, noise[:, 3:20, 5:25]):
         expected = pil.pil_to_tensor(pil.resize(pil.to_pil_image(part), [32, 32], interpolation))
         found = augment.resized(part, (32, 32), interpolation)

@@ -20,6 +20,7 @@ RATIO = 3 / 4, 4 / 3  # of width to height
 TRIES = 10
 DRAWS = 2 * TRIES + 3  # random numbers for a crop: area and ratio of each try, top, left, and the flips
 SMOOTH = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)  # modes in which torch resizes tensors, antialiased
+RGBA = 4  # channels
 
 CANVAS = 2**28  # pixels times channels resized at once: half a gigabyte
 
@@ -157,9 +158,14 @@ def random_box(height: int, width: int, crop_scale: float, draws: Sequence[float
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def by_torch(channels: int, interpolation: InterpolationMode) -> bool:
+    """Whether torch resizes such images as PIL does, which has more modes, and weights colours by their opacity."""
+    return interpolation in SMOOTH and channels != RGBA
+
+
 def resized(image: torch.Tensor, size: tuple[int, int], interpolation: InterpolationMode) -> torch.Tensor:
     """An image (C, H, W), uint8, at another size (height, width), without aliasing."""
-    if interpolation not in SMOOTH:  # only PIL has these
+    if not by_torch(len(image), interpolation):
         found: torch.Tensor = pil.pil_to_tensor(pil.resize(pil.to_pil_image(image), list(size), interpolation))
     else:
         found = interpolate(image[None], size, mode=interpolation.value, antialias=True)[0]

@@ -20,7 +20,15 @@ from timm.data import create_transform, str_to_interp_mode
 
 from packnet_cli.engine import distributed
 from packnet_cli.engine.data import pictures
-from packnet_cli.engine.data.augment import DRAWS, SMOOTH, Augmentation, moved, resized_alone, resized_together, stacked
+from packnet_cli.engine.data.augment import (
+    DRAWS,
+    Augmentation,
+    by_torch,
+    moved,
+    resized_alone,
+    resized_together,
+    stacked,
+)
 from packnet_cli.engine.data.splits import Split
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
@@ -188,7 +196,7 @@ def batches(
     size, collate = (height, width), partial(stacked, device=device)
     if augmentation:
         interpolation = str_to_interp_mode(data_config["interpolation"])
-        together = device.type == "cuda" and interpolation in SMOOTH
+        together = device.type == "cuda" and by_torch(channels, interpolation)
         if together:
             collate = partial(resized_together, size=size, interpolation=interpolation, device=device)
         else:  # on the CPU
