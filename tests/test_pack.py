@@ -112,7 +112,7 @@ def test_base_by_distilling(tmp_path, folders, weights, monkeypatch):
 
 
 def test_what_is_measured_on_is_not_distilled_on(tmp_path, folders, weights, monkeypatch):
-    """Where one folder serves for both, by a link, too."""
+    """Where one folder serves for both, by a link, too, or by links to its images, of other names."""
     seen = []
     batches = feed.batches
 
@@ -126,6 +126,11 @@ def test_what_is_measured_on_is_not_distilled_on(tmp_path, folders, weights, mon
     pack.init(tmp_path / "packed.st", "test_resnet", distill=tmp_path / "link", **how)
     trained, measured = seen
     assert (len(trained), len(measured)) == (24, 12) and not trained & measured
+    (tmp_path / "pool").mkdir()
+    for number, image in enumerate(sorted(folders[2].rglob("*.png"))):
+        (tmp_path / "pool" / f"link{number}.png").symlink_to(image)
+    pack.init(tmp_path / "pooled.st", "test_resnet", distill=tmp_path / "pool", **how)
+    assert seen[2:] == [trained, measured]
     with pytest.raises(DataError, match="holds the held-out images of .* and no others"):
         pack.init(tmp_path / "more.st", "test_resnet", distill=folders[2] / "val", **how)
 

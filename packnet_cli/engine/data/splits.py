@@ -180,10 +180,18 @@ def open_unlabelled(folder: Path) -> Split:
 
 
 def _without(split: Split, other: Split) -> Split:
-    """A split less the image files of another, by whatever path."""
-    names = {path.name for path in other.paths}  # resolving a path is slow, and few have one of these names
-    files = {os.path.realpath(str(path)) for path in other.paths}
-    return split.where(lambda path: path.name not in names or os.path.realpath(str(path)) not in files)
+    """A split less the image files of another, by whatever path or link."""
+    files = set(map(_file, other.paths))
+    return split.where(lambda path: _file(path) not in files)
+
+
+def _file(picture: Picture) -> tuple[int, int] | Picture:
+    """What tells a file from others; the picture itself if it is no file that is there."""
+    try:
+        found = os.stat(str(picture))
+    except OSError:
+        return picture
+    return found.st_dev, found.st_ino
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
