@@ -422,7 +422,7 @@ def test_guessing_is_told_from_learning(top1, told):
     images = splits.TrainingImages(("a", "b", "c"), splits.Split([], []), held_out)
     task, said = SimpleNamespace(top1=top1), []
     warn_of_guesses(task, images, noting(said))
-    assert said == ["one class for all images has top-1 40.00 %, too: nothing was learnt; try another --lr"] * told
+    assert said == ["one class for all images has top-1 40.00 %, no less: nothing was learnt; try another --lr"] * told
 
 
 def test_what_to_try_after_divergence():

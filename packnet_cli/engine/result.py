@@ -65,5 +65,5 @@ def warn_of_guesses(task: Task, images: TrainingImages, say: Say) -> None:
     labels = images.held_out.split.labels if images.held_out else []
     guessed = 100 * max(Counter(labels).values(), default=0) / max(1, len(labels))
     if task.top1 is not None and task.top1 <= guessed < 100:
-        told = f"one class for all images has top-1 {guessed:.2f} %, too: nothing was learnt; try another --lr"
+        told = f"one class for all images has top-1 {guessed:.2f} %, no less: nothing was learnt; try another --lr"
         say(told, warning=True)
