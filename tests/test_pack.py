@@ -416,6 +416,16 @@ def test_prune_starts_from_what_the_task_is(packed, folders):
     assert after.header.task(1).digest == before.header.task(1).digest
 
 
+def test_a_task_is_the_same_pruned_at_once_or_afterwards(packed, folders, tmp_path):
+    """So that retraining can have a schedule of its own, as the paper's of later tasks has (README)."""
+    pack.add_task(packed, folders[0], prune=0.5, **RUN)
+    other = shutil.copy(packed, tmp_path / "other.st")
+    at_once = pack.add_task(packed, folders[1], prune=0.75, **RUN).header.task(2)
+    pack.add_task(other, folders[1], **RUN)
+    afterwards = pack.prune_task(other, "2", prune=0.75, recipe=QUICK, machine=CPU).header.task(2)
+    assert (afterwards.digest, afterwards.accuracy) == (at_once.digest, at_once.accuracy)
+
+
 def test_only_the_newest_can_be_pruned(full):
     """Later tasks run on the weights of earlier ones."""
     before = full.read_bytes()
