@@ -81,6 +81,15 @@ def test_a_switch_where_its_caller_infers(full):
     assert bits(model) == bits(packed.model("green"))
 
 
+def test_a_switch_leaves_each_module_in_its_mode(full):
+    """One that samples answers by dropout, or fine-tunes with frozen statistics, goes on so."""
+    packed = packnet_cli.load(full)
+    model = packed.model("red")
+    model.bn1.train()
+    packed.switch(model, "blue")
+    assert [name for name, module in model.named_modules() if module.training] == ["bn1"]
+
+
 def test_a_stranger_is_not_switched(full):
     """And keeps its weights."""
     packed = packnet_cli.load(full)

@@ -162,9 +162,10 @@ def forget_computed(model: nn.Module) -> None:
 
     LeViT, TinyViT and EfficientFormer cache their attention biases in eval mode, until they are put into train mode.
     """
-    mode = model.training
+    modes = [(module, module.training) for module in model.modules()]  # its user may have chosen one for each
     model.train()
-    model.train(mode)
+    for module, mode in modes:
+        module.training = mode
 
 
 def read(model: nn.Module, names: set[str] | None = None, *, copy: bool = True) -> State:
