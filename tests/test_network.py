@@ -163,6 +163,15 @@ def test_a_device_that_computes_nothing():
         choose_device("meta")
 
 
+def test_the_gpu_is_the_one_that_is_current_now(monkeypatch):
+    """A service may give each of its threads one."""
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for current in (0, 1):
+        monkeypatch.setattr(torch.cuda, "current_device", partial(int, current))
+        assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", current)
+
+
 def test_a_batch_of_one_is_too_little_for_batch_norm(tmp_path, folders):
     """Where the network ends in one pixel, one image has no statistics."""
     path = tmp_path / "packed.st"

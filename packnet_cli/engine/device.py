@@ -13,7 +13,6 @@ from packnet_cli.errors import UsageError, is_out_of_memory, reason
 log = logging.getLogger("packnet")
 
 
-@functools.cache  # so that the choice is logged once
 def choose_device(wanted: str) -> torch.device:
     """The named torch device; "auto" is a GPU if there is one, else the CPU. Raises UsageError."""
     if wanted == "auto":
@@ -30,9 +29,14 @@ def choose_device(wanted: str) -> torch.device:
             raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, AttributeError) as error:
         raise UsageError(f"cannot use the device {wanted!r}: {reason(error)}; try --device cpu") from None
+    _log_choice(device)
+    return device
+
+
+@functools.cache  # once for each device; not so the choice, as a program may make another GPU the current one
+def _log_choice(device: torch.device) -> None:
     versions = torch.__version__, timm.__version__
     log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
-    return device
 
 
 @contextmanager
