@@ -171,6 +171,37 @@ def test_a_caller_may_use_torchs_newer_switches():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize(
+    ("turn", "turn_back"),
+    [
+        (partial(torch.set_grad_enabled, False), partial(torch.set_grad_enabled, True)),
+        (partial(torch.set_default_dtype, torch.float64), partial(torch.set_default_dtype, torch.float32)),
+        (partial(torch.set_default_device, "meta"), partial(torch.set_default_device, None)),
+    ],
+)
+def test_a_callers_modes_are_not_those_of_training(tmp_path, folders, turn, turn_back):
+    """Nor is its inference mode: the file has the same bytes, and the modes are there again afterwards."""
+
+    def made(path):
+        pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32})
+        add(path, folders[0])
+        pack.prune_task(path, "red", prune=0.5, machine=CPU)
+        return path.read_bytes()
+
+    def modes():
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.ones(1).dtype, torch.ones(1).device
+
+    expected = made(tmp_path / "plain.st")
+    turn()
+    try:
+        with torch.inference_mode():
+            before = modes()
+            assert made(tmp_path / "turned.st") == expected
+            assert modes() == before
+    finally:
+        turn_back()
+
+
 def test_a_caller_that_is_only_warned_stays_so():
     """Of what is not deterministic."""
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -81,6 +81,23 @@ def test_a_switch_where_its_caller_infers(full):
     assert bits(model) == bits(packed.model("green"))
 
 
+def test_a_model_is_on_the_cpu_in_float32(full):
+    """With its images, whatever torch makes by default."""
+    expected = bits(packnet_cli.load(full).model("red"))
+    image = Image.effect_noise((32, 32), 50).convert("RGB")
+    for turn, to, back in (
+        (torch.set_default_device, "meta", None),
+        (torch.set_default_dtype, torch.float64, torch.float32),
+    ):
+        turn(to)
+        try:
+            packed = packnet_cli.load(full)
+            model, picture = packed.model("red"), packed.transform(image)
+        finally:
+            turn(back)
+        assert bits(model) == expected and picture.dtype == torch.float32 and model(picture[None]).isfinite().all()
+
+
 def test_a_switch_leaves_each_module_in_its_mode(full):
     """One that samples answers by dropout, or fine-tunes with frozen statistics, goes on so."""
     packed = packnet_cli.load(full)

@@ -177,6 +177,20 @@ class _Pass(nn.Module):
 
 
 @contextmanager
+def own_modes() -> Iterator[None]:
+    """Torch's modes as training needs them, whatever the caller has set: gradients, and float32 tensors on the CPU."""
+    before = torch.get_default_dtype()
+    # As a context it would take part in every operation, also where it changes nothing.
+    at_home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with torch.inference_mode(False), torch.enable_grad(), at_home:
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
 def training_on(machine: Machine) -> Iterator[None]:
     """Torch's process-wide settings while training on `machine`.
 

@@ -22,6 +22,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
+from packnet_cli.engine.compute import own_modes
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, quoted, reason
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import silent, unsaid
@@ -51,8 +52,9 @@ def by_torchrun() -> bool:
 def together(verb: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
     """Make a verb that trains and writes its first argument run in one process, or in all that torchrun started.
 
-    The file is locked meanwhile, see `atomic.locked`.
+    The file is locked meanwhile, see `atomic.locked`, and torch's modes are its own, not the caller's.
     """
+    verb = own_modes()(verb)
 
     @functools.wraps(verb)
     def run(path: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -6,6 +6,7 @@ from typing import Any
 from packnet_cli.artifact import format, plan
 from packnet_cli.engine import first_task
 from packnet_cli.engine.checks import check_optimizer, check_settings, say_what_is_used
+from packnet_cli.engine.compute import own_modes
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.start import all_free, start_from
 from packnet_cli.images import task_name
@@ -13,6 +14,7 @@ from packnet_cli.progress import Say, unsaid
 from packnet_cli.recipe import Recipe
 
 
+@own_modes()
 def plan_init(
     arch: str,
     *,
@@ -51,6 +53,7 @@ def plan_init(
     return _share_out(artifact, wanted, recipe, say)
 
 
+@own_modes()
 def plan_task(
     path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
 ) -> plan.Plan:

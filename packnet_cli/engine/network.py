@@ -109,8 +109,8 @@ def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any], num_class
 
 
 def build_blank(header: Header, num_classes: int) -> nn.Module:
-    """A network of the artifact's architecture with uninitialised weights, which must all be written before use."""
-    with _WithoutRandomNumbers():  # random initialisation would take most of the time
+    """A network of the artifact's architecture on the CPU, with uninitialised weights: write them all before use."""
+    with torch.device("cpu"), _WithoutRandomNumbers():  # random initialisation would take most of the time
         return create(header.arch, header.model_kwargs | {"num_classes": num_classes})
 
 

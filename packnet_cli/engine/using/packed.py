@@ -81,9 +81,10 @@ class Packed:
 def transform(data_config: dict[str, Any]) -> Transform:
     """The test-time preprocessing: a PIL image of any mode becomes a normalised float32 tensor (C, H, W)."""
     mode = network.CHANNELS[data_config["input_size"][0]]
-    # Picklable, so it can be sent to processes that read images.
-    return partial(_prepared, mode=mode, prepare=create_transform(**data_config, is_training=False))
+    with torch.device("cpu"):  # where images are read
+        prepare = create_transform(**data_config, is_training=False)
+    return partial(_prepared, mode=mode, prepare=prepare)  # picklable, so it can be sent to processes that read images
 
 
 def _prepared(image: Image.Image, *, mode: str, prepare: Transform) -> torch.Tensor:
-    return prepare(convert(image, mode))
+    return prepare(convert(image, mode)).float()  # torch's default type may be another
