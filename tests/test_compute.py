@@ -4,9 +4,11 @@ import copy
 import dataclasses
 import os
 import platform
+import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -200,6 +202,23 @@ def test_a_callers_modes_are_not_those_of_training(tmp_path, folders, turn, turn
             assert modes() == before
     finally:
         turn_back()
+
+
+def test_a_callers_random_numbers_go_on(packed, folders):
+    """A program that compares seeds of its own would else draw the same numbers after each run."""
+
+    def numbers():
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    def after(seed, run):
+        for start in (random.seed, np.random.seed, torch.manual_seed):
+            start(seed)
+        run()
+        return numbers()
+
+    expected = after(1, int)
+    assert after(1, lambda: add(packed, folders[0])) == expected
+    assert after(1, lambda: pack.prune_task(packed, "red", prune=0.5, machine=CPU)) == expected
 
 
 def test_a_caller_that_is_only_warned_stays_so():

@@ -8,12 +8,14 @@ import ctypes
 import gc
 import logging
 import os
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -178,16 +180,23 @@ class _Pass(nn.Module):
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Torch's modes as training needs them, whatever the caller has set: gradients, and float32 tensors on the CPU."""
+    """Torch's modes as training needs them, whatever the caller has set: gradients, and float32 tensors on the CPU.
+
+    Afterwards the caller's random numbers go on where they were, though training seeds all generators.
+    """
     before = torch.get_default_dtype()
+    drawn = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     # As a context it would take part in every operation, also where it changes nothing.
     at_home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    with torch.inference_mode(False), torch.enable_grad(), at_home:
+    with torch.inference_mode(False), torch.enable_grad(), at_home, torch.random.fork_rng(gpus):
         torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
             torch.set_default_dtype(before)
+            random.setstate(drawn[0])
+            np.random.set_state(drawn[1])
 
 
 @contextmanager
