@@ -87,6 +87,9 @@ def test_bad_model_arguments_are_refused(tmp_path):
     """timm's own words, without its traceback."""
     with pytest.raises(NetworkError, match="cannot build test_resnet"):
         pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False, model_kwargs={"nonsense": 1})
+    for refused, said in (("num_classes", "cannot set num_classes"), ("act_layer", "cannot be kept in a file")):
+        with pytest.raises(UsageError, match=said):
+            pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False, model_kwargs={refused: torch.nn.SiLU})
 
 
 def test_parse_model_kwargs():

@@ -60,6 +60,7 @@ def start_from(
     (pixels), in_chans, mean, std, crop_pct, interpolation.
     Raises NetworkError for an unknown architecture, weights that do not fit it, or a hub out of reach; UsageError.
     """
+    _check_arguments(model_kwargs)
     wanted = {key: value for key, value in data_config.items() if value is not None}
     name, cfg, implied = _look_up(arch)
     recorded = recorded_in(weights) if weights is not None else {}
@@ -206,11 +207,18 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
             parsed[key] = {"true": True, "false": False, "null": None}.get(value.lower(), value)
         if parsed[key] is None:
             raise UsageError(f"--model-kwargs {pair!r}: null means timm's default; leave it out")
-        try:
-            json.dumps(parsed[key], allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--model-kwargs {pair!r} cannot be kept in a file: {error}") from None
     return parsed
+
+
+def _check_arguments(model_kwargs: dict[str, Any]) -> None:
+    """Raise UsageError unless a file may set these arguments, and can hold them."""
+    for key, value in model_kwargs.items():
+        if not is_argument(key):
+            raise UsageError(f"model_kwargs cannot set {key}, which packnet decides itself; leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model-kwargs {key}={value} cannot be kept in a file: {error}") from None
 
 
 def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
