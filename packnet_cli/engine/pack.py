@@ -143,7 +143,8 @@ def add_task(
     `head_only` the task gets a head on what the newest task sees, and no weights. `few_steps` takes the place of
     `recipe` where that means less than FEW_STEPS steps, on a network with norms; without either it is AdamW's.
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
-    stays as it was: UsageError, ArtifactError, TaskError, CapacityError, DataError, DivergedError, ConflictError.
+    stays as it was: UsageError, ArtifactError, NetworkError, TaskError, CapacityError, DataError, DivergedError,
+    ConflictError, InterruptedRun.
     """
     data = Path(data)
     few_steps = few_steps or recipe or ADAMW

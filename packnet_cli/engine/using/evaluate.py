@@ -52,8 +52,8 @@ def evaluate_tasks(
     """Evaluate one task (by index or name) or "all", on the data that it remembers or on `data`.
 
     A compact file remembers none: `as_in` is the path of the file it was made of, which does.
-    Raises TaskError, DataError, ArtifactError, NetworkError; of "all" on remembered data, what is wrong with one task's
-    is in its Evaluation.
+    Raises TaskError, DataError, ArtifactError, NetworkError, UsageError; of "all" on remembered data, what is wrong
+    with one task's is in its Evaluation.
     """
     artifact = format.load(path)
     if as_in is not None:
