@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models import adapt_input_conv
 
 from packnet_cli.engine import start, weights
 from packnet_cli.errors import NetworkError
@@ -129,6 +130,20 @@ def test_numbers_of_other_kinds(tmp_path, change, message):
     else:
         load(model, tmp_path / "x.pt", "test_resnet")
         assert (model.state_dict()[name] - state[name]).abs().max() < 0.125 * state[name].abs().max()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (3, 4), (1, 3), (1, 4), (4, 1), (4, 3)])
+def test_weights_for_other_channels(tmp_path, theirs, ours):
+    """Those for RGB are adapted, as timm does; of others it cannot tell which channel is which."""
+    torch.save(timm.create_model("test_resnet", in_chans=theirs).state_dict(), tmp_path / "x.pt")
+    model = timm.create_model("test_resnet", in_chans=ours)
+    if theirs == 3:
+        load(model, tmp_path / "x.pt", "test_resnet")
+        expected = adapt_input_conv(ours, torch.load(tmp_path / "x.pt")["conv1.0.weight"])
+        assert torch.equal(model.state_dict()["conv1.0.weight"], expected)
+    else:
+        with pytest.raises(NetworkError, match=r"another shape for 1 of \d+ tensors \(conv1.0.weight\)"):
+            load(model, tmp_path / "x.pt", "test_resnet")
 
 
 def test_where_the_order_is_lost_it_is_said(tmp_path):
