@@ -63,20 +63,20 @@ class Extra(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("odd", "named"),
+    ("odd", "problem"),
     [
-        (lambda model: setattr(model, "tied", model.body.weight), "body.weight"),
-        (lambda model: setattr(model, "fp16", nn.Parameter(torch.zeros(2, 2, dtype=torch.float16))), "fp16"),
-        (lambda model: setattr(model, "extra", Extra()), "extra._extra_state"),
+        (lambda model: setattr(model, "tied", model.body.weight), "body.weight is used in two places"),
+        (lambda model: setattr(model, "fp16", nn.Parameter(torch.zeros(2, 2, dtype=torch.float16))), "fp16 is neither"),
+        (lambda model: setattr(model, "extra", Extra()), "extra._extra_state is neither"),
     ],
 )
-def test_a_tensor_that_fits_no_class_is_named(odd, named):
+def test_a_tensor_that_fits_no_class_is_named(odd, problem):
     """Better no packing than weights that drift unseen."""
     model = nn.Module()
     model.body, model.fc = nn.Linear(3, 3), nn.Linear(3, 2)
     kinds_of(model, ("fc",))
     odd(model)
-    with pytest.raises(NetworkError, match=f"its {named} is neither"):
+    with pytest.raises(NetworkError, match=f"its {problem}"):
         kinds_of(model, ("fc",))
 
 

@@ -42,6 +42,7 @@ def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     Raises NetworkError, naming a tensor that fits none (tied weights, extra state, weights other than float32).
     """
     parameters = dict(model.named_parameters())
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - parameters.keys()
     buffers = dict(model.named_buffers())
     tables: set[str] = getattr(model, "no_weight_decay", set)()  # timm's list of tokens and position tables
     depthwise = {f"{name}.weight" for name, module in model.named_modules() if is_depthwise(module)}
@@ -57,7 +58,8 @@ def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
         elif name in buffers:
             kinds[name] = Kind.PER_TASK
         else:
-            raise NetworkError(f"cannot pack this network: its {name} is neither a float32 parameter nor a buffer")
+            problem = "used in two places" if name in tied else "neither a float32 parameter nor a buffer"
+            raise NetworkError(f"cannot pack this network: its {name} is {problem}")
     for kind in (Kind.HEAD, Kind.PACKED):
         if kind not in kinds.values():
             raise NetworkError(f"cannot pack this network: it has no {kind.value} weights")
