@@ -33,7 +33,7 @@ the first, so that equal content makes equal bytes. Its text without the seal ha
 * `tasks`: a list, in order of index, of objects. A task's `digest` is that of its state dict: if it matches, the task
   is what it was when it was added. `index`, 1 to 255; `name`; `classes`, the names of the head's outputs, in order.
   `prune`: the fraction released, less than 1. `owned`: by packed parameter, how many weights it owns. `accuracy`: top-1
-  "dense" and, if it was pruned, "pruned" and "retrained"; `top1` and `top5`, null if they are not known: all in
+  "dense", "pruned" and "retrained", each if it was measured; `top1` and `top5`, null if they are not known: all in
   percent, on so many held-out `images`; so many more were `skipped` as unreadable. `data`: the path or dataset that it
   was trained on, or "". `recipe`: the settings. `search`: by fraction tried, the top-1. Left out if they are not known:
   `temperature`, by which logits are divided to be calibrated; `held_out`, the SHA-256 of the held-out images' names.

@@ -29,7 +29,7 @@ class Task:
     classes: tuple[str, ...]
     prune: float = 0.0  # the fraction released, 0 if the task kept everything
     owned: Counts = field(default_factory=dict)  # weights owned, by packed parameter
-    accuracy: dict[str, float] = field(default_factory=dict)  # top-1 "dense" and, if pruned, "pruned" and "retrained"
+    accuracy: dict[str, float] = field(default_factory=dict)  # top-1 by phase: "dense", "pruned", "retrained"
     top1: float | None = None
     top5: float | None = None
     images: int = 0  # held-out images measured
