@@ -9,7 +9,7 @@ OUT and is not done again, so that a run that was stopped goes on where it was.
 
 To see what becomes of the network's own task, keep it: unpruned in START, and pruned in a file for each --prune.
 
-    packnet init --arch vgg16 --prune 0 --data imagenet start.st
+    packnet init --arch vgg16 --prune 0 --data imagenet --retrain-epochs 0 start.st
     packnet init --arch vgg16 --prune .5 --data imagenet base.st
     python examples/paper_table.py OUT start.st cubs cars flowers --base base.st --prune .75 --order 1,2,3 --order 3,1,2
 """
