@@ -611,6 +611,33 @@ def test_ctrl_c_leaves_the_file_and_exits_130(packed, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["data", "packed.st", "packed.st.resume"]
 
 
+TERMINATED = """
+import os, signal, sys
+from packnet_cli.__main__ import main
+os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv[0] = "packnet"
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract {} --task 1 -o {}/out",
+        "compact {} -o {}/out.st",
+        "plot {} -o {}/out.svg",
+        "rename {} --task 1 --name new",
+    ],
+)
+def test_a_command_ended_by_the_system_leaves_no_half_of_a_file(full, tmp_path, command):
+    """SIGTERM, here when all is written and not yet in place, is heeded as Ctrl-C is."""
+    before = full.read_bytes()
+    arguments = command.format(full, tmp_path).split()
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.startswith("error: interrupted"), done.stderr
+    assert os.listdir(tmp_path) == ["full.st"] and full.read_bytes() == before
+
+
 def test_ctrl_c_while_the_program_is_still_being_loaded(monkeypatch, capsys):
     """One line too."""
     monkeypatch.setitem(sys.modules, "packnet_cli.cli", Interrupted("packnet_cli.cli"))

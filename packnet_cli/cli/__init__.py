@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -179,6 +180,8 @@ def main() -> None:
     from packnet_cli.cli import packing, capacity, using, keeping  # noqa: F401, I001  (adds their commands, in this order)
 
     streams.prepare()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun ends all processes when one has ended, which alone speaks
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
     with in_one_line(lambda: "packnet", False):
         try:
             app()
