@@ -411,6 +411,14 @@ def test_a_state_that_cannot_be_kept_does_not_end_the_run(tmp_path):
     assert "no checkpoint could be kept" in said[0] and not os.listdir(tmp_path)
 
 
+def test_a_first_checkpoint_that_is_interrupted_leaves_no_folder(packed, folders, monkeypatch):
+    """By a second Ctrl-C."""
+    monkeypatch.setattr(checkpoint, "save_file", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        add(packed, folders[0], progress=stop_at("train", 1, 1))
+    assert not atomic.checkpoint(packed).parent.exists()
+
+
 def test_the_optimizer_of_a_phase_that_is_over_takes_no_memory(packed, folders):
     """Its moments are as large as the network, twice."""
 

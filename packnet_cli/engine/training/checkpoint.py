@@ -107,9 +107,10 @@ class Checkpointer:
                 save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **state.notes()})})
         except (OSError, ArtifactError, TypeError) as error:  # JSON cannot hold the state of some optimizers
             self.say(f"no checkpoint could be kept: {error}", warning=True)
-            with suppress(OSError):
-                self.file.parent.rmdir()  # unless there is an earlier one
             return False
+        finally:  # also when a second Ctrl-C has ended it
+            with suppress(OSError):
+                self.file.parent.rmdir()  # unless it holds one
         return True
 
     def stop_if_asked(self) -> None:
