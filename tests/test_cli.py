@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -636,6 +637,13 @@ def test_a_command_ended_by_the_system_leaves_no_half_of_a_file(full, tmp_path, 
     done = subprocess.run([sys.executable, "-c", TERMINATED, *arguments], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr.startswith("error: interrupted"), done.stderr
     assert os.listdir(tmp_path) == ["full.st"] and full.read_bytes() == before
+
+
+def test_ctrl_c_at_the_very_end(full, packnet, monkeypatch):
+    """The message does not claim that the file is the old one."""
+    monkeypatch.setattr(report, "renamed", Mock(side_effect=KeyboardInterrupt))
+    refused(packnet("rename", full, "--task", 1, "--name", "new"), 130, "unless the result had just been written")
+    assert format.load_header(full).task(1).name == "new"
 
 
 def test_ctrl_c_while_the_program_is_still_being_loaded(monkeypatch, capsys):
