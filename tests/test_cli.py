@@ -572,6 +572,15 @@ def test_whatever_else_the_system_refuses_is_one_line(full, packnet, monkeypatch
     refused(packnet("verify", full), 2, "cannot use /secret: Permission denied")
 
 
+def test_a_working_folder_that_is_gone(full, tmp_path, packnet, monkeypatch):
+    """Neither relative paths nor torch can do without."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused(packnet("verify", full), 2, "the folder that this was started in no longer exists")
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [("cp1252", "\\u65e5\\u672c é \\ud83d\\ude00".encode("cp1252")), ("utf-8", "日本 é 😀".encode())],

@@ -167,6 +167,10 @@ def packnet(
     if ctx.invoked_subcommand is None:
         print(ctx.get_help(), end="")
         raise typer.Exit(UsageError.exit_code)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the folder that this was started in no longer exists; change to another one") from None
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what cannot be used is an error of ours
