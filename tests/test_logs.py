@@ -127,6 +127,16 @@ def test_a_run_that_goes_on_takes_the_place_of_what_it_repeats(packed, tmp_path,
     assert [line.get("loss") == 9 for line in found] == [True, False, False, False, False]
 
 
+def test_a_torn_line_takes_no_other_with_it(tmp_path):
+    """A full disk leaves one without an end."""
+    (tmp_path / "metrics.jsonl").write_text('{"event": "epo')
+    line = {"event": "accuracy", "task": "red", "phase": "dense", "top1": 50.0}
+    for _ in range(2):
+        with logs.log_to(tmp_path) as write:
+            write(line)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1:] == 2 * [json.dumps(line)]
+
+
 def test_another_run_takes_the_place_of_the_last_one(tmp_path):
     """In the order of its own lines, though weights are released in fewer steps now."""
 

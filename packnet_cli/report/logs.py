@@ -51,10 +51,14 @@ def log_to(folder: Path) -> Iterator[Write]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return open(path, "ab", buffering=0)  # unbuffered, for whoever follows the file
+    return open(path, "ab+", buffering=0)  # unbuffered, for whoever follows the file
 
 
 def _lines(file: IO[bytes]) -> Write:
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.write(b"\n")  # the last line was torn, as on a full disk; the next is to be whole
     return lambda line: file.write(json.dumps(line).encode() + b"\n")
 
 
