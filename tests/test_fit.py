@@ -68,7 +68,8 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
     monkeypatch.setattr(rates_module, "ends_without_norm", lambda *_: True)
     lowered = pack.add_task(packed, folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1).recipe
     assert (lowered["lr"], lowered["retrain_lr"]) == rates
-    assert "a third of the usual rate, 0.000333: no norm follows this network's last layers" in said
+    named = "--retrain-lr" if given else "--lr and --retrain-lr"
+    assert f"{named} a third of the usual, 0.000333: no norm follows this network's last layers" in said
 
 
 def test_they_are_lowered_without_batch_norm_too(tmp_path, folders):
@@ -76,7 +77,7 @@ def test_they_are_lowered_without_batch_norm_too(tmp_path, folders):
     recipe, said = dataclasses.replace(ADAMW, epochs=1), []
     task = pack.add_task(tmp_path / "packed.st", folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1)
     assert task.recipe["lr"] == 1e-3 / 3
-    assert "a third of the usual rate, 0.000333: this network has no batch norm" in said
+    assert "--lr and --retrain-lr a third of the usual, 0.000333: this network has no batch norm" in said
 
 
 def test_what_fits_at_once_is_left_as_it_is(packed, folders):

@@ -14,7 +14,7 @@ from packnet_cli.artifact.header import is_of_head
 from packnet_cli.engine import network
 from packnet_cli.engine.claim import Claim
 from packnet_cli.progress import Say
-from packnet_cli.recipe import Recipe, UsualRate
+from packnet_cli.recipe import Recipe, UsualRate, flag
 
 MOST_SCALE = 10.0  # limit of `lr_scale`, however few weights a task owns
 
@@ -33,7 +33,7 @@ def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
     if ends or not has_batch_norm(artifact):
         usual = {name: rate / 3 for name, rate in usual.items()}
         why = "no norm follows this network's last layers" if ends else "this network has no batch norm"
-        say(f"a third of the usual rate, {min(usual.values()):.3g}: {why}")
+        say(f"{' and '.join(map(flag, usual))} a third of the usual, {min(usual.values()):.3g}: {why}")
     return dataclasses.replace(recipe, **usual)
 
 
