@@ -7,7 +7,7 @@ from packnet_cli.errors import UsageError
 
 CHOICES = {
     "sched": ("step", "cosine", "tanh", "poly", "none"),
-    "anneal": ("once", "twice"),
+    "anneal": ("once", "twice", "first"),
     "lr_scale": ("free", "none"),
     "rank": ("adaptive", "layer", "global"),
     "restart": ("pretrained", "zero"),
@@ -55,7 +55,9 @@ class Recipe:
     opt: str = _setting("momentum", "timm optimizer: momentum (SGD with 0.9), adamw, ...")
     weight_decay: float = _setting(0.0, "Weight decay of matrices and filters; none of biases and norms.")
     sched: str = _setting("step", "timm schedule; step: a tenth of the rate in the second half; poly: linear.")
-    anneal: str = _setting("twice", "Run the schedule over training and retraining together (once), or over each.")
+    anneal: str = _setting(
+        "twice", "once: one schedule over training and retraining; twice: one for each; first: for training alone."
+    )
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     hflip: float = _setting(0.5, "How often a training image is mirrored, 0 to 1; 0 for digits, text or arrows.")
     vflip: float = _setting(0.0, "How often it is mirrored top to bottom; 0.5 for images without an up and down.")
@@ -126,7 +128,7 @@ ADAMW = Recipe(
 RECIPES = {
     "sgd": Recipe(),
     "adamw": ADAMW,
-    "paper": Recipe(distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
+    "paper": Recipe(anneal="first", distill_weight=0.0, prune_steps=1, restart="zero", norm="frozen", lr_scale="none"),
 }
 
 SETTINGS = {setting.name: setting for setting in fields(Recipe)}

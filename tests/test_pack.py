@@ -21,6 +21,7 @@ from packnet_cli.engine.using import evaluate
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, ConflictError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
+from packnet_cli.recipe import RECIPES
 
 RUN = dict(recipe=QUICK, machine=CPU)
 SMALL = dict(data_config={"img_size": 32})
@@ -417,7 +418,7 @@ def test_prune_starts_from_what_the_task_is(packed, folders):
 
 
 def test_a_task_is_the_same_pruned_at_once_or_afterwards(packed, folders, tmp_path):
-    """So that retraining can have a schedule of its own, as the paper's of later tasks has (README)."""
+    """By its own recipe, and its own images."""
     pack.add_task(packed, folders[0], prune=0.5, **RUN)
     other = shutil.copy(packed, tmp_path / "other.st")
     at_once = pack.add_task(packed, folders[1], prune=0.75, **RUN).header.task(2)
@@ -617,6 +618,24 @@ def test_one_schedule_over_training_and_retraining(packed, folders, how, phases)
     pack.add_task(packed, folders[0], **RUN | {"recipe": recipe} | how, progress=progress)
     falling = [1, 0.854, 0.5, 0.146] if how == {"prune": 0.5} else [1, 0.5]
     assert rates == pytest.approx(phases * falling, abs=1e-3)
+
+
+def test_the_papers_rates(tmp_path, folders, weights):
+    """Of the base and of new tasks a tenth in the second half; retraining these is at a constant rate, also later."""
+    path, tenths = tmp_path / "packed.st", {"recipe": dataclasses.replace(RECIPES["paper"], epochs=2, retrain_epochs=2)}
+    rates = []
+
+    def progress(task, phase, seen):
+        if isinstance(seen, Step) and seen.step == seen.steps:
+            rates.append(round(1e4 * seen.lr, 3))
+
+    how = {"prune": 0.5, "progress": progress, "machine": CPU}
+    pack.init(path, "test_resnet", weights=weights, data=folders[2], **SMALL, **tenths, **how)
+    assert rates == [1, 0.1]
+    pack.add_task(path, folders[0], **tenths, **how)
+    assert rates[2:] == [10, 1, 1, 1]
+    pack.prune_task(path, "red", **how)
+    assert rates[6:] == [1, 1]
 
 
 def test_prune_leaves_what_removed_tasks_left_behind(full):

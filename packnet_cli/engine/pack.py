@@ -76,7 +76,7 @@ def init(
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError,
     ConflictError, DivergedError, InterruptedRun.
     """
-    recipe = recipe or Recipe()
+    recipe = dataclasses.replace(recipe or Recipe(), anneal="twice")  # retraining is all there is: the schedule is its
     unchanged_since = atomic.stamp(path)
     check_new(path, force)
     if prune is not None:

@@ -186,11 +186,12 @@ class TaskInTraining:
         if self.resumed and self.resumed.phase != phase:
             return iter(())  # done before the run was stopped
         around = (0, self.retrain_epochs) if phase == TRAIN else (self.recipe.epochs, 0)
+        sched = "none" if phase != TRAIN and self.recipe.anneal == "first" else self.recipe.sched
         return train(
             self.model,
             self.train_batches,
             self.freezer,
-            Optimization(self.recipe.opt, lr, self.recipe.sched, self.recipe.weight_decay, self.lr_scale, self.rates),
+            Optimization(self.recipe.opt, lr, sched, self.recipe.weight_decay, self.lr_scale, self.rates),
             epochs=epochs,
             around=around if self._once else (0, 0),
             train_norm=self.train_norm,
