@@ -60,6 +60,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         reason = error.strerror or str(error) or type(error).__name__
         if not error.filename:
-            return f"cannot write the output: {reason}; send it elsewhere", ArtifactError.exit_code
+            message = f"cannot write the output: {reason}; send it elsewhere (files are written all the same)"
+            return message, ArtifactError.exit_code
         return f"cannot use {error.filename}: {reason}; check the path, and who may use it", UsageError.exit_code
     return None
