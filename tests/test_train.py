@@ -260,6 +260,8 @@ def test_copies_learn_the_same_bits(opt, layout, monkeypatch):
             keep = {name: numbers < (0.8, 0.7, 0.6, 0.6 * (name[0] == "0"))[epoch] for name, numbers in drawn.items()}
             release(freezer, keep)
         assert (freezer.network is not model) == copied and set(freezer.parts) == {"0.weight"}
+        if copied:  # there is but one index
+            assert freezer.parts["0.weight"].index.data_ptr() == freezer.copied.index.data_ptr()
         found.append([value.numpy().tobytes() for value in model.state_dict().values()])
     assert found[0] == found[1]
 

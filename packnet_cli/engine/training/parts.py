@@ -18,23 +18,26 @@ class Part:
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         self.vector = nn.Parameter(parameter.new_empty(0))  # (k,)
-        self.index = self.known = torch.empty(0, dtype=torch.int64)  # memory positions (k,); `known`: of the state
+        self.index, self.start = torch.empty(0, dtype=torch.int64), 0  # memory positions plus `start` (k,)
+        self.known: torch.Tensor | None = None  # memory positions of the optimizer's state, if these are others
 
     def hold(self, mask: torch.Tensor) -> None:
         """Make the weights where `mask` is True the vector, at their present values."""
-        self.index = flat(mask, self.parameter).nonzero().flatten()
+        if self.known is None:
+            self.known = self._positions().int()
+        self.index, self.start = flat(mask, self.parameter).nonzero().flatten(), 0
         self.vector.data = self._part_of(self.parameter.detach())
 
     def forget_released(self, state: dict[str, Any]) -> None:
         """Cut the optimizer's state of the vector down to the weights still in it."""
-        if len(self.known) > len(self.index):
+        if self.known is not None and len(self.known) > len(self.index):
             there = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.index.device)
-            there[self.index.long()] = True
+            there[self._positions()] = True
             kept = there[self.known.long()]
             for what, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == kept.shape:
                     state[what] = value[kept]
-        self.known = self.index
+        self.known = None
 
     def take_gradient(self) -> None:
         gradient, self.parameter.grad = self.parameter.grad, None
@@ -45,11 +48,14 @@ class Part:
         return values.take(self.index) if self._shared_by_threads() else values.index_select(0, self.index)
 
     def write(self) -> None:
-        values, index, vector = flat(self.parameter.detach(), self.parameter), self.index.long(), self.vector.detach()
+        values, index, vector = flat(self.parameter.detach(), self.parameter), self._positions(), self.vector.detach()
         if self._shared_by_threads():
             values.index_copy_(0, index, vector)
         else:
             values.scatter_(0, index, vector)
+
+    def _positions(self) -> torch.Tensor:
+        return self.index - self.start if self.start else self.index
 
     def _shared_by_threads(self) -> bool:
         """Whether to use the multi-threaded variants (CPU, several threads), which cost twice the work."""
@@ -91,9 +97,9 @@ class Copied(nn.Module):
         pieces = self._by_parameter(self.flat.detach()), self._by_part(self.index), self._by_part(self.vectors)
         for part, copy, index, vector in zip(parts.values(), *pieces, strict=True):
             copy.copy_(flat(part.parameter.detach(), part.parameter))
-            index += int(copy.storage_offset())
-            part.vector.data = vector
-            part.index = part.index.int()  # int32 to save memory: seldom used from now on
+            # Views: another index would take eight bytes for each free weight.
+            part.vector.data, part.index, part.start = vector, index, int(copy.storage_offset())
+            index += part.start
 
     def forward(self, images: torch.Tensor) -> Any:
         if self.flat is None:
