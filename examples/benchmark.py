@@ -124,7 +124,6 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
         for _ in range(bench.steps):
             with in_precision(bench.device, bool(bench.amp)):
                 loss = F.cross_entropy(forward(images), labels)
-            optimizer.zero_grad()
             loss.backward()
             for parameter, frozen in held.items():
                 parameter.grad[frozen] = 0
@@ -134,6 +133,7 @@ def stepper(bench: "Bench", artifact: Artifact, way: str) -> Callable[[], None]:
             with torch.no_grad():
                 for parameter, frozen in held.items():
                     parameter[frozen] = 0
+            optimizer.zero_grad()
 
     return steps
 

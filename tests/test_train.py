@@ -321,6 +321,15 @@ def test_weights_that_are_not_finite_after_the_last_step_are_noticed(monkeypatch
         run(model, DataLoader(batches.dataset, 8), freezer, epochs=1)
 
 
+def test_a_forward_pass_has_the_memory_of_gradients():
+    """When it ends, activations take the most."""
+    model, batches = tiny()
+    seen = []
+    model.register_forward_hook(lambda *_: seen.extend(each.grad for each in model.parameters()))
+    run(model, batches, Freezer(model, "momentum"))
+    assert seen == [None] * len(seen) != []
+
+
 def test_progress_counts_every_step():
     """Epochs and steps from 1, accuracies in percent."""
     model, batches = tiny()

@@ -146,12 +146,12 @@ def train(
             with in_precision(device, amp):
                 logits = forward(images)  # (N, classes)
                 loss = F.cross_entropy(logits, labels) if teacher is None else teacher.loss(images, labels, logits)
-            optimizer.zero_grad()
             loss.backward()
             freezer.take_gradients()
             distributed.average_gradients(freezer.trained().values(), len(labels))
             optimizer.step()
             freezer.write_back()
+            optimizer.zero_grad()  # here, for the next forward pass to have the memory
             rate = optimizer.param_groups[0]["lr"]
             if scheduler is not None:
                 scheduler.step_update((before + epoch) * len(batches) + step + 1)
