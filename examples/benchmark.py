@@ -40,9 +40,10 @@ from typer import Option
 from packnet_cli.artifact import edit, format, masks
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network, pack
-from packnet_cli.engine.compute import forward_of, in_precision, training_on
+from packnet_cli.engine.compute import forward_of, in_precision
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.measure import evaluate
+from packnet_cli.engine.modes import training_on
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import MOMENTUM, fused
 from packnet_cli.engine.training.parts import wants_copies

@@ -10,7 +10,7 @@ from test_data import CONFIG
 from test_resume import init, stop_at
 
 from packnet_cli.artifact import format, verify
-from packnet_cli.engine import compute, pack
+from packnet_cli.engine import compute, modes, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.release import release_in_steps
@@ -115,7 +115,7 @@ def test_capturing_leaves_nothing_behind(kind, captured, caplog):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.cuda.get_rng_state()
     shape = (8, 1, 2, 2)
-    with compute.training_on(GPU):
+    with modes.training_on(GPU):
         forward = compute.forward_of(model, wanted=None, device=torch.device("cuda", 0), shape=shape, amp=True)()
     assert (forward.captured is not model) == captured, caplog.text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -9,5 +9,5 @@ Where to begin reading, and what comes next:
 * `training` trains a task, `data` turns images into batches, `using` runs a packed model.
 * `measure` computes logits and accuracies, `calibrate` temperatures.
 * `network` builds networks and moves weights between them and arrays. How they compute: `device`, `compute`,
-  `convolutions`, and with several processes `distributed`.
+  `convolutions`, torch's `modes`, and with several processes `distributed`.
 """

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import matmul_precision
 from packnet_cli.engine.measure import Loader, answers
+from packnet_cli.engine.modes import matmul_precision
 
 RANGE = 1e-2, 1e2  # of a temperature
 HALVINGS = 40

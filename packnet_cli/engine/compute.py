@@ -1,37 +1,25 @@
-"""How training computes: number formats, launching of passes, kernels and memory, as suits the device.
+"""How a network computes: in which number format, and how its passes are launched, as suits the device.
 
 Settings left open (None) follow from the device and the network, never from timings, so that a repeated run computes
 alike. Compilation is used only on request.
 """
 
-import ctypes
 import gc
 import logging
-import os
-import random
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import is_depthwise
 from packnet_cli.errors import UsageError, reason
-from packnet_cli.machine import Machine
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Ready = Callable[[], Forward]  # call at the start of an epoch, while nothing else uses the GPU
 
 log = logging.getLogger("packnet")
-
-# torch's warnings where CUDA graphs are captured, which has to happen on a side stream.
-CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def in_bfloat16(wanted: bool | None, device: torch.device, model: nn.Module) -> bool:
@@ -176,103 +164,3 @@ class _Pass(nn.Module):
     def forward(self, images: torch.Tensor) -> Any:
         with in_precision(images.device, self.amp):
             return self.model(images)
-
-
-@contextmanager
-def own_modes() -> Iterator[None]:
-    """Torch's modes as training needs them, whatever the caller has set: gradients, and float32 tensors on the CPU.
-
-    Afterwards the caller's random numbers go on where they were, though training seeds all generators.
-    """
-    before = torch.get_default_dtype()
-    drawn = random.getstate(), np.random.get_state()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    # As a context it would take part in every operation, also where it changes nothing.
-    at_home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    with torch.inference_mode(False), torch.enable_grad(), at_home, torch.random.fork_rng(gpus):
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
-            random.setstate(drawn[0])
-            np.random.set_state(drawn[1])
-
-
-@contextmanager
-def training_on(machine: Machine) -> Iterator[None]:
-    """Torch's process-wide settings while training on `machine`.
-
-    They are restored afterwards, except for cuBLAS's workspace.
-
-    With `deterministic` a GPU computes the same bits each time, as a CPU does anyway. Raises UsageError if the network
-    needs an operation that has no deterministic implementation.
-    """
-    device, deterministic = choose_device(machine.device), machine.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-            torch.use_deterministic_algorithms(True)
-        # TF32 is the default for convolutions anyway.
-        tf32 = matmul_precision("high") if device.type == "cuda" else nullcontext()
-        with tf32, _freed_memory_kept(), warnings.catch_warnings():
-            for harmless in CAPTURING:
-                warnings.filterwarnings("ignore", harmless)
-            yield
-    except RuntimeError as error:
-        if not (deterministic and "deterministic" in str(error)):
-            raise
-        raise UsageError(f"--deterministic: {reason(error)}; leave it out for this network") from None
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Multiply float32 matrices within in "highest" precision, float32 itself, or in "high", TF32."""
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set torch's newer switches, one for each backend, which bar this one
-        with _matmul_switches("ieee" if precision == "highest" else "tf32"):
-            yield
-        return
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _matmul_switches(precision: str) -> Iterator[None]:
-    mkldnn: Any = torch.backends.mkldnn
-    backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = precision
-        yield
-    finally:
-        for backend, was in zip(backends, before, strict=True):
-            backend.fp32_precision = was
-
-
-@contextmanager
-def _freed_memory_kept() -> Iterator[None]:
-    """Have glibc reuse what a step frees, instead of returning it to the kernel and getting it back page by page.
-
-    Afterwards it is returned. Does nothing without glibc.
-    """
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(M_MMAP_MAX, 0)  # what is mapped by itself is always returned
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(M_MMAP_MAX, 2**16)  # these are glibc's defaults
-        libc.mallopt(M_TRIM_THRESHOLD, 2**17)
-        libc.malloc_trim(0)

@@ -22,7 +22,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import distributed, nn
 
 from packnet_cli.artifact import atomic
-from packnet_cli.engine.compute import own_modes
+from packnet_cli.engine.modes import own_modes
 from packnet_cli.errors import InterruptedRun, PackNetError, ToldElsewhere, UsageError, quoted, reason
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import silent, unsaid

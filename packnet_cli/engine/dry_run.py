@@ -6,8 +6,8 @@ from typing import Any
 from packnet_cli.artifact import format, plan
 from packnet_cli.engine import first_task
 from packnet_cli.engine.checks import check_optimizer, check_settings, say_what_is_used
-from packnet_cli.engine.compute import own_modes
 from packnet_cli.engine.data import splits
+from packnet_cli.engine.modes import own_modes
 from packnet_cli.engine.start import all_free, start_from
 from packnet_cli.images import task_name
 from packnet_cli.progress import Say, unsaid

@@ -11,9 +11,9 @@ from timm.utils import decay_batch_step
 from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import distributed
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
+from packnet_cli.engine.modes import training_on
 from packnet_cli.engine.training.checkpoint import interrupted_run
 from packnet_cli.engine.training.rates import has_norm
 from packnet_cli.engine.training.task import TaskInTraining

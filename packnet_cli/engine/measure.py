@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from packnet_cli.engine import distributed
-from packnet_cli.engine.compute import in_precision, matmul_precision
+from packnet_cli.engine.compute import in_precision
+from packnet_cli.engine.modes import matmul_precision
 from packnet_cli.progress import Accuracy
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from packnet_cli.artifact import format
 from packnet_cli.engine.claim import Claim
-from packnet_cli.engine.compute import training_on
 from packnet_cli.engine.data import splits
 from packnet_cli.engine.device import workable_batches
 from packnet_cli.engine.fit import fit_batch_size
+from packnet_cli.engine.modes import training_on
 from packnet_cli.engine.training.checkpoint import Checkpointer, interrupted_run
 from packnet_cli.engine.training.rates import settle_rates
 from packnet_cli.engine.training.task import TaskInTraining
