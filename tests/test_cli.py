@@ -651,7 +651,7 @@ def test_a_command_ended_by_the_system_leaves_no_half_of_a_file(full, tmp_path, 
 def test_ctrl_c_at_the_very_end(full, packnet, monkeypatch):
     """The message does not claim that the file is the old one."""
     monkeypatch.setattr(report, "renamed", Mock(side_effect=KeyboardInterrupt))
-    refused(packnet("rename", full, "--task", 1, "--name", "new"), 130, "unless the result had just been written")
+    refused(packnet("rename", full, "--task", 1, "--name", "new"), 130, "or already with the result")
     assert format.load_header(full).task(1).name == "new"
 
 

@@ -47,7 +47,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int] | None:
     if isinstance(error, PackNetError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the packed model is as it was before, unless the result had just been written", 130
+        return "interrupted; the packed model is whole: as it was before, or already with the result", 130
     # In one line what Typer would say in a box; it keeps the class of these errors to itself.
     if (format_message := getattr(error, "format_message", None)) is not None:
         said, option = format_message().removesuffix("."), getattr(error, "option_name", None)
