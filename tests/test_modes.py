@@ -104,6 +104,14 @@ def test_a_callers_modes_are_not_those_of_training(tmp_path, folders, turn, turn
         turn_back()
 
 
+def test_older_torchs_word_on_the_default_device_is_not_needed(tmp_path, monkeypatch):
+    """It does not know of a device that is a context, and fails after set_default_device(None)."""
+    monkeypatch.delattr(torch, "get_default_device")
+    with torch.device("meta"):
+        artifact = pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False, data_config={"img_size": 32})
+    assert artifact.shared
+
+
 def test_a_callers_random_numbers_go_on(packed, folders):
     """A program that compares seeds of its own would else draw the same numbers after each run."""
 

@@ -30,8 +30,9 @@ def own_modes() -> Iterator[None]:
     before = torch.get_default_dtype()
     drawn = random.getstate(), np.random.get_state()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    # As a context it would take part in every operation, also where it changes nothing.
-    at_home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    # As a context it would take part in every operation, also where it changes nothing. Of a tensor, since older
+    # versions' get_default_device does not know of such contexts, and fails once the default has been put back.
+    at_home = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad(), at_home, torch.random.fork_rng(gpus):
         torch.set_default_dtype(torch.float32)
         try:
