@@ -129,6 +129,16 @@ def test_a_callers_random_numbers_go_on(packed, folders):
     assert after(1, lambda: pack.prune_task(packed, "red", prune=0.5, machine=CPU)) == expected
 
 
+def test_a_gpu_that_is_not_in_use_yet_keeps_the_callers_seed(monkeypatch):
+    """It has drawn nothing from it; torch seeds it when it is first used."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(7)
+    with modes.own_modes():
+        torch.manual_seed(500)
+    assert seeds == [7, 500, 7]
+
+
 def test_a_caller_that_is_only_warned_stays_so():
     """Of what is not deterministic."""
     torch.use_deterministic_algorithms(True, warn_only=True)

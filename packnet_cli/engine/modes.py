@@ -28,7 +28,7 @@ def own_modes() -> Iterator[None]:
     Afterwards the caller's random numbers go on where they were, though training seeds all generators.
     """
     before = torch.get_default_dtype()
-    drawn = random.getstate(), np.random.get_state()
+    seed, drawn = torch.initial_seed(), (random.getstate(), np.random.get_state())
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     # As a context it would take part in every operation, also where it changes nothing. Of a tensor, since older
     # versions' get_default_device does not know of such contexts, and fails once the default has been put back.
@@ -39,6 +39,7 @@ def own_modes() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(before)
+            torch.manual_seed(seed)  # of GPUs in use only since now, if at all; the others go on
             random.setstate(drawn[0])
             np.random.set_state(drawn[1])
 
