@@ -81,8 +81,14 @@ class Recipe:
         return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
 
     def to_prune(self, trained: "Recipe") -> "Recipe":
-        """These settings, to prune a task that was `trained` with others: its first phase and split are kept."""
-        return replace(self, **{name: getattr(trained, name) for name in (*FIRST_PHASE, *SPLIT_SETTINGS)})
+        """These settings, to prune a task that was `trained` with others: its first phase and split are kept.
+
+        If that phase alone had a schedule, retraining has one only if another is given.
+        """
+        kept = {name: getattr(trained, name) for name in (*FIRST_PHASE, *SPLIT_SETTINGS)}
+        if trained.anneal == "first" and (self.anneal, self.sched) != (trained.anneal, trained.sched):
+            kept["anneal"] = "twice"  # the same in the first phase
+        return replace(self, **kept)
 
     def with_split_of(self, other: "Recipe") -> "Recipe":
         """These settings, except those that determine a task's held-out images, which are `other`'s."""

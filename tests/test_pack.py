@@ -638,6 +638,23 @@ def test_the_papers_rates(tmp_path, folders, weights):
     assert rates[6:] == [1, 1]
 
 
+@pytest.mark.parametrize("given", [{"sched": "poly"}, {"anneal": "twice"}])
+def test_another_schedule_to_prune_by_is_followed(packed, folders, given):
+    """Also of a task that was retrained without one, whose first phase that leaves as it was."""
+    trained, said, rates = dataclasses.replace(QUICK, anneal="first", retrain_epochs=2), [], []
+    pack.add_task(packed, folders[0], prune=0.5, recipe=trained, machine=CPU)
+
+    def progress(task, phase, seen):
+        if isinstance(seen, Step):
+            rates.append(seen.lr)
+
+    how = {"recipe": dataclasses.replace(trained, **given), "progress": progress, "say": said.append, "machine": CPU}
+    after = pack.prune_task(packed, "red", prune=0.5, **how)
+    assert rates[-1] < rates[0]
+    assert after.header.task("red").recipe["anneal"] == "twice"
+    assert not any("anneal" in line for line in said)
+
+
 def test_prune_leaves_what_removed_tasks_left_behind(full):
     """A task in the middle is gone, its weights are still the newest one's to see, and nobody's to release."""
     edit.remove_task(full, "green")

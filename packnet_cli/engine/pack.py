@@ -232,7 +232,8 @@ def prune_task(
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
     recipe = given.to_prune(trained)
-    if kept := [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(given, name) != getattr(recipe, name)]:
+    before = [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(recipe, name) == getattr(trained, name)]
+    if kept := [name for name in before if getattr(given, name) != getattr(trained, name)]:
         say(f"{', '.join(kept)}: as task {entry} was added")
     check_settings(prune)
     check_optimizer(recipe)
