@@ -42,6 +42,20 @@ def test_a_path_that_no_file_can_have(tmp_path):
         decoding.check_images(splits.Split([path], [0]))
 
 
+def test_where_no_file_has_a_number_paths_tell_them_apart(folder, monkeypatch):
+    """Not all are held out then, as on network drives of Windows; links are followed."""
+    stat = os.stat
+
+    def without_number(*path, **how):
+        mode, _, *more = stat(*path, **how)
+        return os.stat_result((mode, 0, *more))
+
+    monkeypatch.setattr(os, "stat", without_number)
+    (folder / "link.png").symlink_to(next((folder / "val").rglob("*.png")))
+    images = splits.open_retraining(open_training(folder).classes, folder, folder, val_split=0.25, seed=0)
+    assert len(images.train.paths) == 18 and len(images.held_out.split.paths) == 9
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_a_held_out_folder_is_used(folder, name):
     """Under any of its usual names."""

@@ -185,13 +185,14 @@ def _without(split: Split, other: Split) -> Split:
     return split.where(lambda path: _file(path) not in files)
 
 
-def _file(picture: Picture) -> tuple[int, int] | Picture:
+def _file(picture: Picture) -> tuple[int, int] | str | Picture:
     """What tells a file from others; the picture itself if it is no file that is there."""
     try:
         found = os.stat(str(picture))
     except OSError:
         return picture
-    return found.st_dev, found.st_ino
+    # Where there are no inodes, as on some network drives, every file has the number 0.
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(str(picture))
 
 
 def set_aside(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
