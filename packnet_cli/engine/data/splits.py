@@ -189,7 +189,7 @@ def _file(picture: Picture) -> tuple[int, int] | str | Picture:
     """What tells a file from others; the picture itself if it is no file that is there."""
     try:
         found = os.stat(str(picture))
-    except OSError:
+    except (OSError, ValueError):  # a path that no file can have
         return picture
     # Where there are no inodes, as on some network drives, every file has the number 0.
     return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(str(picture))
