@@ -581,6 +581,16 @@ def test_a_working_folder_that_is_gone(full, tmp_path, packnet, monkeypatch):
     refused(packnet("verify", full), 2, "the folder that this was started in no longer exists")
 
 
+def test_a_working_folder_that_may_not_be_read(full, packnet, monkeypatch):
+    """Some systems, such as macOS, then do not tell its name."""
+
+    def refuse():
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "getcwd", refuse)
+    refused(packnet("verify", full), 2, "the folder that this was started in cannot be used (Permission denied)")
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [("cp1252", "\\u65e5\\u672c é \\ud83d\\ude00".encode("cp1252")), ("utf-8", "日本 é 😀".encode())],

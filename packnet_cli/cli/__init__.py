@@ -169,8 +169,9 @@ def packnet(
         raise typer.Exit(UsageError.exit_code)
     try:
         os.getcwd()
-    except FileNotFoundError:
-        raise UsageError("the folder that this was started in no longer exists; change to another one") from None
+    except OSError as error:
+        gone = "no longer exists" if isinstance(error, FileNotFoundError) else f"cannot be used ({error.strerror})"
+        raise UsageError(f"the folder that this was started in {gone}; change to another one") from None
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what cannot be used is an error of ours
