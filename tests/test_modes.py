@@ -82,7 +82,7 @@ def test_a_caller_may_use_torchs_newer_switches():
     ],
 )
 def test_a_callers_modes_are_not_those_of_training(tmp_path, folders, turn, turn_back):
-    """Nor is its inference mode: the file has the same bytes, and the modes are there again afterwards."""
+    """Nor are its inference mode and autocast: the file has the same bytes, and the modes are there again."""
 
     def made(path):
         pack.init(path, "test_resnet", pretrained=False, data_config={"img_size": 32})
@@ -91,12 +91,13 @@ def test_a_callers_modes_are_not_those_of_training(tmp_path, folders, turn, turn
         return path.read_bytes()
 
     def present():
-        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.ones(1).dtype, torch.ones(1).device
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        return *modes, torch.ones(1).dtype, torch.ones(1).device
 
     expected = made(tmp_path / "plain.st")
     turn()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             before = present()
             assert made(tmp_path / "turned.st") == expected
             assert present() == before

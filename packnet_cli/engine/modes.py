@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Torch's modes as training needs them, whatever the caller has set: gradients, and float32 tensors on the CPU.
+    """Torch's modes as training needs them, whatever the caller has set: gradients, no autocast, float32 on the CPU.
 
     Afterwards the caller's random numbers go on where they were, though training seeds all generators.
     """
@@ -33,7 +33,10 @@ def own_modes() -> Iterator[None]:
     # As a context it would take part in every operation, also where it changes nothing. Of a tensor, since older
     # versions' get_default_device does not know of such contexts, and fails once the default has been put back.
     at_home = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
-    with torch.inference_mode(False), torch.enable_grad(), at_home, torch.random.fork_rng(gpus):
+    autocasts = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), at_home, torch.random.fork_rng(gpus):
+        for autocast in autocasts:
+            stack.enter_context(autocast)
         torch.set_default_dtype(torch.float32)
         try:
             yield
