@@ -24,6 +24,7 @@ OTHERWISE = {
     "someone/gray": ({"input_size": [1, 32, 32], "first_conv": "conv1.0"}, {"in_chans": 1}, "test_resnet"),
     "someone/small": ({"input_size": [3, 32, 32], "fixed_input_size": True}, {"img_size": [32, 32]}, "test_vit"),
 }
+NAMED = "someone/named"  # says its classes, which are not in order of name
 UNSAID = "someone/unsaid"  # its network's size follows from nothing that it says
 
 
@@ -47,6 +48,11 @@ def hub():
         state = timm.create_model(arch, **arguments).state_dict()
         files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
         files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
+
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {"classifier": "fc"}}
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    files[f"/{NAMED}/resolve/main/model.safetensors"] = save(state)
+    files[f"/{NAMED}/resolve/main/config.json"] = json.dumps(config | {"label_names": ["cat", "ant", "bee"]}).encode()
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -94,12 +100,13 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     lines = [[file, "--arch", arch] for arch, file in files.items()]
     lines.append([str(tmp_path / "none.st"), "--arch", f"hf-hub:{ENCODER}", "--prune", "0.5"])
     lines += [[str(tmp_path / f"{repo[8:]}.st"), "--arch", f"hf-hub:{repo}"] for repo in (UNSAID, *OTHERWISE)]
+    lines.append([str(tmp_path / "named.st"), "--arch", f"hf-hub:{NAMED}", "--prune", "0.5", "--img-size", "32"])
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     line = [sys.executable, "-c", SCRIPT, json.dumps(lines)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *made, (code, said), unsaid, gray, small = map(json.loads, done.stdout.splitlines())
-    assert [code for code, _ in (*made, gray, small)] == [0] * 5, made
+    *made, (code, said), unsaid, gray, small, named = map(json.loads, done.stdout.splitlines())
+    assert [code for code, _ in (*made, gray, small, named)] == [0] * 6, made
     for arch, file in files.items():
         artifact = format.load(Path(file))
         assert archs[arch] in artifact.header.source
@@ -111,3 +118,4 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
         header = format.load(tmp_path / f"{repo[8:]}.st").header
         assert header.model_kwargs == arguments
         network.build(header, 2)
+    assert format.load_header(tmp_path / "named.st").task(1).classes == ("cat", "ant", "bee")

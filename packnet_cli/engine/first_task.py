@@ -14,9 +14,9 @@ from packnet_cli.images import is_dataset, task_name
 def class_names(origin: Origin, listed: Path | None, data: Path | None) -> tuple[str, ...]:
     """The classes of a pretrained classifier, in order of its outputs.
 
-    From the file `listed`, one name a line; else from the file of its weights; else ImageNet's wnids, if timm
-    recognises the network as an ImageNet one and no folder has another name; else the class folders in order, if there
-    are as many and the order is in no doubt, or without images plain numbers. Raises DataError.
+    From the file `listed`, one name a line; else from where its weights are, a file or the hub; else ImageNet's wnids,
+    if timm recognises the network as an ImageNet one and no folder has another name; else the class folders in order,
+    if there are as many and the order is in no doubt, or without images plain numbers. Raises DataError.
     """
     count = origin.num_classes
     if listed is not None:

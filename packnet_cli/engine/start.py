@@ -32,7 +32,7 @@ class Origin:
 
     model: nn.Module
     header: Header
-    classes: tuple[str, ...] = ()  # of its classifier, if the file of its weights names them
+    classes: tuple[str, ...] = ()  # of its classifier, if the file of its weights or the hub names them
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +96,8 @@ def start_from(
         model = create(name, built)
     network.try_out(model, preprocessing)
     header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
-    origin = Origin(model, header, tuple(recorded.get("classes", ())))
+    named = recorded.get("classes") if weights is not None else cfg.get("label_names")  # there, or on the hub
+    origin = Origin(model, header, tuple(map(str, named or ())))
     if pretrained and weights is None and fetch:
         _check_rebuilt(arch, origin)
     return origin
