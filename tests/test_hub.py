@@ -23,9 +23,14 @@ ENCODER = "someone/encoder"
 OTHERWISE = {
     "someone/gray": ({"input_size": [1, 32, 32], "first_conv": "conv1.0"}, {"in_chans": 1}, "test_resnet"),
     "someone/small": ({"input_size": [3, 32, 32], "fixed_input_size": True}, {"img_size": [32, 32]}, "test_vit"),
+    "someone/tagged": ({}, {}, "test_resnet.r160_in1k"),
 }
 NAMED = "someone/named"  # says its classes, which are not in order of name
 UNSAID = "someone/unsaid"  # its network's size follows from nothing that it says
+# By repository: its configuration, and what is said of it.
+REFUSED = {
+    "someone/newer": ({"architecture": "newnet", "pretrained_cfg": {}}, "hf-hub:someone/newer is a newnet, which timm"),
+}
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def hub():
 
     for repo, (said, arguments, arch) in (OTHERWISE | {UNSAID: ({}, {"img_size": 224}, "test_vit")}).items():
         config = {"architecture": arch, "num_classes": 1000, "pretrained_cfg": said | {"num_classes": 1000}}
-        config["pretrained_cfg"]["classifier"] = "fc" if arch == "test_resnet" else "head"
+        config["pretrained_cfg"]["classifier"] = "head" if arch == "test_vit" else "fc"
         state = timm.create_model(arch, **arguments).state_dict()
         files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
         files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
@@ -53,6 +58,10 @@ def hub():
     state = timm.create_model("test_resnet", num_classes=3).state_dict()
     files[f"/{NAMED}/resolve/main/model.safetensors"] = save(state)
     files[f"/{NAMED}/resolve/main/config.json"] = json.dumps(config | {"label_names": ["cat", "ant", "bee"]}).encode()
+
+    for repo, (config, _) in REFUSED.items():
+        files[f"/{repo}/resolve/main/model.safetensors"] = save({"fc.weight": torch.zeros(1, 1)})
+        files[f"/{repo}/resolve/main/config.json"] = json.dumps(config).encode()
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -101,12 +110,16 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     lines.append([str(tmp_path / "none.st"), "--arch", f"hf-hub:{ENCODER}", "--prune", "0.5"])
     lines += [[str(tmp_path / f"{repo[8:]}.st"), "--arch", f"hf-hub:{repo}"] for repo in (UNSAID, *OTHERWISE)]
     lines.append([str(tmp_path / "named.st"), "--arch", f"hf-hub:{NAMED}", "--prune", "0.5", "--img-size", "32"])
+    lines += [[str(tmp_path / "none.st"), "--arch", f"hf-hub:{repo}"] for repo in REFUSED]
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     line = [sys.executable, "-c", SCRIPT, json.dumps(lines)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *made, (code, said), unsaid, gray, small, named = map(json.loads, done.stdout.splitlines())
-    assert [code for code, _ in (*made, gray, small, named)] == [0] * 6, made
+    results = list(map(json.loads, done.stdout.splitlines()))
+    (code, said), unsaid = results[len(files) : len(files) + 2]
+    refused = results[-len(REFUSED) :]
+    made = [*results[: len(files)], *results[len(files) + 2 : -len(REFUSED)]]
+    assert [code for code, _ in made] == [0] * (len(files) + len(OTHERWISE) + 1), made
     for arch, file in files.items():
         artifact = format.load(Path(file))
         assert archs[arch] in artifact.header.source
@@ -119,3 +132,5 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
         assert header.model_kwargs == arguments
         network.build(header, 2)
     assert format.load_header(tmp_path / "named.st").task(1).classes == ("cat", "ant", "bee")
+    for (code, said), (_, words) in zip(refused, REFUSED.values(), strict=True):
+        assert code == 7 and words in said

@@ -120,7 +120,10 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         with _from_hub(
             f"the configuration of {arch}", "name timm's architecture, with --weights FILE or --no-pretrained"
         ):
-            cfg, name, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
+            cfg, architecture, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
+        name = architecture.partition(".")[0]
+        if not timm.is_model(name):
+            raise NetworkError(f"{arch} is a {name}, which timm {timm.__version__} does not know; a newer one may")
         # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
         kept = {key: value for key, value in (arguments or {}).items() if is_argument(key)}
         return name, cfg, _implied(name, cfg) | kept
@@ -145,7 +148,7 @@ def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
         channels, *size = of.get("input_size") or (None, None)
         return {"in_chans": channels, "img_size": size if of.get("fixed_input_size") else None}
 
-    bare = timm.get_pretrained_cfg(name.partition(".")[0])
+    bare = timm.get_pretrained_cfg(name)
     usual = arguments(bare.to_dict() if bare is not None else {})
     return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
 
