@@ -30,6 +30,11 @@ UNSAID = "someone/unsaid"  # its network's size follows from nothing that it say
 # By repository: its configuration, and what is said of it.
 REFUSED = {
     "someone/newer": ({"architecture": "newnet", "pretrained_cfg": {}}, "hf-hub:someone/newer is a newnet, which timm"),
+    "someone/transformers": ({"architectures": ["ResNetForImageClassification"]}, "(KeyError: 'architecture')"),
+    "someone/lacking": (
+        {"architecture": "test_resnet", "pretrained_cfg": {"classifier": "fc"}},
+        'ResNet: Missing key(s) in state_dict: "conv1.0.weight", ',
+    ),
 }
 
 
@@ -134,3 +139,7 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     assert format.load_header(tmp_path / "named.st").task(1).classes == ("cat", "ant", "bee")
     for (code, said), (_, words) in zip(refused, REFUSED.values(), strict=True):
         assert code == 7 and words in said
+    proxy = os.environ | {"ALL_PROXY": "socks://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "none")}
+    line[-1] = json.dumps([[str(tmp_path / "none.st"), "--arch", "test_resnet"]])
+    code, said = json.loads(subprocess.run(line, env=proxy, capture_output=True, text=True).stdout)
+    assert code == 7 and "cannot fetch" in said

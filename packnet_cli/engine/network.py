@@ -249,13 +249,13 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-def create(arch: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
+def create(arch: str, arguments: dict[str, Any]) -> nn.Module:
     """A timm network with float32 weights. Raises NetworkError if timm cannot build it with these arguments."""
     try:
-        model: nn.Module = timm.create_model(arch, pretrained=pretrained, **arguments)
+        model: nn.Module = timm.create_model(arch, **arguments)
         return model.float()
     except Exception as error:  # of any kind: networks may fail in any way on their arguments
-        if is_out_of_memory(error) or pretrained and not isinstance(error, TypeError | AssertionError | ValueError):
+        if is_out_of_memory(error):
             raise
         why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise NetworkError(f"timm cannot build {arch} with {arguments}: {why}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
 from packnet_cli.engine.network import CHANNELS, Kind, create
 from packnet_cli.engine.weights import count_outputs, load_weights, recorded_in
-from packnet_cli.errors import NetworkError, UsageError, did_you_mean, reason
+from packnet_cli.errors import NetworkError, UsageError, did_you_mean
 from packnet_cli.progress import Say, unsaid
 
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
@@ -91,7 +92,7 @@ def start_from(
         source = str(weights.resolve())
     elif pretrained:
         source = _hub_source(arch, cfg)
-        model = _create_pretrained(arch, built, say) if fetch else create(name, built)
+        model = _create_pretrained(arch, name, built, say) if fetch else create(name, built)
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
@@ -180,11 +181,18 @@ def _hub_source(arch: str, cfg: dict[str, Any]) -> str:
     return str(source or arch)
 
 
-def _create_pretrained(arch: str, arguments: dict[str, Any], say: Say) -> nn.Module:
+def _create_pretrained(arch: str, name: str, arguments: dict[str, Any], say: Say) -> nn.Module:
     say(f"fetching the pretrained weights of {arch}, unless they are cached (a minute, if the hub is out of reach) ...")
     otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
-        return create(arch, arguments, pretrained=True)
+        try:
+            model: nn.Module = timm.create_model(arch, pretrained=True, **arguments)
+        except OSError:  # of the network or the disk
+            raise
+        except Exception:
+            create(name, arguments)  # which says so if it is the arguments
+            raise
+        return model.float()
 
 
 def _check_rebuilt(arch: str, origin: Origin) -> None:
@@ -278,4 +286,5 @@ def _from_hub(what: str, otherwise: str) -> Iterator[None]:
     except NetworkError:
         raise
     except Exception as error:
-        raise NetworkError(f"cannot fetch {what} ({reason(error)}); {otherwise}") from None
+        why = shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")  # their first lines may say nothing
+        raise NetworkError(f"cannot fetch {what} ({why}); {otherwise}") from None
