@@ -72,7 +72,7 @@ def test_unknown_architecture_names_the_nearest(tmp_path):
     """So that a typing mistake is mended at once."""
     with pytest.raises(NetworkError, match="did you mean .*resnet50"):
         pack.init(tmp_path / "packed.st", "resnet5O", pretrained=False)
-    with pytest.raises(NetworkError, match="invalid_tag"):
+    with pytest.raises(NetworkError, match="resnet50.invalid_tag'; did you mean resnet50"):
         pack.init(tmp_path / "packed.st", "resnet50.invalid_tag", pretrained=False)
 
 

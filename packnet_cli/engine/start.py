@@ -136,8 +136,9 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
     try:
         found = timm.get_pretrained_cfg(arch)
-    except RuntimeError as error:
-        raise NetworkError(f"timm knows no weights {arch!r}: {error}") from None
+    except RuntimeError:
+        hint = did_you_mean(arch, timm.list_models(f"{name}.*", pretrained=True), 0) or f"it has none for {name}"
+        raise NetworkError(f"timm knows no weights {arch!r}; {hint}") from None
     cfg = found.to_dict() if found is not None else {}
     return name, cfg, _implied(name, cfg)
 
