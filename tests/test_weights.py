@@ -44,6 +44,20 @@ def test_checkpoints_of_training(tmp_path, wrap):
         assert name.startswith("fc.") or torch.equal(value, state[name])
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_weights_for_another_image_size(tmp_path, prefix):
+    """Position tables are resampled as timm does, with or without a prefix of the names."""
+    state = timm.create_model("test_vit").state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({"state_dict": {f"{prefix}{name}": value for name, value in state.items()}}, tmp_path / "x.pt")
+    model = timm.create_model("test_vit", img_size=64)
+    load(model, tmp_path / "x.pt", "test_vit")
+    there = {"file": str(tmp_path / "plain.pt")}
+    expected = timm.create_model("test_vit", img_size=64, pretrained=True, pretrained_cfg_overlay=there).state_dict()
+    for name, value in model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, expected[name])
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "words"),
     [

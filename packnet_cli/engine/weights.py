@@ -62,7 +62,7 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
     raise NetworkError(
         f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({few(names, 3)})"
         + (f" and has {len(unknown)} unknown ones ({few(unknown, 3)})" if unknown else "")
-        + "; check --arch and --model-kwargs"
+        + "; check --arch, --model-kwargs and --img-size"
         + (", or try it as .pth, which keeps the order of tensors" if _is_unordered(path, unfit) else "")
     )
 
@@ -166,6 +166,11 @@ def _by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tenso
     return {}
 
 
+def _without_prefix_by_timms_converter(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
+    """Both: a wrapper's weights for another image size, for example."""
+    return _by_timms_converter(_without_prefix(found, model, arch, body), model, arch, body)
+
+
 def _by_order(found: Tensors, model: nn.Module, arch: str, body: Tensors) -> Tensors:
     """The same tensors in the same order under other names: all shapes and the last parts of all names must agree."""
     there = [name for name in found if not name.endswith(COUNTER)]
@@ -183,6 +188,7 @@ RENAMINGS: tuple[tuple[Renaming, str], ...] = (
     (_as_named, ""),
     (_without_prefix, "without the prefix of their names"),
     (_by_timms_converter, "with names and shapes converted by timm"),
+    (_without_prefix_by_timms_converter, "without the prefix of their names, and converted by timm"),
     (_by_order, "by order and shape, as the names differ; what has no weights, such as padding, may differ too"),
 )
 
