@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from contextlib import nullcontext, suppress
@@ -35,8 +36,9 @@ def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images") / "two", classes=2, train=10, val=5)
 
 
-def process(rank, port, log, lines, event):
+def process(rank, port, log, lines, event, home):
     """One of torchrun's processes; at its fourth step the second has something happen to it."""
+    os.chdir(home)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -73,17 +75,18 @@ def diverge():
     raise DivergedError("training diverged")
 
 
-def run(folder, *arguments, event=None):
+def run(folder, *arguments, **how):
     """Run a command line in two processes: their exit codes, and all that they say."""
-    return run_all(folder, [arguments], event)
+    return run_all(folder, [arguments], **how)
 
 
-def run_all(folder, lines, event=None):
-    """Several command lines, one after the other in the same two processes."""
+def run_all(folder, lines, event=None, homes=None):
+    """Several command lines, one after the other in the same two processes; each may start in a folder of its own."""
     # In torchrun, too, it is the parent that keeps what the processes tell each other.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
-    both = [PROCESSES.Process(target=process, args=(n, store.port, logs[n], lines, event)) for n in (0, 1)]
+    each_has = zip((0, 1), logs, homes or (folder, folder), strict=True)
+    both = [PROCESSES.Process(target=process, args=(n, store.port, log, lines, event, at)) for n, log, at in each_has]
     for each in both:
         each.start()
     for each in both:
@@ -205,6 +208,25 @@ def test_a_batch_is_shared_out(folder, monkeypatch):
     assert [len(part) for part in parts] == [2, 2, 2]  # the last four images are too few for three
     with pytest.raises(UsageError, match="11 processes cannot share a batch of 20 images"):
         batches(64, 0, 11)
+
+
+@pytest.fixture
+def machines(tmp_path, folder, packed):
+    """Two folders, as of machines without a common disk: each with the same packed model and images."""
+    homes = [tmp_path / "first", tmp_path / "second"]
+    for home in homes:
+        shutil.copytree(folder, home / "two")
+        shutil.copy(packed, home / "packed.st")
+    return homes
+
+
+def test_machines_without_a_common_disk(tmp_path, machines):
+    """The first one's file has the task; the other's is as before, and nobody misses the task there."""
+    before = (machines[1] / "packed.st").read_bytes()
+    codes, said = run(tmp_path, "add-task", "packed.st", "--data", "two", *ADD, homes=machines)
+    assert codes == [0, 0] and said.count("task 1: two") == 1 and "Traceback" not in said, said
+    assert format.load_header(machines[0] / "packed.st").tasks[0].name == "two"
+    assert (machines[1] / "packed.st").read_bytes() == before
 
 
 def test_one_verb_after_the_other(tmp_path, folder):

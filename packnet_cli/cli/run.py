@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
+
 from packnet_cli import report
 from packnet_cli.cli import MACHINE, Device, Option, Workers, with_options
 from packnet_cli.cli.streams import is_a_further_process
@@ -78,6 +80,8 @@ class Run:
                 "progress": told,
                 "say": report.say,
             }
+        if is_a_further_process():  # the first alone has written the file, and tells of it
+            raise typer.Exit()
 
 
 # Gives a command these options, and their values as a Run in its parameter `run`.
