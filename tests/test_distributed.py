@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, QUICK, make_folder
+from PIL import Image
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.engine import distributed, pack
@@ -227,6 +228,49 @@ def test_machines_without_a_common_disk(tmp_path, machines):
     assert codes == [0, 0] and said.count("task 1: two") == 1 and "Traceback" not in said, said
     assert format.load_header(machines[0] / "packed.st").tasks[0].name == "two"
     assert (machines[1] / "packed.st").read_bytes() == before
+
+
+def other_pixels(home):
+    Image.new("RGB", (40, 40)).save(home / "two" / "train" / "class0" / "0.png")
+
+
+def fewer_images(home):
+    (home / "two" / "train" / "class1" / "9.png").unlink()
+
+
+def another_model(home):
+    pack.add_task(home / "packed.st", home / "two", name="more", prune=0.5, recipe=QUICK, machine=CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_pixels, "would not train the same: the images differ"),
+        (fewer_images, "find 30, 29 images"),
+        (another_model, "would not train the same: the weights differ"),
+    ],
+)
+def test_machines_that_differ_are_told_apart(tmp_path, machines, change, message):
+    """Before training: the processes would wait for each other in vain, or mix two runs."""
+    change(machines[1])
+    before = (machines[0] / "packed.st").read_bytes()
+    codes, said = run(tmp_path, "add-task", "packed.st", "--data", "two", *ADD, homes=machines)
+    assert 0 not in codes and "train epoch" not in said, said
+    [line] = [line for line in said.splitlines() if "error" in line]
+    assert message in line
+    assert (machines[0] / "packed.st").read_bytes() == before and len(os.listdir(machines[0])) == 2
+
+
+def test_an_interrupted_run_is_resumed_on_all_machines(tmp_path, machines):
+    """The first process keeps the checkpoint, and whichever tells knows; the others need a copy of it."""
+    add = ["add-task", "packed.st", "--data", "two", *ADD]
+    codes, said = run(tmp_path, *add, event=interrupt, homes=machines)
+    assert codes == [130, 130] and said.count("error: interrupted") == 1 and "go on with --resume" in said, said
+    codes, said = run(tmp_path, *add, "--resume", homes=machines)
+    assert 0 not in codes and said.count("error") == 1 and "packed.st.resume is not the same on every" in said, said
+    shutil.copytree(machines[0] / "packed.st.resume", machines[1] / "packed.st.resume")
+    codes, said = run(tmp_path, *add, "--resume", homes=machines)
+    assert codes == [0, 0] and format.load_header(machines[0] / "packed.st").tasks, said
 
 
 def test_one_verb_after_the_other(tmp_path, folder):

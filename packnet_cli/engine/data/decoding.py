@@ -57,7 +57,13 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
         shares = [mine[start : start + SHARE] for start in range(0, len(mine), SHARE)]
         found = [pair for pairs in pool.map(partial(_problems, paths), shares) for pair in pairs]
     # By number: an image of a list may have the bytes of all with it, which processes are not to send each other.
-    problems = {paths[number]: problem for each in distributed.gathered(found) for number, problem in each}
+    counts, everything = zip(*distributed.gathered((len(paths), found)), strict=True)
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"the processes of this run find {', '.join(map(str, counts))} images; "
+            "copy the first one's to the same path on every machine"
+        )
+    problems = {paths[number]: problem for each in everything for number, problem in each}
     if problems and not any(isinstance(path, Item) or os.path.lexists(path) for path in paths):
         raise DataError(f"none of {len(paths)} files exists, such as {paths[0]}; a list's paths start at its folder")
     if problems and not skip_bad:

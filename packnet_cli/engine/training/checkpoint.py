@@ -53,14 +53,32 @@ class Checkpointer:
         self.asked = self.stopping = self.due = False
         self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint; returns whether there is one
 
+    def check_shared(self) -> None:
+        """Raise ConflictError unless all processes, each with the files of its machine, have described the same run."""
+        for other in distributed.gathered(self.run):
+            if different := difference(other, self.run):
+                raise ConflictError(
+                    f"the processes of this run would not train the same: {different}. "
+                    "Copy the first one's packed model and images to the same path on every machine"
+                )
+
     def has_one(self) -> bool:
         """Whether there is a checkpoint."""
         return self.file.exists()
 
     def load(self) -> RunState | None:
-        """The state to resume from, if any. Raises ArtifactError, or ConflictError if it is of another run."""
-        if not self.has_one():
-            return None
+        """The state to resume from, if any, the same in all processes.
+
+        Raises ArtifactError, or ConflictError if it is of another run or not everywhere the same.
+        """
+        state = self._read() if self.has_one() else None
+        if len(set(distributed.gathered(state and (state.phase, state.position.epoch, state.position.step)))) > 1:
+            raise ConflictError(
+                f"{self.file.parent} is not the same on every machine; copy the first one's to the others"
+            )
+        return state
+
+    def _read(self) -> RunState:
         try:
             with safe_open(self.file, framework="pt") as file:
                 found = file.metadata()
@@ -74,10 +92,9 @@ class Checkpointer:
                 run, state = dict(notes["run"]), RunState.of(tensors, notes)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{self.file} is damaged ({error}); remove {self.file.parent} and start anew") from None
-        different = sorted(key for key in self.run.keys() | run.keys() if self.run.get(key) != run.get(key))
-        if different:
+        if different := difference(run, self.run):
             raise ConflictError(
-                f"{self.file.parent} is of another run: {_differences(run, self.run, different)}. "
+                f"{self.file.parent} is of another run: {different}. "
                 "Repeat that command, or remove the folder and start anew"
             )
         return state
@@ -116,8 +133,8 @@ class Checkpointer:
     def stop_if_asked(self) -> None:
         """Raise InterruptedRun if the user or the system has asked for it."""
         if self.stopping:
-            distributed.wait_for_all()  # until the first has written its checkpoint
-            kept = "go on with --resume" if self.has_one() else "nothing was written"
+            # Asked of all, which waits until the first has written its checkpoint, perhaps on another machine's disk.
+            kept = "go on with --resume" if any(distributed.gathered(self.has_one())) else "nothing was written"
             raise InterruptedRun(f"interrupted; the packed model is as it was before; {kept}")
 
     @contextmanager
@@ -152,12 +169,12 @@ class Checkpointer:
             atomic.remove_checkpoint(self.file)
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any], keys: list[str]) -> str:
-    """The first difference: `recipe: lr 0.1, not 0.2`, `task 'cars', not 'birds'` or `the images differ`."""
-    key = keys[0]
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first difference: `recipe: lr 0.1, not 0.2`, `task 'cars', not 'birds'`, `the images differ`; or empty."""
+    key = min((key for key in there.keys() | here.keys() if there.get(key) != here.get(key)), default=None)
+    if key is None:
+        return ""
     old, new = there.get(key), here.get(key)
     if isinstance(old, dict) and isinstance(new, dict):
-        return f"{key}: " + _differences(
-            old, new, sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-        )
+        return f"{key}: {difference(old, new)}"
     return f"the {key} differ" if key in DIGESTS else f"{key} {old!r}, not {new!r}"
