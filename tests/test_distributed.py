@@ -21,7 +21,7 @@ from packnet_cli.engine import distributed, pack
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.data.augment import Augmentation
 from packnet_cli.engine.training.freezer import Freezer
-from packnet_cli.errors import DataError, DivergedError, InterruptedRun, UsageError
+from packnet_cli.errors import DataError, DivergedError, InterruptedRun, ToldElsewhere, UsageError
 from packnet_cli.progress import Step
 
 # Processes that start from one which has imported everything, with no threads to copy.
@@ -307,6 +307,20 @@ def test_a_process_that_ends_when_all_is_written(tmp_path, folder, packed):
     codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, event=die_at_the_end)
     assert codes == [0, -signal.SIGKILL] and "error" not in said, said
     assert format.load_header(packed).tasks[0].name == "two"
+
+
+def test_each_attempt_of_torchruns_has_its_message(monkeypatch):
+    """With --max-restarts processes start anew, and the store still knows who failed before."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "a run"}
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process is to go on
+    for attempt in ("0", "1"):
+        for name, value in (where | {"TORCHELASTIC_RESTART_COUNT": attempt}).items():
+            monkeypatch.setenv(name, value)
+        for told in (DataError, ToldElsewhere):
+            monkeypatch.setattr(distributed, "_verbs", iter([0]))
+            with pytest.raises(told), distributed._one_message():
+                raise DataError("0.png is gone")
 
 
 def die_at_the_end():

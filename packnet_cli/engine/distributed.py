@@ -110,13 +110,14 @@ def _one_message() -> Iterator[None]:
     """Let only the first process that fails say why, as one failure ends all."""
     address, port, verb = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), next(_verbs)
     store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined, unused-ignore]
+    attempt = f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ['TORCHELASTIC_RESTART_COUNT']}"  # --max-restarts
     try:
         yield
     except BaseException as error:
         with suppress(ValueError):  # torchrun ends all at the first exit, perhaps before the first to fail has spoken
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(RuntimeError):  # the store may have ended with its process
-            if store.add(f"failed/{os.environ['TORCHELASTIC_RUN_ID']}/{verb}", 1) > 1:
+            if store.add(f"failed/{attempt}/{verb}", 1) > 1:
                 raise ToldElsewhere(getattr(error, "exit_code", 130)) from None
         error.is_of_all = True  # type: ignore[attr-defined]  # whichever process it is, it speaks for the run
         raise
