@@ -131,7 +131,8 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         why = reason(error).rpartition("] ")[2]  # without gloo's source location
         raise InterruptedRun(
-            f"another process of this run has ended ({why}); the packed model is as it was before"
+            f"another process of this run has ended ({why}); the packed model is as it was before; "
+            "--resume goes on from the last checkpoint, if there is one"
         ) from None
 
 
