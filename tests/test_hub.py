@@ -25,7 +25,8 @@ OTHERWISE = {
     "someone/small": ({"input_size": [3, 32, 32], "fixed_input_size": True}, {"img_size": [32, 32]}, "test_vit"),
     "someone/tagged": ({}, {}, "test_resnet.r160_in1k"),
 }
-NAMED = "someone/named"  # says its classes, which are not in order of name
+# These say their classes, which are not in order of name, in a list or by the output's number.
+NAMED = {"someone/named": ["cat", "ant", "bee"], "someone/numbered": {"2": "bee", "0": "cat", "1": "ant"}}
 UNSAID = "someone/unsaid"  # its network's size follows from nothing that it says
 # By repository: its configuration, and what is said of it.
 REFUSED = {
@@ -61,8 +62,9 @@ def hub():
 
     config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {"classifier": "fc"}}
     state = timm.create_model("test_resnet", num_classes=3).state_dict()
-    files[f"/{NAMED}/resolve/main/model.safetensors"] = save(state)
-    files[f"/{NAMED}/resolve/main/config.json"] = json.dumps(config | {"label_names": ["cat", "ant", "bee"]}).encode()
+    for repo, names in NAMED.items():
+        files[f"/{repo}/resolve/main/model.safetensors"] = save(state)
+        files[f"/{repo}/resolve/main/config.json"] = json.dumps(config | {"label_names": names}).encode()
 
     for repo, (config, _) in REFUSED.items():
         files[f"/{repo}/resolve/main/model.safetensors"] = save({"fc.weight": torch.zeros(1, 1)})
@@ -114,7 +116,9 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     lines = [[file, "--arch", arch] for arch, file in files.items()]
     lines.append([str(tmp_path / "none.st"), "--arch", f"hf-hub:{ENCODER}", "--prune", "0.5"])
     lines += [[str(tmp_path / f"{repo[8:]}.st"), "--arch", f"hf-hub:{repo}"] for repo in (UNSAID, *OTHERWISE)]
-    lines.append([str(tmp_path / "named.st"), "--arch", f"hf-hub:{NAMED}", "--prune", "0.5", "--img-size", "32"])
+    for repo in NAMED:
+        line = [str(tmp_path / f"{repo[8:]}.st"), "--arch", f"hf-hub:{repo}", "--prune", "0.5", "--img-size", "32"]
+        lines.append(line)
     lines += [[str(tmp_path / "none.st"), "--arch", f"hf-hub:{repo}"] for repo in REFUSED]
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     line = [sys.executable, "-c", SCRIPT, json.dumps(lines)]
@@ -124,7 +128,7 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
     (code, said), unsaid = results[len(files) : len(files) + 2]
     refused = results[-len(REFUSED) :]
     made = [*results[: len(files)], *results[len(files) + 2 : -len(REFUSED)]]
-    assert [code for code, _ in made] == [0] * (len(files) + len(OTHERWISE) + 1), made
+    assert [code for code, _ in made] == [0] * (len(files) + len(OTHERWISE) + len(NAMED)), made
     for arch, file in files.items():
         artifact = format.load(Path(file))
         assert archs[arch] in artifact.header.source
@@ -136,7 +140,8 @@ def test_init_starts_from_the_hubs_weights(tmp_path, hub):
         header = format.load(tmp_path / f"{repo[8:]}.st").header
         assert header.model_kwargs == arguments
         network.build(header, 2)
-    assert format.load_header(tmp_path / "named.st").task(1).classes == ("cat", "ant", "bee")
+    for repo in NAMED:
+        assert format.load_header(tmp_path / f"{repo[8:]}.st").task(1).classes == ("cat", "ant", "bee")
     for (code, said), (_, words) in zip(refused, REFUSED.values(), strict=True):
         assert code == 7 and words in said
     proxy = os.environ | {"ALL_PROXY": "socks://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "none")}

@@ -98,6 +98,8 @@ def start_from(
     network.try_out(model, preprocessing)
     header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
     named = recorded.get("classes") if weights is not None else cfg.get("label_names")  # there, or on the hub
+    if isinstance(named, dict):  # by the output's number
+        named = [named.get(str(number)) for number in range(len(named))]
     origin = Origin(model, header, tuple(map(str, named or ())))
     if pretrained and weights is None and fetch:
         _check_rebuilt(arch, origin)
