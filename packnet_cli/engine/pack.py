@@ -76,7 +76,7 @@ def init(
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError,
     ConflictError, DivergedError, InterruptedRun.
     """
-    recipe = dataclasses.replace(recipe or Recipe(), anneal="twice")  # retraining is all there is: the schedule is its
+    recipe = dataclasses.replace(recipe or Recipe(), anneal="twice")  # its only phase has the schedule
     unchanged_since = atomic.stamp(path)
     check_new(path, force)
     if prune is not None:
@@ -232,8 +232,8 @@ def prune_task(
     trained = Recipe.recorded(entry.recipe)
     given = recipe or trained
     recipe = given.to_prune(trained)
-    before = [name for name in (*FIRST_PHASE, *SPLIT_SETTINGS) if getattr(recipe, name) == getattr(trained, name)]
-    if kept := [name for name in before if getattr(given, name) != getattr(trained, name)]:
+    settled = (*FIRST_PHASE, *SPLIT_SETTINGS)
+    if kept := [name for name in settled if getattr(given, name) != getattr(recipe, name) == getattr(trained, name)]:
         say(f"{', '.join(kept)}: as task {entry} was added")
     check_settings(prune)
     check_optimizer(recipe)

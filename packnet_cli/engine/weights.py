@@ -134,7 +134,7 @@ def _is_unordered(path: Path, unfit: list[str]) -> bool:
 def _adapt_stems(found: Tensors, own: Tensors, stems: tuple[str, ...]) -> None:
     for name in (f"{stem}.weight" for stem in stems):
         if name in found and name in own and found[name].ndim == own[name].ndim == 4:
-            if found[name].shape[1] == 3:  # timm adapts weights for RGB alone, and fails on others
+            if found[name].shape[1] == 3:  # of others it is not known which channel is which
                 found[name] = adapt_input_conv(own[name].shape[1], found[name])
 
 
