@@ -58,6 +58,10 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert f"{task.top1:.2f} %" in card and "3. class3" in card
     assert export._as_markdown("a *b*\n[c](d)_e-f") == r"a \*b\* \[c\](d)\_e-f"
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
+    again = pack.init(tmp_path / "again.st", f"local-dir:{output}", prune=0.0)  # and is a network to start from
+    assert again.header.source == str(output) and again.header.data_config == packed.artifact.header.data_config
+    assert again.header.tasks[0].classes == task.classes
+    assert logits(packnet_cli.load(tmp_path / "again.st").model(1)).tobytes() == logits(plain).tobytes()
     (plain := output.with_name("plain")).touch()
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {plain.stat().st_mode & 0o777}
 

@@ -76,11 +76,20 @@ def test_unknown_architecture_names_the_nearest(tmp_path):
         pack.init(tmp_path / "packed.st", "resnet50.invalid_tag", pretrained=False)
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "hf-hub:timm/test_resnet.r160_in1k"])
+@pytest.mark.parametrize("arch", ["test_resnet", "hf-hub:a/b", "hf_hub:a/b", "local-dir:none"])
 def test_no_hub_names_the_ways_on(tmp_path, arch):
     """The tests run with the hub switched off."""
     with pytest.raises(NetworkError, match="--weights FILE.*--no-pretrained"):
         pack.init(tmp_path / "packed.st", arch)
+
+
+def test_a_folder_is_named_as_timm_does(tmp_path, monkeypatch):
+    """Where it is given as a file or as an architecture."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net").mkdir()
+    for arch, weights in (("net", None), ("test_resnet", tmp_path / "net")):
+        with pytest.raises(NetworkError, match="in the layout of the hub .*local-dir:.*net"):
+            pack.init(tmp_path / "packed.st", arch, weights=weights)
 
 
 def test_bad_model_arguments_are_refused(tmp_path):

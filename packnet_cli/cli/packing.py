@@ -29,7 +29,7 @@ DISTILL = "Retrain on any images, without labels: the unpruned network is the te
 @with_run
 def init(
     path: Annotated[Path, Argument(metavar="PACKED", help="The file to make, for example packed.st.")],
-    arch: Annotated[str, Option(help="A timm classifier: vgg16, resnet50, hf-hub:OWNER/NAME, ...")],
+    arch: Annotated[str, Option(help="A timm classifier: vgg16, resnet50, hf-hub:OWNER/NAME, local-dir:FOLDER, ...")],
     settings: dict[str, Any],
     run: Run,
     weights: Annotated[

@@ -13,6 +13,7 @@ import numpy as np
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
 from timm.models import load_model_config_from_hf
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from packnet_cli.artifact import format
@@ -24,6 +25,12 @@ from packnet_cli.engine.weights import count_outputs, load_weights, recorded_in
 from packnet_cli.errors import NetworkError, UsageError, did_you_mean
 from packnet_cli.progress import Say, unsaid
 
+# What reads a network's configuration beside its weights, by timm's prefix of the place.
+PLACES = {
+    "hf-hub": load_model_config_from_hf,
+    "hf_hub": load_model_config_from_hf,  # as older code spells it
+    "local-dir": load_model_config_from_path,
+}
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
 
 
@@ -91,7 +98,7 @@ def start_from(
             say(remark)
         source = str(weights.resolve())
     elif pretrained:
-        source = _hub_source(arch, cfg)
+        source = _source_of(arch, cfg)
         model = _create_pretrained(arch, name, built, say) if fetch else create(name, built)
     else:
         model = create(name, built)
@@ -118,12 +125,13 @@ def all_free(origin: Origin) -> Artifact:
 
 def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """timm's name of an architecture, its configuration, and the arguments that this adds."""
-    if arch.startswith("hf-hub:"):
+    prefix, _, place = arch.partition(":")
+    if prefix in PLACES and place:
         # Building the network again must not need the hub: its configuration is kept in the artifact.
         with _from_hub(
             f"the configuration of {arch}", "name timm's architecture, with --weights FILE or --no-pretrained"
         ):
-            cfg, architecture, arguments = load_model_config_from_hf(arch.removeprefix("hf-hub:"))
+            cfg, architecture, arguments = PLACES[prefix](place)
         name = architecture.partition(".")[0]
         if not timm.is_model(name):
             raise NetworkError(f"{arch} is a {name}, which timm {timm.__version__} does not know; a newer one may")
@@ -133,7 +141,9 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     name = arch.partition(".")[0]
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
-        if "/" in arch:
+        if Path(arch).is_dir():
+            hint = f"a folder in the layout of the hub is local-dir:{arch}"
+        elif "/" in arch:
             hint = f"one on the hub is hf-hub:{arch}" if ":" not in arch else "name it alone, with --weights FILE"
         raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
     try:
@@ -176,16 +186,19 @@ def _agreed(
     return arguments, preprocessing
 
 
-def _hub_source(arch: str, cfg: dict[str, Any]) -> str:
+def _source_of(arch: str, cfg: dict[str, Any]) -> str:
     """Where timm's pretrained weights of an architecture are. Raises NetworkError if there are none."""
+    if cfg.get("source") == "local-dir":
+        return str(Path(cfg["file"]).resolve())
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
-    if not source and not arch.startswith("hf-hub:"):
+    if not source and ":" not in arch:
         raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
     return str(source or arch)
 
 
 def _create_pretrained(arch: str, name: str, arguments: dict[str, Any], say: Say) -> nn.Module:
-    say(f"fetching the pretrained weights of {arch}, unless they are cached (a minute, if the hub is out of reach) ...")
+    if not arch.startswith("local-dir:"):
+        say(f"fetching the pretrained weights of {arch}, if not cached (a minute, if the hub is out of reach) ...")
     otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
         try:

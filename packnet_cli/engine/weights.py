@@ -94,7 +94,8 @@ def _read(path: Path) -> Tensors:
     """The tensors of a file by their names there, without the prefix of data-parallel training. Raises NetworkError."""
     if not os.path.isfile(path):  # Path.is_file raises if the path is too long
         missing = f"does not exist; {did_you_mean_path(path) or 'check the path'}"
-        raise NetworkError(f"the weights file {path} {'is a folder' if os.path.isdir(path) else missing}")
+        folder = f"is a folder; one in the layout of the hub can be given whole, as --arch local-dir:{path}"
+        raise NetworkError(f"the weights file {path} {folder if os.path.isdir(path) else missing}")
     with suppress(ArtifactError):  # not a packed model
         format.load_header(path)
         raise NetworkError(
