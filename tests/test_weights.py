@@ -153,7 +153,7 @@ def test_weights_for_other_channels(tmp_path, theirs, ours):
     model = timm.create_model("test_resnet", in_chans=ours)
     if theirs == 3:
         load(model, tmp_path / "x.pt", "test_resnet")
-        expected = adapt_input_conv(ours, torch.load(tmp_path / "x.pt")["conv1.0.weight"])
+        expected = adapt_input_conv(ours, torch.load(tmp_path / "x.pt", weights_only=True)["conv1.0.weight"])
         assert torch.equal(model.state_dict()["conv1.0.weight"], expected)
     else:
         with pytest.raises(NetworkError, match=r"another shape for 1 of \d+ tensors \(conv1.0.weight\)"):
