@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 from conftest import noting
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from packnet_cli.artifact import format, ship
 from packnet_cli.engine import network, pack, start
@@ -90,6 +91,18 @@ def test_a_folder_is_named_as_timm_does(tmp_path, monkeypatch):
     for arch, weights in (("net", None), ("test_resnet", tmp_path / "net")):
         with pytest.raises(NetworkError, match="in the layout of the hub .*local-dir:.*net"):
             pack.init(tmp_path / "packed.st", arch, weights=weights)
+
+
+def test_an_encoder_lacks_no_weights(tmp_path):
+    """Those of another network would be left out, and this one stay random; a norm for other pooling may be new."""
+    save_for_hf(timm.create_model("test_vit", num_classes=0), tmp_path / "net", safe_serialization=True)
+    arch = f"local-dir:{tmp_path / 'net'}"
+    pack.init(tmp_path / "a.st", arch, model_kwargs={"global_pool": "avg"})
+    weights = tmp_path / "net" / "model.safetensors"
+    save_file({f"encoder.{name}": value for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(NetworkError, match="Missing key"):
+        pack.init(tmp_path / "b.st", arch)
+    assert not (tmp_path / "b.st").exists()
 
 
 def test_bad_model_arguments_are_refused(tmp_path):

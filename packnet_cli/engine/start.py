@@ -99,7 +99,8 @@ def start_from(
         source = str(weights.resolve())
     elif pretrained:
         source = _source_of(arch, cfg)
-        model = _create_pretrained(arch, name, built, say) if fetch else create(name, built)
+        encoder = cfg.get("num_classes") == 0
+        model = _create_pretrained(arch, name, built, say, encoder=encoder) if fetch else create(name, built)
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
@@ -196,12 +197,14 @@ def _source_of(arch: str, cfg: dict[str, Any]) -> str:
     return str(source or arch)
 
 
-def _create_pretrained(arch: str, name: str, arguments: dict[str, Any], say: Say) -> nn.Module:
+def _create_pretrained(arch: str, name: str, arguments: dict[str, Any], say: Say, *, encoder: bool) -> nn.Module:
     if not arch.startswith("local-dir:"):
         say(f"fetching the pretrained weights of {arch}, if not cached (a minute, if the hub is out of reach) ...")
     otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
         try:
+            if encoder:  # with a classifier added, timm leaves random what the weights lack, and says nothing
+                timm.create_model(arch, pretrained=True, num_classes=0)
             model: nn.Module = timm.create_model(arch, pretrained=True, **arguments)
         except OSError:  # of the network or the disk
             raise
