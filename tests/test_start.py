@@ -105,6 +105,15 @@ def test_an_encoder_lacks_no_weights(tmp_path):
     assert not (tmp_path / "b.st").exists()
 
 
+def test_an_argument_that_is_null_is_left_to_timm(tmp_path):
+    """As timm does where it builds such a network."""
+    (tmp_path / "net").mkdir()
+    config = {"architecture": "test_resnet", "model_args": {"in_chans": None}, "pretrained_cfg": {"classifier": "fc"}}
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    artifact = pack.init(tmp_path / "a.st", f"local-dir:{tmp_path / 'net'}", pretrained=False)
+    assert artifact.header.model_kwargs == {}
+
+
 def test_bad_model_arguments_are_refused(tmp_path):
     """timm's own words, without its traceback."""
     with pytest.raises(NetworkError, match="cannot build test_resnet"):

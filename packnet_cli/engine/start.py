@@ -137,7 +137,7 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         if not timm.is_model(name):
             raise NetworkError(f"{arch} is a {name}, which timm {timm.__version__} does not know; a newer one may")
         # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
-        kept = {key: value for key, value in (arguments or {}).items() if is_argument(key)}
+        kept = {key: value for key, value in (arguments or {}).items() if value is not None and is_argument(key)}
         return name, cfg, _implied(name, cfg) | kept
     name = arch.partition(".")[0]
     if not timm.is_model(name):
