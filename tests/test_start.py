@@ -105,6 +105,31 @@ def test_an_encoder_lacks_no_weights(tmp_path):
     assert not (tmp_path / "b.st").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architecture", None),
+        ("num_classes", "2"),
+        ("label_names", 5),
+        ("input_size", [3, 64, 64, 1]),
+        ("mean", 5),
+        ("std", [0.5, 0, 0.5]),
+        ("crop_pct", "abc"),
+        ("interpolation", []),
+        ("classifier", 5),
+    ],
+)
+def test_a_configuration_that_no_file_could_hold(tmp_path, name, value):
+    """It is refused before anything is trained or written."""
+    (tmp_path / "net").mkdir()
+    config = {"architecture": "test_resnet", "num_classes": 2, "pretrained_cfg": {"classifier": "fc"}}
+    (config if name in (*config, "label_names") else config["pretrained_cfg"])[name] = value
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NetworkError, match=f"configuration of .*net.* has an impossible {name}"):
+        pack.init(tmp_path / "a.st", f"local-dir:{tmp_path / 'net'}", pretrained=False)
+    assert not (tmp_path / "a.st").exists()
+
+
 def test_an_argument_that_is_null_is_left_to_timm(tmp_path):
     """As timm does where it builds such a network."""
     (tmp_path / "net").mkdir()

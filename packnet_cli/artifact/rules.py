@@ -153,6 +153,25 @@ OF_MEASURED: dict[str, Rule] = {  # a task's additional fields if it had held-ou
     "held_out": _is_digest,
 }
 
+
+def _has(*types: type) -> Rule:
+    return lambda value: isinstance(value, types)
+
+
+OF_NETWORK: dict[str, Rule] = {  # what is used of timm's configuration of a network, which may be anyone's
+    "architecture": _is_text,
+    "input_size": lambda value: _list_of(is_count)(value) and len(value) == 3 and min(value) > 0,
+    "mean": _list_of(_is_number, 1),
+    "std": lambda value: _list_of(_is_number, 1)(value) and min(value) > 0,
+    "crop_pct": lambda value: _is_number(value) and value > 0,
+    "crop_mode": _is_text,
+    "interpolation": _is_text,
+    "num_classes": is_count,
+    "classifier": _has(str, list),
+    "first_conv": _has(str, list),
+    "label_names": _has(list, dict),
+}
+
 EXTRACTED_RULES: dict[str, Rule] = {  # of the metadata beside a task's weights in a safetensors file of its own
     "arch": _is_text,
     "model_kwargs": _dict_of(_is_any, key=is_argument),

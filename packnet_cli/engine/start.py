@@ -16,7 +16,7 @@ from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from packnet_cli.artifact import format
+from packnet_cli.artifact import format, rules
 from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
@@ -133,6 +133,9 @@ def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
             f"the configuration of {arch}", "name timm's architecture, with --weights FILE or --no-pretrained"
         ):
             cfg, architecture, arguments = PLACES[prefix](place)
+            cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in cfg.items()}
+            used = {key: value for key, value in cfg.items() if value is not None and key in rules.OF_NETWORK}
+            rules.check("it", used | {"architecture": architecture}, {}, optional=rules.OF_NETWORK)
         name = architecture.partition(".")[0]
         if not timm.is_model(name):
             raise NetworkError(f"{arch} is a {name}, which timm {timm.__version__} does not know; a newer one may")
