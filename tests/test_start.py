@@ -84,6 +84,14 @@ def test_no_hub_names_the_ways_on(tmp_path, arch):
         pack.init(tmp_path / "packed.st", arch)
 
 
+@pytest.mark.parametrize("arch", ["test_resnet", "hf-hub:a/b", "local-dir:none"])
+def test_a_network_to_keep_is_not_to_start_at_random(tmp_path, arch):
+    """--prune would refuse the --no-pretrained that a message names."""
+    with pytest.raises(NetworkError, match="--weights FILE") as raised:
+        pack.init(tmp_path / "packed.st", arch, prune=0.5)
+    assert "--no-pretrained" not in str(raised.value)
+
+
 def test_a_folder_is_named_as_timm_does(tmp_path, monkeypatch):
     """Where it is given as a file or as an architecture."""
     monkeypatch.chdir(tmp_path)

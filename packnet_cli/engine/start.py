@@ -70,7 +70,10 @@ def start_from(
     """
     _check_arguments(model_kwargs)
     wanted = {key: value for key, value in data_config.items() if value is not None}
-    name, cfg, implied = _look_up(arch)
+    otherwise = "give a file with --weights FILE"
+    if not keep_head:  # such a network cannot start from random weights
+        otherwise += ", or start from random ones with --no-pretrained"
+    name, cfg, implied = _look_up(arch, otherwise)
     recorded = recorded_in(weights) if weights is not None else {}
     if recorded.get("arch") == name:  # else its preprocessing, too, may not suit this network
         say(f"image size, preprocessing and the network's arguments as {weights} records them, unless given")
@@ -98,9 +101,11 @@ def start_from(
             say(remark)
         source = str(weights.resolve())
     elif pretrained:
-        source = _source_of(arch, cfg)
-        encoder = cfg.get("num_classes") == 0
-        model = _create_pretrained(arch, name, built, say, encoder=encoder) if fetch else create(name, built)
+        source = _source_of(arch, cfg, otherwise)
+        if fetch:
+            model = _create_pretrained(arch, name, built, otherwise, say, encoder=cfg.get("num_classes") == 0)
+        else:
+            model = create(name, built)
     else:
         model = create(name, built)
     network.try_out(model, preprocessing)
@@ -124,14 +129,15 @@ def all_free(origin: Origin) -> Artifact:
     return format.make(origin.header, shared, mask, (own,))
 
 
-def _look_up(arch: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """timm's name of an architecture, its configuration, and the arguments that this adds."""
+def _look_up(arch: str, otherwise: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """timm's name of an architecture, its configuration, and the arguments that this adds.
+
+    `otherwise` is how an error says to do without the hub.
+    """
     prefix, _, place = arch.partition(":")
     if prefix in PLACES and place:
         # Building the network again must not need the hub: its configuration is kept in the artifact.
-        with _from_hub(
-            f"the configuration of {arch}", "name timm's architecture, with --weights FILE or --no-pretrained"
-        ):
+        with _from_hub(f"the configuration of {arch}", f"name timm's architecture, and {otherwise}"):
             cfg, architecture, arguments = PLACES[prefix](place)
             cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in cfg.items()}
             used = {key: value for key, value in cfg.items() if value is not None and key in rules.OF_NETWORK}
@@ -190,20 +196,21 @@ def _agreed(
     return arguments, preprocessing
 
 
-def _source_of(arch: str, cfg: dict[str, Any]) -> str:
+def _source_of(arch: str, cfg: dict[str, Any], otherwise: str) -> str:
     """Where timm's pretrained weights of an architecture are. Raises NetworkError if there are none."""
     if cfg.get("source") == "local-dir":
         return str(Path(cfg["file"]).resolve())
     source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
     if not source and ":" not in arch:
-        raise NetworkError(f"timm has no pretrained weights for {arch}; use --weights FILE or --no-pretrained")
+        raise NetworkError(f"timm has no pretrained weights for {arch}; {otherwise}")
     return str(source or arch)
 
 
-def _create_pretrained(arch: str, name: str, arguments: dict[str, Any], say: Say, *, encoder: bool) -> nn.Module:
+def _create_pretrained(
+    arch: str, name: str, arguments: dict[str, Any], otherwise: str, say: Say, *, encoder: bool
+) -> nn.Module:
     if not arch.startswith("local-dir:"):
         say(f"fetching the pretrained weights of {arch}, if not cached (a minute, if the hub is out of reach) ...")
-    otherwise = "give a file with --weights FILE, or start from random ones with --no-pretrained"
     with _from_hub(f"the pretrained weights of {arch}", otherwise):
         try:
             if encoder:  # with a classifier added, timm leaves random what the weights lack, and says nothing
