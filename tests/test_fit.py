@@ -185,6 +185,20 @@ def test_init_takes_auto(folders, packnet, room_for, tmp_path):
     assert told["task"]["recipe"]["batch_size"] == 32
 
 
+def test_what_to_try_are_options_that_the_command_has(full, folders, packnet, monkeypatch):
+    """Only what trains has an optimizer."""
+    memory = raiser(RuntimeError("CUDA out of memory"))
+    monkeypatch.setattr("packnet_cli.engine.using.evaluate.evaluate", memory)
+    monkeypatch.setattr("packnet_cli.engine.using.auto.answers", memory)
+    for task in ("all", "auto"):
+        result = packnet("eval", full, "--task", task, "--batch-size", 8, *FLAGS[4:])
+        refused(result, 2, "try --batch-size 4")
+        assert "--opt" not in result.stderr
+    monkeypatch.setattr("packnet_cli.engine.training.train.F.cross_entropy", memory)
+    add = ("add-task", full, "--data", folders[0], "--name", "more", "--head-only", "--batch-size", 8)
+    assert "try --batch-size 4, or an --opt" in packnet(*add, *FLAGS).stderr
+
+
 @pytest.mark.parametrize("size", ["Auto", "0", "1.5", "", "-3"])
 def test_sizes_that_are_none(packed, folders, packnet, size, tmp_path):
     """Refused before any work, in a file too."""

@@ -40,7 +40,7 @@ def _log_choice(device: torch.device) -> None:
 
 
 @contextmanager
-def workable_batches(batch_size: int) -> Iterator[None]:
+def workable_batches(batch_size: int, *, training: bool = True) -> Iterator[None]:
     """Turn running out of memory, or too few images for batch norm, into a UsageError that says what to try."""
     try:
         yield
@@ -52,7 +52,7 @@ def workable_batches(batch_size: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller network or image size"
-        smaller += ", or an --opt that needs less"
+        smaller += ", or an --opt that needs less" if training else ""
         raise UsageError(
             f"the device's memory is not enough for batches of {batch_size} ({reason(error)}); try {smaller}"
         ) from None

@@ -53,7 +53,7 @@ def evaluate_auto(
             # Cached, as every task is asked about the same images.
             budgets=feed.budgets(THIS_MACHINE.cache, THIS_MACHINE.cache_gb, torch_device),
         )
-        with workable_batches(batch_size):
+        with workable_batches(batch_size, training=False):
             asked = [_ask(packed, model, each, batches, amp) for each in packed.tasks]
         picked = torch.stack([entropy for entropy, _ in asked]).argmin(0)  # (N,)
         place = packed.tasks.index(task)

@@ -100,7 +100,7 @@ def _measured(
             packed.switch(model, task.index)
         config = network.preprocessing(artifact.header)
         batches = feed.batches(held_out.split, config, batch_size=batch_size, workers=workers, device=torch_device)
-        with workable_batches(batch_size):
+        with workable_batches(batch_size, training=False):
             accuracy = evaluate(model, batches, amp=amp)
         missing = held_out.split.missing(task.classes)
         yield Evaluation(task, accuracy, missing, held_out.unsplit, held_out.doubt(task))
