@@ -45,13 +45,13 @@ class TaskError(PackNetError):
 
 
 class CapacityError(PackNetError):
-    """No free weights, or no task index, is left."""
+    """No free weights, none to release, or no task index is left."""
 
     exit_code = 5
 
 
 class DataError(PackNetError):
-    """Images or class folders are missing, unreadable or do not match the task."""
+    """Images or class names are missing, too few or unreadable, or do not match the task."""
 
     exit_code = 6
 
@@ -75,7 +75,7 @@ class AccuracyError(DataError):
 
 
 class NetworkError(PackNetError):
-    """The architecture is unknown, or the weights do not fit it or are unavailable."""
+    """The architecture is unknown, its weights do not fit or are unavailable, or the network cannot be used."""
 
     exit_code = 7
 
