@@ -11,7 +11,7 @@ import pytest
 from mutations import seal
 from safetensors.numpy import load_file, save_file
 
-from packnet_cli.artifact import atomic, format, header
+from packnet_cli.artifact import atomic, format, header, rules
 from packnet_cli.artifact.format import Artifact, Header, Task
 from packnet_cli.errors import ArtifactError, ConflictError, TaskError
 
@@ -227,6 +227,15 @@ def test_a_file_changed_meanwhile_is_left_alone(tmp_path):
     assert path.read_bytes() == theirs
     format.save(small_artifact(), path, unchanged_since=atomic.stamp(path))
     assert os.listdir(tmp_path) == ["a.st"]
+
+
+def test_the_specification_names_all_that_a_reader_allows_and_refuses():
+    """Each member of the metadata, and each argument of the network that may not be one."""
+    members = rules.HEADER_RULES | rules.TASK_RULES | rules.OF_MEASURED | rules.OF_COMPACT | rules.COMPACT_RULES
+    for name in members.keys() | rules.NOT_FOR_FILES:
+        assert f"`{name}`" in format.__doc__, name
+    for name in ("all", "auto"):
+        assert not rules.is_name(name) and f'"{name}"' in format.__doc__
 
 
 def test_a_symbolic_link_and_permissions_survive(tmp_path):

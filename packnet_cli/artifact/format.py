@@ -22,21 +22,25 @@ either in `tasks` or in `removed`; a new task takes the next one.
 
 The metadata has one key, `packnet`: a JSON object in ASCII, without spaces between tokens, its keys sorted except for
 the first, so that equal content makes equal bytes. Its text without the seal has at most 2**25 characters, and at most
-2**17 opening brackets (`[` and `{`, even in strings). Its members:
+2**17 opening brackets (`[` and `{`, even in strings). Its members, and those of a task in it, are these and no others:
 
 * `seal`: `sha256:` and the hexadecimal SHA-256 of the object's text without this member (a `{`, then what follows the
   seal's comma). A reader MUST refuse a file whose seal does not match: no bit of the metadata can change unnoticed.
 * `format`: 1, or 2 as described below; a reader MUST refuse a greater one.
-* `arch` and `model_kwargs`: arguments of timm.create_model. `head`: name prefixes of the classifier's parameters.
-  `source`: where the weights came from. `data_config`: input_size (C, H, W in pixels), mean, std, crop_pct, crop_mode,
-  interpolation.
+* `arch`, timm's name of the architecture, and `model_kwargs`: arguments of timm.create_model. As they could fetch or
+  unpickle something, `arch` MUST be an identifier, and `model_kwargs` MUST NOT hold `pretrained`, `checkpoint_path`,
+  `cache_dir`, `num_classes`, `scriptable`, `exportable`, `no_jit` or a name that begins with `pretrained_cfg`.
+  `head`: name prefixes of the classifier's parameters. `source`: where the weights came from. `data_config`: input_size
+  (C, H, W in pixels), mean, std, crop_pct, crop_mode, interpolation.
 * `tasks`: a list, in order of index, of objects. A task's `digest` is that of its state dict: if it matches, the task
-  is what it was when it was added. `index`, 1 to 255; `name`; `classes`, the names of the head's outputs, in order.
-  `prune`: the fraction released, less than 1. `owned`: by packed parameter, how many weights it owns. `accuracy`: top-1
-  "dense", "pruned" and "retrained", each if it was measured; `top1` and `top5`, null if they are not known: all in
-  percent, on so many held-out `images`; so many more were `skipped` as unreadable. `data`: the path or dataset that it
-  was trained on, or "". `recipe`: the settings. `search`: by fraction tried, the top-1. Left out if they are not known:
-  `temperature`, by which logits are divided to be calibrated; `held_out`, the SHA-256 of the held-out images' names.
+  is what it was when it was added. `index`, 1 to 255; `name`, which no other task has: printable, not blank, no decimal
+  number, and neither "all" nor "auto"; `classes`, the names of the head's outputs, in order. `prune`: the fraction
+  released, less than 1. `owned`: by packed parameter, how many weights it owns. `accuracy`: top-1 "dense", "pruned" and
+  "retrained", each if it was measured; `top1` and `top5`, null if they are not known: all in percent, on so many
+  held-out `images`; so many more were `skipped` as unreadable. `data`: the path or dataset that it was trained on, or
+  "". `recipe`: the settings. `search`: by fraction tried, the top-1. Left out if they are not known: `temperature`,
+  from 0.001 to 1000, by which logits are divided to be calibrated; `held_out`, `sha256:` and the SHA-256 of the
+  held-out images' names (`<folder>/<file>`, or the number in a dataset), sorted, between newlines.
 * `removed`: by index, for each removed task older than the newest, how many weights of each packed parameter it owns.
 * `tensors`: by key, the digest of every tensor in the file, as a state dict of its own. They show any change to a bit
   of a tensor, free weights included, or to its name, type or shape; but only `packnet verify` and the commands that
