@@ -263,11 +263,15 @@ def create(arch: str, arguments: dict[str, Any]) -> nn.Module:
 
 @contextmanager
 def without_hub_log() -> Iterator[None]:
-    """Silence the Hugging Face Hub's log of its retries; the final error says enough."""
+    """Silence the Hugging Face Hub's log of its retries, unless --verbose asks for it; the final error says enough."""
     log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    level, handlers = log.level, log.handlers
+    if not logging.getLogger("packnet").isEnabledFor(logging.INFO):
+        log.setLevel(logging.ERROR)
+    elif log.propagate:
+        log.handlers = []  # beside the root's, its own would say everything twice
     try:
         yield
     finally:
         log.setLevel(level)
+        log.handlers = handlers
