@@ -86,7 +86,7 @@ def location(data: Path) -> str:
 def is_gone(data: str) -> bool:
     """Whether what `location` has recorded is no longer on this machine; of a dataset on a hub that is not known."""
     path = Path(data)
-    if os.path.exists(path) or not is_dataset(path):
+    if not is_dataset(path):
         return not os.path.exists(path)
     name, folder = _divided(path)
     return bool(folder) and name[0] in ("torch", "wds") and not os.path.exists(Path("/", *folder))
