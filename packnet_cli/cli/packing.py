@@ -112,13 +112,14 @@ def init(
         report.plan(plan_init(arch, say=report.say, **asked), as_json=json)
         return
     with run.of(path) as how:
-        artifact = pack.init(path, arch, force=force, **asked, **how)
+        pack.init(path, arch, force=force, **asked, **how)
+    numbers = summarize(path)
     if json:
-        report.summary(summarize(path), layers=False, as_json=True)
+        report.summary(numbers, layers=False, as_json=True)
         return
-    report.started(path, artifact)
+    report.started(path, numbers)
     if prune is not None:
-        report.added(summarize(path), as_json=False)
+        report.added(numbers, as_json=False)
 
 
 @command(

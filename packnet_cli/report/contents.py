@@ -14,7 +14,7 @@ from packnet_cli.errors import few
 from packnet_cli.report import console, documents
 
 if TYPE_CHECKING:
-    from packnet_cli.artifact.format import Artifact, Task
+    from packnet_cli.artifact.format import Task
     from packnet_cli.artifact.plan import Plan, Share
     from packnet_cli.artifact.summary import Summary
 
@@ -22,14 +22,13 @@ BAR, OWNERS = 14, 20  # columns of the terminal
 DIGITS = string.digits + string.ascii_lowercase
 
 
-def started(path: Path, artifact: "Artifact") -> None:
-    weights = sum(array.size for array in artifact.shared.values())
-    free = artifact.free_count()
-    channels, height, width = artifact.header.data_config["input_size"]
+def started(path: Path, numbers: "Summary") -> None:
+    header, weights, free = numbers.header, numbers.packed_weights, numbers.free_weights
+    channels, height, width = header.data_config["input_size"]
     left = console.count(free) if free < weights else "all"
     console.tell(
-        f"{path}: {artifact.header.arch}, {console.count(weights)} weights, {left} free; "
-        f"{channels} x {height} x {width} pixels; started from: {artifact.header.source}"
+        f"{path}: {header.arch}, {console.count(weights)} weights, {left} free; "
+        f"{channels} x {height} x {width} pixels; started from: {header.source}"
     )
 
 
