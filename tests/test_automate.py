@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from packnet_cli.artifact import edit
-from packnet_cli.engine import network
+from packnet_cli.engine.modes import without_hub_log
 
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'packnet'; from packnet_cli.cli import main; main()"]
 COLOUR = ("\x1b[31m", "\x1b[1;31m")  # red, which errors are
@@ -78,7 +78,7 @@ def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_hubs_client_is_heard_with_verbose_only(caplog, capfd, verbose):
     """Its warnings of retries, while something is fetched; each once."""
-    with caplog.at_level(logging.INFO if verbose else logging.WARNING, "packnet"), network.without_hub_log():
+    with caplog.at_level(logging.INFO if verbose else logging.WARNING, "packnet"), without_hub_log():
         assert logging.getLogger("huggingface_hub").isEnabledFor(logging.WARNING) == verbose
         logging.getLogger("huggingface_hub").warning("Retrying in 1s")
     assert caplog.text.count("Retrying") == verbose and "Retrying" not in capfd.readouterr().err

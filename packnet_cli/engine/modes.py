@@ -1,6 +1,7 @@
 """Settings of the whole process, torch's above all: as training and measuring need them, then the caller's again."""
 
 import ctypes
+import logging
 import os
 import random
 import sys
@@ -124,3 +125,19 @@ def _freed_memory_kept() -> Iterator[None]:
         libc.mallopt(M_MMAP_MAX, 2**16)  # these are glibc's defaults
         libc.mallopt(M_TRIM_THRESHOLD, 2**17)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def without_hub_log() -> Iterator[None]:
+    """Silence the Hugging Face Hub's log of its retries, unless --verbose asks for it; the final error says enough."""
+    log = logging.getLogger("huggingface_hub")
+    level, handlers = log.level, log.handlers
+    if not logging.getLogger("packnet").isEnabledFor(logging.INFO):
+        log.setLevel(logging.ERROR)
+    elif log.propagate:
+        log.handlers = []  # beside the root's, its own would say everything twice
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.handlers = handlers

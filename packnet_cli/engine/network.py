@@ -10,9 +10,7 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -259,19 +257,3 @@ def create(arch: str, arguments: dict[str, Any]) -> nn.Module:
             raise
         why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise NetworkError(f"timm cannot build {arch} with {arguments}: {why}") from None
-
-
-@contextmanager
-def without_hub_log() -> Iterator[None]:
-    """Silence the Hugging Face Hub's log of its retries, unless --verbose asks for it; the final error says enough."""
-    log = logging.getLogger("huggingface_hub")
-    level, handlers = log.level, log.handlers
-    if not logging.getLogger("packnet").isEnabledFor(logging.INFO):
-        log.setLevel(logging.ERROR)
-    elif log.propagate:
-        log.handlers = []  # beside the root's, its own would say everything twice
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.handlers = handlers

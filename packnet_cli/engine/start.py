@@ -20,6 +20,7 @@ from packnet_cli.artifact import format, rules
 from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
+from packnet_cli.engine.modes import without_hub_log
 from packnet_cli.engine.network import CHANNELS, Kind, create
 from packnet_cli.engine.weights import count_outputs, load_weights, recorded_in
 from packnet_cli.errors import NetworkError, UsageError, did_you_mean
@@ -310,7 +311,7 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
 def _from_hub(what: str, otherwise: str) -> Iterator[None]:
     """Whatever goes wrong between here and the hub becomes one NetworkError, which says how to do without."""
     try:
-        with network.without_hub_log():
+        with without_hub_log():
             yield
     except NetworkError:
         raise
