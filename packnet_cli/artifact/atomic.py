@@ -65,7 +65,7 @@ def locked(path: Path) -> Iterator[None]:
     check_writable(path)
     target = _target(path)
     marker = target.with_name(f".{target.name}.lock")
-    holder = target.with_name(f".{target.name}.holder")  # not the lock file, which old versions of filelock truncate
+    holder = target.with_name(f".{target.name}.holder")  # not the lock file, of which Windows lets nobody read
     lock = FileLock(str(marker), timeout=0)
     try:
         lock.acquire()
