@@ -257,8 +257,9 @@ def test_a_time_is_no_label(tmp_path, column, number, unit):
         read_list(parquet(tmp_path / "x.parquet", columns))
 
 
-def test_class_names_in_another_form(tmp_path):
-    """Are not those of Hugging Face: one clear error."""
-    metadata = {"huggingface": json.dumps({"info": {"features": [{"name": "label"}]}})}
+@pytest.mark.parametrize("told", [json.dumps({"info": {"features": [{"name": "label"}]}}), "[" * 200_000])
+def test_class_names_in_another_form(tmp_path, told):
+    """Are not those of Hugging Face, nor nested deeper than anything is: one clear error."""
+    where = parquet(tmp_path / "x.parquet", {"path": ["a"], "label": [0]}, {"huggingface": told})
     with pytest.raises(DataError, match="x.parquet is not a Parquet file that can be read"):
-        read_list(parquet(tmp_path / "x.parquet", {"path": ["a"], "label": [0]}, metadata))
+        read_list(where)

@@ -110,7 +110,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             wanted = [name for name in ("path", "image", "label", "split") if name in schema.names]
             table = parquet.read_table(file, columns=wanted)
         names = _label_names(schema)
-    except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {str(error).partition(chr(10))[0]}") from None
     if "label" not in wanted or not {"path", "image"} & set(wanted):
         raise DataError(f"{path} has the columns {', '.join(schema.names)}; it needs label, and path or image")
