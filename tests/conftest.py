@@ -26,6 +26,8 @@ CPU = Machine("cpu", workers=0, amp=False)
 QUICK = Recipe(
     rank="layer", distill_weight=0.0, epochs=1, retrain_epochs=2, lr=0.05, retrain_lr=0.02, batch_size=8, prune_steps=2
 )
+# As quick, on the command line.
+FLAGS = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
 def noting(lines):

@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 import typer
-from conftest import make_folder
+from conftest import FLAGS, make_folder
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -33,7 +33,6 @@ from packnet_cli.engine.using.packed import Packed
 from packnet_cli.report import console
 
 COMMANDS = typer.main.get_command(app).commands
-QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
 def answer(result):
@@ -56,11 +55,11 @@ def test_the_whole_way(tmp_path, folders, packnet):
     path = tmp_path / "packed.st"
     result = packnet("init", "--arch", "test_resnet", "--no-pretrained", "--img-size", 32, path)
     assert result.exit_code == 0 and "test_resnet" in result.stdout and "all free" in result.stdout
-    result = packnet("add-task", path, "--data", folders[0], "--prune", 0.5, *QUICK)
+    result = packnet("add-task", path, "--data", folders[0], "--prune", 0.5, *FLAGS)
     assert result.exit_code == 0
     for words in ("task 1: red", "top-1 dense", "top-1 pruned", "top-1 retrained", "(50.00 %)"):
         assert words in result.stdout
-    added = answer(packnet("add-task", path, "--data", folders[1], "--name", "second", "--json", *QUICK))
+    added = answer(packnet("add-task", path, "--data", folders[1], "--name", "second", "--json", *FLAGS))
     assert added["task"]["index"] == 2 and added["task"]["name"] == "second" and added["free_fraction"] == 0
     assert list(added["task"]["accuracy"]) == ["dense"]
 
@@ -151,7 +150,7 @@ def test_without_a_command_there_is_help(packnet):
 
 def test_eval_says_where_all_images_are_measured(packed, tmp_path, folders, packnet):
     """In a copy of the folder that the task was trained on, the training images are no longer told from the others."""
-    assert packnet("add-task", packed, "--data", folders[0] / "train", *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", folders[0] / "train", *FLAGS).exit_code == 0
     shutil.copytree(folders[0] / "train", tmp_path / "copy")
     told = packnet("eval", packed, "--task", 1, "--workers", 0)
     assert told.stderr == "" and " 3 " in told.stdout
@@ -168,7 +167,7 @@ def test_eval_of_every_task_on_one_tasks_images_says_so(full, folders, packnet):
 def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, packnet):
     """A part of each class is drawn; with more images in the class the part is larger, by some that were trained on."""
     folder = make_folder(tmp_path / "data") / "train"
-    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", folder, *FLAGS).exit_code == 0
     for image in list(folder.rglob("*.png")):
         shutil.copy(image, image.with_name(f"more-{image.name}"))
     told = packnet("eval", packed, "--task", 1, "--workers", 0, "--json")
@@ -181,7 +180,7 @@ def test_eval_warns_when_other_images_are_held_out_than_were(packed, tmp_path, p
 def test_held_out_images_that_are_gone_are_made_up_for_by_others(packed, tmp_path, packnet, monkeypatch):
     """By as many that were trained on, which is said. Elsewhere, and by another path, the same ones are the same."""
     folder = make_folder(tmp_path / "data") / "train"
-    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", folder, *FLAGS).exit_code == 0
     before = format.load_header(packed).task(1)
     held_out = splits.open_held_out(folder, before.classes, val_split=0.2, seed=0).split.paths
     monkeypatch.chdir(tmp_path)
@@ -193,7 +192,7 @@ def test_held_out_images_that_are_gone_are_made_up_for_by_others(packed, tmp_pat
     assert "it may have been trained on some of them" in told.stderr and answer(told)["tasks"][0]["images"] == 3
     told = packnet("verify", packed, "--data", "--workers", 0)
     assert told.exit_code == 6 and told.stdout.count("\n") == 1 and "may have been trained on some" in told.stdout
-    assert "dense" in packnet("prune", packed, "--task", 1, "--prune", 0.1, *QUICK[2:], "--progress", "json").stderr
+    assert "dense" in packnet("prune", packed, "--task", 1, "--prune", 0.1, *FLAGS[2:], "--progress", "json").stderr
 
 
 def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path, folders, packnet):
@@ -211,7 +210,7 @@ def test_eval_warns_of_a_missing_class_and_refuses_an_unknown_one(full, tmp_path
 def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
     """And takes it from where it is now; each command names what it takes."""
     folder = make_folder(tmp_path / "data")
-    assert packnet("add-task", packed, "--data", folder, *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", folder, *FLAGS).exit_code == 0
     folder.rename(tmp_path / "elsewhere")
     alone = f"packnet eval {packed} --task 1 --data DIR"
     for command in (["eval", "--task", 1], ["eval", "--task", "auto"]):
@@ -227,9 +226,9 @@ def test_every_command_says_when_the_data_has_moved(packed, tmp_path, packnet):
 
 def test_what_is_read_and_each_epoch_are_told_where_there_is_no_terminal(packed, folders, packnet):
     """In lines, as they go to a log: which images, and how training goes."""
-    result = packnet("add-task", packed, "--data", folders[0], *QUICK[2:], "--epochs", 2, "--name", "cubs", "--quiet")
+    result = packnet("add-task", packed, "--data", folders[0], *FLAGS[2:], "--epochs", 2, "--name", "cubs", "--quiet")
     assert result.exit_code == 2  # which stands before the command
-    result = packnet("add-task", packed, "--data", folders[0], *QUICK[2:], "--epochs", 2, "--name", "cubs")
+    result = packnet("add-task", packed, "--data", folders[0], *FLAGS[2:], "--epochs", 2, "--name", "cubs")
     told, *epochs = [line for line in result.stderr.splitlines() if line.startswith(("cubs", "train"))]
     assert told == f"cubs: 3 classes, 18 images to train on, 9 held out ({folders[0] / 'val'})"
     assert [epoch.partition("  ")[0] for epoch in epochs] == ["train epoch 1/2", "train epoch 2/2"]
@@ -300,7 +299,7 @@ def test_add_task_refuses(full, folders, packnet, arguments, exit_code, words):
 )
 def test_add_task_refuses_before_training(packed, folders, packnet, arguments, exit_code, words):
     """Whatever can be known beforehand."""
-    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.5, *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.5, *FLAGS).exit_code == 0
     before = packed.read_bytes()
     refused(packnet("add-task", packed, *(a.format(folder=folders[0]) for a in arguments)), exit_code, *words)
     assert packed.read_bytes() == before
@@ -309,7 +308,7 @@ def test_add_task_refuses_before_training(packed, folders, packnet, arguments, e
 def test_a_file_that_is_no_image_is_named(packed, tmp_path, packnet):
     """It has an image's name, but not its content; where an option leaves it out, that is named too."""
     folder = make_folder(tmp_path / "data")
-    add_task = ("add-task", packed, "--data", folder, "--prune", 0.5, *QUICK)
+    add_task = ("add-task", packed, "--data", folder, "--prune", 0.5, *FLAGS)
     assert packnet(*add_task).exit_code == 0
     (folder / "train" / "class0" / "broken.jpg").write_text("hello")
     refused(packnet(*add_task, "--name", "more"), 6, "broken.jpg", "with --skip-bad-images\n")
@@ -321,7 +320,7 @@ def test_bad_images_are_skipped_and_recorded(packed, tmp_path, packnet):
     folder = make_folder(tmp_path / "data")
     for part in ("train", "val"):
         (folder / part / "class0" / "broken.jpg").write_text("hello")
-    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *QUICK)
+    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *FLAGS)
     assert result.exit_code == 0 and "unreadable images │ 2" in " ".join(result.stdout.split())
     [task] = answer(packnet("info", packed, "--json"))["tasks"]
     assert task["skipped_images"] == 2
@@ -335,7 +334,7 @@ def test_one_image_in_each_class_and_names_in_any_bytes(packed, tmp_path, packne
     folder = make_folder(tmp_path / "lone", train=1)
     shutil.rmtree(folder / "val")
     (folder / "train" / "class0").rename(os.fsdecode(os.fsencode(folder) + b"/train/\x1b[31m\xff[red]"))
-    result = packnet("add-task", packed, "--data", folder, "--prune", 0.5, *QUICK)
+    result = packnet("add-task", packed, "--data", folder, "--prune", 0.5, *FLAGS)
     assert result.exit_code == 0 and "none: accuracy unmeasured" in result.stdout
     arguments = ("--device", "cpu", "--workers", 0)
     assert "unmeasured" in packnet("eval", packed, *arguments).stdout
@@ -364,11 +363,11 @@ def test_a_layer_that_is_not_there_cannot_be_spared(full, packed, folders, packn
 
 def test_a_release_of_nothing_is_refused(packed, folders, packnet):
     """Before training, which it would be for nothing; also where the settings on record are what spares all."""
-    spared = ("--skip-layers", "*", *QUICK)
+    spared = ("--skip-layers", "*", *FLAGS)
     add_task = ("add-task", packed, "--data", folders[0])
     for release in (("--prune", 0.5), ("--max-drop", 1), ("--prune", 0.5, "--dry-run")):
         refused(packnet(*add_task, *release, *spared), 2, "would release nothing", "--skip-layers")
-    refused(packnet(*add_task, "--prune", 1e-9, *QUICK), 2, "that is less than one weight of each layer")
+    refused(packnet(*add_task, "--prune", 1e-9, *FLAGS), 2, "that is less than one weight of each layer")
     assert packnet(*add_task, *spared).exit_code == 0
     before = packed.read_bytes()
     refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 2, "would release nothing", "--skip-layers")
@@ -381,7 +380,7 @@ def test_classes_without_a_readable_held_out_image_are_named(packed, tmp_path, p
     folder = make_folder(tmp_path / "data")
     for image in (folder / "val" / "class1").iterdir():
         image.write_text("hello")
-    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *QUICK)
+    result = packnet("add-task", packed, "--data", folder, "--skip-bad-images", *FLAGS)
     assert result.exit_code == 0 and "1 of 3 classes have no image to hold out, 'class1' among them" in result.stderr
     told = answer(packnet("eval", packed, "--json", "--device", "cpu"))["tasks"][0]
     assert told["missing_classes"] == ["class1"]
@@ -402,15 +401,15 @@ def test_a_damaged_task_is_not_extracted(full, tmp_path, packnet):
 def test_divergence_writes_nothing(packed, folders, packnet, batch_size):
     """Exit code 10, and what to try; also if it was the last step, which no loss has seen."""
     before = packed.read_bytes()
-    result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *QUICK, "--batch-size", batch_size)
+    result = packnet("add-task", packed, "--data", folders[0], "--lr", "1e30", *FLAGS, "--batch-size", batch_size)
     assert result.exit_code == 10 and result.stderr.endswith("Try a lower learning rate than 1e+30\n")
     assert packed.read_bytes() == before
 
 
 def test_divergence_where_the_rate_was_raised(packed, folders, packnet):
     """It names the rate that was given, and by how much it was raised."""
-    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.25, *QUICK).exit_code == 0
-    result = packnet("add-task", packed, "--data", folders[1], "--lr", "1e30", *QUICK)
+    assert packnet("add-task", packed, "--data", folders[0], "--prune", 0.25, *FLAGS).exit_code == 0
+    result = packnet("add-task", packed, "--data", folders[1], "--lr", "1e30", *FLAGS)
     assert result.exit_code == 10 and "than 1e+30, which was raised 4 times, or --lr-scale none" in result.stderr
 
 
@@ -522,9 +521,9 @@ def test_prune_and_plan(packed, folders, packnet):
         (["--prune", "half"], "a fraction from 0 to 1, or auto, not 'half'"),
     ):
         refused(packnet("add-task", packed, "--data", folders[0], *given), 2, words)
-    added = answer(packnet("add-task", packed, "--data", folders[0], "--tasks-left", 2, "--json", *QUICK))
+    added = answer(packnet("add-task", packed, "--data", folders[0], "--tasks-left", 2, "--json", *FLAGS))
     assert added["task"]["owned_weights"] == pytest.approx(planned["tasks"][0]["owned_weights"], abs=20)
-    assert answer(packnet("add-task", packed, "--data", folders[1], "--json", *QUICK))["free_fraction"] == 0
+    assert answer(packnet("add-task", packed, "--data", folders[1], "--json", *FLAGS))["free_fraction"] == 0
     refused(packnet("add-task", packed, "--data", folders[2]), 5, "packnet prune", "--head-only")
     refused(packnet("prune", packed, "--task", "red", "--prune", 0.5), 4, "Only the newest", "2 (green)")
     pruned = answer(packnet("prune", packed, "--task", "green", "--prune", 0.5, "--json", "--device", "cpu"))
@@ -609,7 +608,7 @@ def test_an_encoding_that_lacks_a_character(full, encoding, shown):
 def test_names_are_not_markup(packed, tmp_path, packnet):
     """A folder's name reaches the terminal as it is, with no colour, link or error."""
     folder = make_folder(tmp_path / "[bold]x[", classes=2)
-    result = packnet("add-task", packed, "--data", folder, *QUICK)
+    result = packnet("add-task", packed, "--data", folder, *FLAGS)
     assert result.exit_code == 0 and "[bold]x[" in result.stdout
     assert "[bold]x[" in packnet("info", packed).stdout
 
@@ -814,7 +813,7 @@ def test_a_dry_run_refuses_what_the_run_would(full, packed, folders, packnet):
 
 def test_removing_a_head_says_nothing_of_weights(full, folders, packnet):
     """It had none."""
-    assert packnet("add-task", full, "--data", folders[0], "--name", "head", "--head-only", *QUICK).exit_code == 0
+    assert packnet("add-task", full, "--data", folders[0], "--name", "head", "--head-only", *FLAGS).exit_code == 0
     result = packnet("remove-task", full, "--task", "head", "--yes")
     assert result.stdout.endswith("task 4 (head) removed\n")
 
@@ -875,7 +874,7 @@ def test_a_reader_that_is_gone(packed, monkeypatch, unbuffered):
 def test_a_stderr_that_takes_nothing(packed, folders):
     """No command ends because of it, and none ends otherwise."""
     program = [sys.executable, "-m", "packnet_cli"]
-    add_task = ["add-task", packed, "--data", folders[0], *map(str, QUICK)]
+    add_task = ["add-task", packed, "--data", folders[0], *map(str, FLAGS)]
     for arguments, exit_code in ((["info", packed / "none"], 3), (add_task, 0), (["verify", packed], 0)):
         with open("/dev/full", "w") as full:
             assert subprocess.run([*program, *arguments], stderr=full, stdout=subprocess.PIPE).returncode == exit_code

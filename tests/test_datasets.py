@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import FLAGS
 from PIL import Image
 
 from packnet_cli import extras
@@ -20,7 +21,6 @@ from packnet_cli.engine.data import datasets, pictures, splits
 from packnet_cli.errors import DataError, UsageError
 from packnet_cli.images import is_dataset, is_gone, location, task_name
 
-QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 SPLITS = {"train": "train", "val": "validation"}
 
 
@@ -73,7 +73,7 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet, m
     entries = []
     for source in (folders[0], named):
         packed.write_bytes(bits)
-        result = packnet("add-task", packed, "--data", source, "--name", "red", *QUICK)
+        result = packnet("add-task", packed, "--data", source, "--name", "red", *FLAGS)
         assert result.exit_code == 0, result.stderr
         entries.append(format.load(packed).header.tasks[0])
     one, other = entries
@@ -85,13 +85,13 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet, m
     result = json.loads(packnet("eval", packed, *here).stdout)
     assert result["tasks"][0]["top1"] == one.top1
     assert result == json.loads(packnet("eval", packed, "--data", folders[0], *here).stdout)
-    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *QUICK[2:]).exit_code == 0
+    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *FLAGS[2:]).exit_code == 0
 
 
 def test_torchvisions(packed, tmp_path, packnet):
     """MNIST from its files; the held-out images are those of its own."""
     named = Path("torch/mnist", str(mnist(tmp_path / "root"))[1:])
-    assert packnet("add-task", packed, "--data", named, *QUICK, "--prune", 0.5).exit_code == 0
+    assert packnet("add-task", packed, "--data", named, *FLAGS, "--prune", 0.5).exit_code == 0
     [task] = format.load(packed).header.tasks
     assert (task.name, task.classes, task.images) == ("mnist", ("0 - zero", "1 - one", "2 - two"), 12)
     assert task.data == str(named)
@@ -189,7 +189,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
         with tarfile.open(where / f"bad-{split}.tar", "w") as tar:
             add(tar, "a.jpg", b"no image")
             add(tar, "a.cls", b"1")
-    add_task = ("add-task", packed, "--data", Path("wds", str(where)[1:]), *QUICK)
+    add_task = ("add-task", packed, "--data", Path("wds", str(where)[1:]), *FLAGS)
     result = packnet(*add_task)
     assert result.exit_code == 6 and "2 of 29 files are not readable" in result.stderr
     assert "split 'train', image 0 (no image" in result.stderr and result.stderr.count("\n") == 1
@@ -259,7 +259,7 @@ def test_a_dataset_that_is_gone(packed, tmp_path, folders, packnet, monkeypatch)
     where = shards(folders[0], tmp_path / "set")
     kinds = {"red": Path("wds", str(where)[1:]), "mnist": Path("torch/mnist", str(mnist(tmp_path / "root"))[1:])}
     for name, named in kinds.items():
-        assert packnet("add-task", packed, "--data", named, "--name", name, *QUICK, "--prune", 0.5).exit_code == 0
+        assert packnet("add-task", packed, "--data", named, "--name", name, *FLAGS, "--prune", 0.5).exit_code == 0
     where.rename(tmp_path / "moved")
     (tmp_path / "root").rename(tmp_path / "moved-root")
     (tmp_path / "here").mkdir()

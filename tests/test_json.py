@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import FLAGS
 
 from packnet_cli.cli import keeping
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-QUICK = ("--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu")
 CPU = ("--device", "cpu", "--workers", 0)
 PLAIN = {"text": str, "int": int, "number": (int, float), "bool": bool}
 
@@ -83,7 +83,7 @@ def test_every_document_is_the_documented_one(full, tmp_path, folders, packnet, 
     told("info", "info", full)
     told("info --layers", "info", full, "--layers")
     told("info --task", "info", full, "--task", "red")
-    told("add-task", "add-task", new, "--data", folders[0], "--prune", 0.5, *QUICK)
+    told("add-task", "add-task", new, "--data", folders[0], "--prune", 0.5, *FLAGS)
     told("prune", "prune", new, "--task", 1, "--prune", 0.5, "--device", "cpu", "--workers", 0)
     told("plan", "plan", new, "--tasks", 3)
     told("--dry-run", "add-task", new, "--data", folders[1], "--dry-run")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import timm
+from conftest import FLAGS
 
 from packnet_cli import extras
 from packnet_cli.artifact import format
@@ -15,8 +16,6 @@ from packnet_cli.engine.data import decoding, sources, splits
 from packnet_cli.engine.data.lists import read_list
 from packnet_cli.errors import DataError
 from packnet_cli.images import is_list, task_name
-
-QUICK = ["--epochs", 1, "--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
 def write(path: Path, *rows, columns=("path", "label", "split")) -> Path:
@@ -37,7 +36,7 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet):
     states = []
     for source in (folders[0], where):
         packed.write_bytes(bits)
-        assert packnet("add-task", packed, "--data", source, *QUICK).exit_code == 0
+        assert packnet("add-task", packed, "--data", source, *FLAGS).exit_code == 0
         artifact = format.load(packed)
         states.append(artifact.header.tasks[0])
     one, other = states
@@ -47,7 +46,7 @@ def test_the_same_images_are_the_same_task(packed, tmp_path, folders, packnet):
     result = json.loads(packnet("eval", packed, *here).stdout)
     assert result == json.loads(packnet("eval", packed, "--data", folders[0], *here).stdout)
     assert result["tasks"][0]["top1"] == one.top1
-    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *QUICK[2:]).exit_code == 0
+    assert packnet("prune", packed, "--task", "red", "--prune", 0.5, *FLAGS[2:]).exit_code == 0
     assert packnet("add-task", packed, "--data", where, "--dry-run", "--name", "x").exit_code == 0
     where.unlink()
     result = packnet("eval", packed)
@@ -140,7 +139,7 @@ def test_a_list_that_is_a_link_is_where_the_link_is(packed, tmp_path, folders, p
         (there / part).symlink_to(folders[0] / part)
     write(tmp_path / "3fa9c0", *((image, image.parent.name, image.parts[0]) for image in images))
     (there / "birds.csv").symlink_to(tmp_path / "3fa9c0")
-    assert packnet("add-task", packed, "--data", there / "birds.csv", *QUICK).exit_code == 0
+    assert packnet("add-task", packed, "--data", there / "birds.csv", *FLAGS).exit_code == 0
     [task] = format.load_header(packed).tasks
     assert (task.name, task.data) == ("birds", str(there / "birds.csv"))
     assert packnet("verify", packed, "--data", "--device", "cpu").exit_code == 0
@@ -174,7 +173,7 @@ def test_a_parquet_file_is_a_list(packed, tmp_path, folders, packnet, kind):
     bits, entries = packed.read_bytes(), []
     for source in (folders[0], where):
         packed.write_bytes(bits)
-        assert packnet("add-task", packed, "--data", source, *QUICK).exit_code == 0
+        assert packnet("add-task", packed, "--data", source, *FLAGS).exit_code == 0
         entries.append(format.load(packed).header.tasks[0])
     one, other = entries
     assert (one.name, one.digest, one.classes, one.top1) == (other.name, other.digest, other.classes, other.top1)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CPU
+from conftest import CPU, FLAGS
 
 from packnet_cli.cli.settings import read_config, recipe_from, recipes_from
 from packnet_cli.engine import pack
@@ -13,8 +13,6 @@ from packnet_cli.engine.data import splits
 from packnet_cli.engine.fit import choose_recipe
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import RECIPES, SETTINGS, Recipe
-
-QUICK = ["--retrain-epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -69,12 +67,11 @@ def test_whole_numbers_have_an_end():
 
 def test_the_commands(tmp_path, packed, folders, packnet):
     """The recipe in effect is in the artifact, and info --task shows it."""
-    config = write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")
-    add = ("add-task", packed, "--data", folders[0], *QUICK)
+    add = ("add-task", packed, "--data", folders[0], *FLAGS[2:])
     for wrong in (tmp_path / "none.toml", tmp_path, write(tmp_path, "epochs = 0")):
         result = packnet(*add, "--config", wrong)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stdout == ""
-    write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")
+    config = write(tmp_path, "epochs = 1\nlr = 0.01\nseed = 3\n")
     assert packnet(*add, "--config", config, "--lr", 0.02).exit_code == 0
     told = json.loads(packnet("info", packed, "--task", "red", "--json").stdout)["task"]
     assert (told["recipe"]["lr"], told["recipe"]["seed"], told["recipe"]["epochs"]) == (0.02, 3, 1)
