@@ -60,7 +60,6 @@ def test_the_temperature_is_recorded(full, packed, folders, packnet, tmp_path):
     assert f"{format.load_header(full).task('red').temperature:g}" in packnet("info", full, "--task", "red").stdout
     images = tmp_path / "images"
     shutil.copytree(folders[0], images)
-    pack.init(packed, "test_resnet", weights=None, pretrained=False, force=True, data_config={"img_size": 32})
     pack.add_task(packed, images, recipe=QUICK, machine=CPU, prune=0.5)
     [before] = format.load_header(packed).tasks
     shutil.rmtree(images)
