@@ -321,9 +321,7 @@ def test_prune_by_distilling_keeps_what_the_task_remembers(packed, folders, tmp_
     said = []
     away = folders[0].rename(tmp_path / "away")
     try:
-        pack.prune_task(
-            packed, "red", prune=0.5, distill=folders[1], machine=CPU, say=lambda *line, **_: said.extend(line)
-        )
+        pack.prune_task(packed, "red", prune=0.5, distill=folders[1], machine=CPU, say=noting(said))
     finally:
         away.rename(folders[0])
     assert format.load(packed).header.task(1).top1 is None and "are no longer at" in said[0]
