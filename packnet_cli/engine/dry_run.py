@@ -10,7 +10,7 @@ from packnet_cli.engine.data import splits
 from packnet_cli.engine.modes import own_modes
 from packnet_cli.engine.start import all_free, start_from
 from packnet_cli.images import task_name
-from packnet_cli.progress import Say, unsaid
+from packnet_cli.progress import Say
 from packnet_cli.recipe import Recipe
 
 
@@ -18,17 +18,17 @@ from packnet_cli.recipe import Recipe
 def plan_init(
     arch: str,
     *,
-    weights: Path | None = None,
-    pretrained: bool = True,
+    weights: Path | None,
+    pretrained: bool,
     prune: float | None,
     name: str | None,
-    data: Path | None = None,
-    distill: Path | None = None,
-    class_names: Path | None = None,
+    data: Path | None,
+    distill: Path | None,
+    class_names: Path | None,
     recipe: Recipe,
     model_kwargs: dict[str, Any],
     data_config: dict[str, Any],
-    say: Say = unsaid,
+    say: Say,
 ) -> plan.Plan:
     """Who would own what after `init` with these arguments. Fetches no weights, and writes nothing."""
     check_settings(prune or 0.0)
@@ -54,9 +54,7 @@ def plan_init(
 
 
 @own_modes()
-def plan_task(
-    path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say = unsaid
-) -> plan.Plan:
+def plan_task(path: Path, data: Path, *, name: str | None, prune: float, recipe: Recipe, say: Say) -> plan.Plan:
     """Who would own what after `add_task` with these arguments, layers as by `--rank layer`; writes nothing.
 
     Raises what `add_task` would for its share, its name and its images, except for images that cannot be decoded.
