@@ -40,15 +40,7 @@ def prune(
     from packnet_cli.engine import pack
 
     with run.of(path) as how:
-        pack.prune_task(
-            path,
-            task,
-            prune=prune,
-            data=data,
-            distill=distill,
-            recipe=recipe,
-            **how,
-        )
+        pack.prune_task(path, task, prune=prune, data=data, distill=distill, recipe=recipe, **how)
     report_newest(path, json)
 
 
