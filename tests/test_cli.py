@@ -452,7 +452,7 @@ def test_no_hub_is_one_clear_line(tmp_path, packnet):
     result = packnet("init", "--arch", "test_resnet", tmp_path / "a.st")
     assert result.exit_code == 7 and result.stdout == ""
     fetching, error = result.stderr.splitlines()
-    assert fetching.startswith("fetching") and error.startswith("error: cannot fetch")
+    assert fetching.startswith("fetching") and error.startswith("error: cannot load")
     assert "--weights FILE" in error and "--no-pretrained" in error
 
 

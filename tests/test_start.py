@@ -147,6 +147,13 @@ def test_an_argument_that_is_null_is_left_to_timm(tmp_path):
     assert artifact.header.model_kwargs == {}
 
 
+def test_a_mistyped_folder_names_the_nearest(tmp_path):
+    """As of any other path."""
+    (tmp_path / "birds-timm").mkdir()
+    with pytest.raises(NetworkError, match="does not exist; did you mean .*birds-timm"):
+        pack.init(tmp_path / "packed.st", f"local-dir:{tmp_path}/bird-timm")
+
+
 def test_bad_model_arguments_are_refused(tmp_path):
     """timm's own words, without its traceback."""
     with pytest.raises(NetworkError, match="cannot build test_resnet"):

@@ -2,36 +2,25 @@
 
 import ast
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
-from timm.models import load_model_config_from_hf
-from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from packnet_cli.artifact import format, rules
+from packnet_cli.artifact import format
 from packnet_cli.artifact.format import Artifact, Header
 from packnet_cli.artifact.rules import is_argument
 from packnet_cli.engine import network
-from packnet_cli.engine.modes import without_hub_log
 from packnet_cli.engine.network import CHANNELS, Kind, create
+from packnet_cli.engine.pretrained import create_pretrained, look_up, source_of
 from packnet_cli.engine.weights import count_outputs, load_weights, recorded_in
-from packnet_cli.errors import NetworkError, UsageError, did_you_mean
+from packnet_cli.errors import NetworkError, UsageError
 from packnet_cli.progress import Say, unsaid
 
-# What reads a network's configuration beside its weights, by timm's prefix of the place.
-PLACES = {
-    "hf-hub": load_model_config_from_hf,
-    "hf_hub": load_model_config_from_hf,  # as older code spells it
-    "local-dir": load_model_config_from_path,
-}
 SOME_CLASSES = 2  # of a head that is left out again: every task brings its own
 
 
@@ -74,7 +63,8 @@ def start_from(
     otherwise = "give a file with --weights FILE"
     if not keep_head:  # such a network cannot start from random weights
         otherwise += ", or start from random ones with --no-pretrained"
-    name, cfg, implied = _look_up(arch, otherwise)
+    architecture = look_up(arch, otherwise)
+    name, cfg, implied = architecture.name, dict(architecture.cfg), dict(architecture.arguments)
     recorded = recorded_in(weights) if weights is not None else {}
     if recorded.get("arch") == name:  # else its preprocessing, too, may not suit this network
         say(f"image size, preprocessing and the network's arguments as {weights} records them, unless given")
@@ -84,33 +74,27 @@ def start_from(
     arguments, preprocessing = _agreed(implied, model_kwargs, wanted, cfg)
     if keep_head and weights is None and not pretrained:
         raise UsageError("--prune keeps what a pretrained network can do, and random weights can do nothing")
+    if keep_head and weights is None and architecture.is_encoder:
+        raise UsageError(f"{arch} has no classifier of its own that --prune could keep; leave out --prune")
     source, built = "random", dict(arguments)
-    classes = cfg.get("num_classes")
-    if classes == 0:  # an encoder, as DINOv2; timm adds a classifier if asked to
-        if keep_head and weights is None:
-            raise UsageError(f"{arch} has no classifier of its own that --prune could keep; leave out --prune")
-        classes = SOME_CLASSES
+    classes = SOME_CLASSES if architecture.is_encoder else cfg.get("num_classes")
     if classes is not None:
         built["num_classes"] = classes
     if weights is not None:
-        head = head_prefixes(cfg)
         if keep_head:
-            built["num_classes"] = count_outputs(weights, head)
+            built["num_classes"] = count_outputs(weights, architecture.head)
         model = create(name, built)
-        stems = _declared(cfg, "first_conv")
-        if remark := load_weights(model, weights, name, head=() if keep_head else head, stems=stems):
+        head = () if keep_head else architecture.head
+        if remark := load_weights(model, weights, name, head=head, stems=architecture.stems):
             say(remark)
         source = str(weights.resolve())
-    elif pretrained:
-        source = _source_of(arch, cfg, otherwise)
-        if fetch:
-            model = _create_pretrained(arch, name, built, otherwise, say, encoder=cfg.get("num_classes") == 0)
-        else:
-            model = create(name, built)
     else:
-        model = create(name, built)
+        if pretrained:
+            source = source_of(architecture, otherwise)
+        fetched = pretrained and fetch
+        model = create_pretrained(architecture, built, otherwise, say) if fetched else create(name, built)
     network.try_out(model, preprocessing)
-    header = Header(name, arguments, head_prefixes(cfg), source, preprocessing)
+    header = Header(name, arguments, architecture.head, source, preprocessing)
     named = recorded.get("classes") if weights is not None else cfg.get("label_names")  # there, or on the hub
     if isinstance(named, dict):  # by the output's number
         named = [named.get(str(number)) for number in range(len(named))]
@@ -130,54 +114,6 @@ def all_free(origin: Origin) -> Artifact:
     return format.make(origin.header, shared, mask, (own,))
 
 
-def _look_up(arch: str, otherwise: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """timm's name of an architecture, its configuration, and the arguments that this adds.
-
-    `otherwise` is how an error says to do without the hub.
-    """
-    prefix, _, place = arch.partition(":")
-    if prefix in PLACES and place:
-        # Building the network again must not need the hub: its configuration is kept in the artifact.
-        with _from_hub(f"the configuration of {arch}", f"name timm's architecture, and {otherwise}"):
-            cfg, architecture, arguments = PLACES[prefix](place)
-            cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in cfg.items()}
-            used = {key: value for key, value in cfg.items() if value is not None and key in rules.OF_NETWORK}
-            rules.check("it", used | {"architecture": architecture}, {}, optional=rules.OF_NETWORK)
-        name = architecture.partition(".")[0]
-        if not timm.is_model(name):
-            raise NetworkError(f"{arch} is a {name}, which timm {timm.__version__} does not know; a newer one may")
-        # Of these some, as the number of classes, are not for a file: they are the configuration's and the tasks'.
-        kept = {key: value for key, value in (arguments or {}).items() if value is not None and is_argument(key)}
-        return name, cfg, _implied(name, cfg) | kept
-    name = arch.partition(".")[0]
-    if not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
-        if Path(arch).is_dir():
-            hint = f"a folder in the layout of the hub is local-dir:{arch}"
-        elif "/" in arch:
-            hint = f"one on the hub is hf-hub:{arch}" if ":" not in arch else "name it alone, with --weights FILE"
-        raise NetworkError(f"timm knows no architecture {arch!r}; {hint}")
-    try:
-        found = timm.get_pretrained_cfg(arch)
-    except RuntimeError:
-        hint = did_you_mean(arch, timm.list_models(f"{name}.*", pretrained=True), 0) or f"it has none for {name}"
-        raise NetworkError(f"timm knows no weights {arch!r}; {hint}") from None
-    cfg = found.to_dict() if found is not None else {}
-    return name, cfg, _implied(name, cfg)
-
-
-def _implied(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that timm takes from a configuration, where that of the bare architecture says otherwise."""
-
-    def arguments(of: dict[str, Any]) -> dict[str, Any]:
-        channels, *size = of.get("input_size") or (None, None)
-        return {"in_chans": channels, "img_size": size if of.get("fixed_input_size") else None}
-
-    bare = timm.get_pretrained_cfg(name)
-    usual = arguments(bare.to_dict() if bare is not None else {})
-    return {key: value for key, value in arguments(cfg).items() if value is not None and value != usual[key]}
-
-
 def _agreed(
     implied: dict[str, Any], model_kwargs: dict[str, Any], wanted: dict[str, Any], cfg: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -195,34 +131,6 @@ def _agreed(
     if (taken := arguments.get("in_chans", channels)) != channels:
         raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
     return arguments, preprocessing
-
-
-def _source_of(arch: str, cfg: dict[str, Any], otherwise: str) -> str:
-    """Where timm's pretrained weights of an architecture are. Raises NetworkError if there are none."""
-    if cfg.get("source") == "local-dir":
-        return str(Path(cfg["file"]).resolve())
-    source = cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")
-    if not source and ":" not in arch:
-        raise NetworkError(f"timm has no pretrained weights for {arch}; {otherwise}")
-    return str(source or arch)
-
-
-def _create_pretrained(
-    arch: str, name: str, arguments: dict[str, Any], otherwise: str, say: Say, *, encoder: bool
-) -> nn.Module:
-    if not arch.startswith("local-dir:"):
-        say(f"fetching the pretrained weights of {arch}, if not cached (a minute, if the hub is out of reach) ...")
-    with _from_hub(f"the pretrained weights of {arch}", otherwise):
-        try:
-            if encoder:  # with a classifier added, timm leaves random what the weights lack, and says nothing
-                timm.create_model(arch, pretrained=True, num_classes=0)
-            model: nn.Module = timm.create_model(arch, pretrained=True, **arguments)
-        except OSError:  # of the network or the disk
-            raise
-        except Exception:
-            create(name, arguments)  # which says so if it is the arguments
-            raise
-        return model.float()
 
 
 def _check_rebuilt(arch: str, origin: Origin) -> None:
@@ -263,17 +171,6 @@ def _check_arguments(model_kwargs: dict[str, Any]) -> None:
             raise UsageError(f"--model-kwargs {key}={value} cannot be kept in a file: {error}") from None
 
 
-def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classifier's modules, as timm declares them."""
-    return _declared(cfg, "classifier")
-
-
-def _declared(cfg: dict[str, Any], what: str) -> tuple[str, ...]:
-    """The names of the modules that timm's configuration declares to be `what`; some networks have several."""
-    names = cfg.get(what) or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
     """timm's preprocessing for a network, with what the user wants otherwise; input_size is C, H, W in pixels."""
     if unknown := wanted.keys() - {"img_size", "in_chans", "mean", "std", "crop_pct", "interpolation"}:
@@ -305,16 +202,3 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
             values = [sum(values) / len(values)] * channels  # timm's are for other channels
         resolved[key] = values
     return resolved
-
-
-@contextmanager
-def _from_hub(what: str, otherwise: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the hub becomes one NetworkError, which says how to do without."""
-    try:
-        with without_hub_log():
-            yield
-    except NetworkError:
-        raise
-    except Exception as error:
-        why = shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")  # their first lines may say nothing
-        raise NetworkError(f"cannot fetch {what} ({why}); {otherwise}") from None
