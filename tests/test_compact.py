@@ -40,6 +40,22 @@ def test_masks_come_back(owners, size):
                 codec.read_mask(wrong, tree, size)
 
 
+@pytest.mark.parametrize(
+    "tree, bits",
+    [
+        ([1, [0, 255]], [0b0010_1101, 0b1100]),
+        ([[0, 255], 1], [0b1101_0010, 0b1100]),
+        ([[0, 1], [3, 255]], [0b0010_1000, 0b11_1010, 0b11]),
+    ],
+)
+def test_either_branch_may_be_a_single_index(tree, bits):
+    """In trees of any shape, as other writers may choose them; in the order of bits that the format specifies."""
+    mask = np.array([0, 1, 0, 255, 1, 255, 1, 1], np.uint8)
+    packed = codec.write_mask(mask, tree)
+    assert packed.tolist() == bits
+    np.testing.assert_array_equal(codec.read_mask(packed, tree, mask.size), mask)
+
+
 def test_what_most_weights_have_takes_the_fewest_bits():
     """Of halves, quarters and eighths: 1.75 bits a weight, not 2."""
     mask = np.repeat(np.array([1, 2, 3, 4], np.uint8), [400, 200, 100, 100])
