@@ -1,6 +1,7 @@
 """A compact file holds the same tasks in fewer bytes, proves it, and is for use only."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_in_16_bits(full, tmp_path, dtype):
         assert same_bits(wanted, after.state(task.index)) and not same_bits(wanted, before.state(task.index))
         assert shipped.digest == format.digest(wanted) != task.digest == after.header.compact.originals[task.index]
     assert (tmp_path / "ship.st").stat().st_size < 0.5 * full.stat().st_size
+
+
+@pytest.mark.parametrize("dtype", codec.DTYPES)
+def test_the_packed_weights_are_let_go_before_they_are_expanded_again(full, tmp_path, monkeypatch, dtype):
+    """Else a network's weights and masks would be in memory twice."""
+    output, load, assemble, loaded = tmp_path / "ship.st", verify.load_verified, format.assemble, []
+
+    def noted(path):
+        artifact = load(path)
+        loaded.extend(map(weakref.ref, (*artifact.shared.values(), *artifact.mask.values())))
+        return artifact
+
+    def alone(path, about, tensors):
+        assert path != output or loaded and not any(array() is not None for array in loaded)
+        return assemble(path, about, tensors)
+
+    monkeypatch.setattr(verify, "load_verified", noted)
+    monkeypatch.setattr(format, "assemble", alone)
+    ship.make_compact(full, output, dtype=dtype)
+    assert output.exists()
 
 
 def test_the_bytes_add_up(full, tmp_path):

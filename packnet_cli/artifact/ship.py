@@ -48,17 +48,19 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     before = verify.load_verified(path)
     if not before.header.tasks:
         raise TaskError(f"{path} holds no task yet, and to a compact file none can be added")
-    tensors = before.tensors()
+    header, tensors = before.header, before.tensors()
+    size = Sizes.of(path, tensors)
     try:
-        how, stored = compact.shrink(before.header, tensors, dtype)
+        how, stored = compact.shrink(header, tensors, dtype)
     except OverflowError as error:
         raise UsageError(
             f"--dtype {dtype} cannot hold this network: {error}; bfloat16 has the range of float32"
         ) from None
+    del before, tensors  # what follows takes as much memory again
     about = dataclasses.replace(
-        before.header,
-        source=source(before.header),
-        tasks=tuple(dataclasses.replace(task, data="", held_out=None) for task in before.header.tasks),
+        header,
+        source=source(header),
+        tasks=tuple(dataclasses.replace(task, data="", held_out=None) for task in header.tasks),
         tensors=format.tensor_digests(stored),
         compact=how,
     )
@@ -70,7 +72,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
         tasks = (dataclasses.replace(task, digest=after.digest(task.index)) for task in about.tasks)
         about = dataclasses.replace(about, tasks=tuple(tasks))
     format.write_tensors(stored, format.metadata(about, output), output)
-    return Sizes.of(path, tensors), Sizes.of(output, stored)
+    return size, Sizes.of(output, stored)
 
 
 def source(header: Header) -> str:
