@@ -208,3 +208,19 @@ def test_init_says_which_keys_did_not_fit(tmp_path, packnet):
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "x.pt")
     assert packnet(*init, tmp_path / "x.pt", tmp_path / "b.st").stderr == ""
     assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+
+
+def test_a_part_of_the_weights_says_so(tmp_path):
+    """One file of several, as large networks come in, and their index; no other name or form would help."""
+    state = timm.create_model("test_resnet").state_dict()
+    half = dict(list(state.items())[: len(state) // 2])
+    for name, message in (
+        ("model-00001-of-00002.safetensors", "lacks .* it is one of several files of these weights"),
+        ("model-00001-of-00001.safetensors", "lacks .* check --arch"),
+    ):
+        save_file(half, tmp_path / name)
+        with pytest.raises(NetworkError, match=message):
+            load(timm.create_model("test_resnet"), tmp_path / name, "test_resnet")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(NetworkError, match="only describes weights"):
+        load(timm.create_model("test_resnet"), tmp_path / "model.safetensors.index.json", "test_resnet")

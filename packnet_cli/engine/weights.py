@@ -6,6 +6,7 @@ Accepts plain state dicts, and training checkpoints that hold one, from timm, to
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from packnet_cli.errors import ArtifactError, NetworkError, did_you_mean_path, f
 
 Tensors = dict[str, torch.Tensor]
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it, and no output depends on it
+SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.")  # in the name of a file that holds a part of some weights
 
 
 def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ...], stems: tuple[str, ...]) -> str:
@@ -59,11 +61,15 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
     unfit = [name for name in lacking if name in renamed]
     what, names = ("has another shape for", unfit) if len(unfit) == len(lacking) else ("lacks", lacking)
     unknown = [name for name in renamed if name not in own]
+    if SHARD.search(path.name) and not unfit:
+        hint = "it is one of several files of these weights, to be joined in one"
+    else:
+        hint = "check --arch, --model-kwargs and --img-size"
+        hint += ", or try it as .pth, which keeps the order of tensors" if _is_unordered(path, unfit) else ""
     raise NetworkError(
         f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({few(names, 3)})"
         + (f" and has {len(unknown)} unknown ones ({few(unknown, 3)})" if unknown else "")
-        + "; check --arch, --model-kwargs and --img-size"
-        + (", or try it as .pth, which keeps the order of tensors" if _is_unordered(path, unfit) else "")
+        + f"; {hint}"
     )
 
 
@@ -96,6 +102,8 @@ def _read(path: Path) -> Tensors:
         missing = f"does not exist; {did_you_mean_path(path) or 'check the path'}"
         folder = f"is a folder; one in the layout of the hub can be given whole, as --arch local-dir:{path}"
         raise NetworkError(f"the weights file {path} {folder if os.path.isdir(path) else missing}")
+    if path.suffix == ".json":
+        raise NetworkError(f"{path} only describes weights; give the file that holds them, joined if they are several")
     with suppress(ArtifactError):  # not a packed model
         format.load_header(path)
         raise NetworkError(
