@@ -157,6 +157,8 @@ def test_arguments_that_timm_does_not_take():
     """Of whatever kind its error is."""
     with pytest.raises(NetworkError, match="timm cannot build test_resnet with .*act_layer"):
         network.create("test_resnet", {"act_layer": "foo"})
+    with pytest.raises(NetworkError, match="AssertionError"):  # which says nothing
+        network.create("test_resnet", {"output_stride": "x"})
 
 
 def test_a_device_that_computes_nothing():

@@ -255,5 +255,5 @@ def create(arch: str, arguments: dict[str, Any]) -> nn.Module:
     except Exception as error:  # of any kind: networks may fail in any way on their arguments
         if is_out_of_memory(error):
             raise
-        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        why = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
         raise NetworkError(f"timm cannot build {arch} with {arguments}: {why}") from None
