@@ -147,20 +147,13 @@ def test_an_argument_that_is_null_is_left_to_timm(tmp_path):
     assert artifact.header.model_kwargs == {}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda value: (100 * value).to(torch.int8), "layer1.0.conv1.weight holds integers"),
-        (lambda value: value / 0, "not all numbers of layer1.0.conv1.weight are finite"),
-    ],
-)
-def test_numbers_that_no_file_may_hold(tmp_path, change, message):
-    """In a folder neither, though timm takes them without a word."""
+def test_weights_that_are_no_numbers(tmp_path):
+    """timm takes them without a word."""
     save_for_hf(timm.create_model("test_resnet"), tmp_path / "net", safe_serialization=True)
     weights, name = tmp_path / "net" / "model.safetensors", "layer1.0.conv1.weight"
     state = load_file(weights)
-    save_file(state | {name: change(state[name])}, weights)
-    with pytest.raises(NetworkError, match=message):
+    save_file(state | {name: torch.full_like(state[name], torch.nan)}, weights)
+    with pytest.raises(NetworkError, match=f"some numbers of {name} are NaN"):
         pack.init(tmp_path / "a.st", f"local-dir:{tmp_path / 'net'}")
 
 

@@ -132,17 +132,9 @@ def create_pretrained(architecture: Architecture, arguments: dict[str, Any], oth
         except Exception:
             create(architecture.name, arguments)  # which says so if it is the arguments
             raise
-        _check_numbers(asked, model)
+        if lost := next((name for name, value in model.state_dict().items() if value.isnan().any()), None):
+            raise NetworkError(f"{asked} cannot be used: some numbers of {lost} are NaN; {otherwise}")
         return model.float()
-
-
-def _check_numbers(asked: str, model: nn.Module) -> None:
-    """Raise NetworkError for integers without a scale, which timm takes as they are, and for NaN and infinity."""
-    for name, value in model.named_parameters():
-        if not value.isfinite().all():
-            raise NetworkError(f"{asked} cannot be used: not all numbers of {name} are finite; take other weights")
-        if value.ndim > 1 and (value.abs() > 1).any() and not value.frac().any():  # as no trained floats are
-            raise NetworkError(f"{asked} cannot be used: {name} holds integers; take float weights")
 
 
 def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
