@@ -121,6 +121,14 @@ def test_owners_kept_sees_what_changed_hands():
         assert not masks.owners_kept(np.array(other, np.uint8), before)
 
 
+def test_what_differs_in_a_bit_in_type_or_in_shape_is_not_the_same():
+    """-0 equals 0, and all bits are 0 of either type; but a NaN is the same as itself."""
+    zeros, odd = np.zeros(2, np.float32), np.array([np.nan, -0.0], np.float32)
+    assert masks.same_bits(odd, odd.copy())
+    for other in (-zeros, zeros.view(np.int32), zeros.reshape(1, 2)):
+        assert not masks.same_bits(zeros, other)
+
+
 def test_a_lone_number_is_an_array_too():
     mask = np.array(0, np.uint8)
     assert isinstance(masks.claim_free(mask, 3), np.ndarray) and masks.claim_free(mask, 3) == 3
@@ -177,6 +185,17 @@ def test_counts_across_layers_add_up(adaptive):
         counts = masks.counts_across(layers, count, adaptive=adaptive)
         assert sum(counts.values()) == count
         assert all(0 <= counts[name] <= own.size for name, own in layers.items())
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_sample_stands_for_its_whole_layer(adaptive, monkeypatch):
+    """Against a layer that is looked at whole, it releases about as many as if all of it were looked at."""
+    rng = np.random.default_rng(0)
+    layers = {"large": rng.random(20_000, np.float32), "small": rng.random(900, np.float32) / 4}
+    whole = masks.counts_across(layers, 3000, adaptive=adaptive)
+    monkeypatch.setattr(masks, "SAMPLE", 1000)
+    sampled = masks.counts_across(layers, 3000, adaptive=adaptive)
+    assert 0 < whole["small"] < 900 and sampled == {name: pytest.approx(n, rel=0.1) for name, n in whole.items()}
 
 
 def test_free_unseen_frees_what_comes_later():
