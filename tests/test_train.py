@@ -134,6 +134,19 @@ def test_holding_more_between_epochs():
     assert not weight[:2].any() and weight[2:].all()
 
 
+@pytest.mark.parametrize("largest", [0, 1])
+def test_what_is_no_longer_held_moves_again(largest, monkeypatch):
+    """As in a search, which goes back to where nothing was released; parts of weights or whole ones."""
+    monkeypatch.setattr(freezer_module, "LARGEST_PART", largest)
+    model, batches = tiny()
+    freezer, weight = Freezer(model, "momentum"), model[0].weight
+    for trainable in (np.arange(weight.numel()).reshape(weight.shape) % 2 == 0, np.ones(weight.shape, bool)):
+        before = weight.detach().clone()
+        freezer.hold({"0.weight": trainable})
+        run(model, batches, freezer)
+        assert np.array_equal((weight != before).numpy(), trainable)
+
+
 def test_a_layer_with_nothing_trainable_needs_no_gradient():
     """It costs neither a gradient nor optimizer state, and does not move."""
     model, batches = tiny()
@@ -384,9 +397,14 @@ def test_unknown_optimizer():
         check_optimizer(Recipe(opt="lookahead_adamw"))
 
 
-def test_write_back_is_exact_whatever_stands_there(monkeypatch):
-    """Frozen -0, NaN's neighbours and tiny numbers come back by their bits; trainable ones keep theirs, NaN too."""
+@pytest.mark.parametrize("piece", [8, 80, freezer_module.PIECE])
+def test_write_back_is_exact_whatever_stands_there(piece, monkeypatch):
+    """Frozen -0, NaN's neighbours and tiny numbers come back by their bits; trainable ones keep theirs, NaN too.
+
+    In pieces of one row, of some, or of all.
+    """
     monkeypatch.setattr(freezer_module, "LARGEST_PART", 0)
+    monkeypatch.setattr(freezer_module, "PIECE", piece)
     model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     frozen = np.random.default_rng(0).standard_normal(model.weight.shape).astype(np.float32)
     frozen.reshape(-1)[:4] = -0.0, 1e-42, -1e38, 0.0
