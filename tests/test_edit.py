@@ -13,7 +13,7 @@ from test_cli import answer, read_until, refused
 
 from packnet_cli.artifact import atomic, edit, format, masks, verify
 from packnet_cli.engine import pack
-from packnet_cli.errors import ConflictError
+from packnet_cli.errors import ConflictError, DamageError, ForgettingError
 
 
 def kept(artifact, *indices):
@@ -85,6 +85,46 @@ def test_a_file_that_changed_while_the_user_was_asked_is_left_alone(full):
     edit.rename(full, 3, "other")
     with pytest.raises(ConflictError, match="changed by another program"):
         edit.remove_task(full, 3, unchanged_since=stamp)
+
+
+EDITS = [lambda path: edit.remove_task(path, 3), lambda path: edit.rename(path, 3, "other")]
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_a_file_that_changes_as_it_is_edited_is_left_alone(full, monkeypatch, change):
+    """Between its being read and its being replaced."""
+    load, other = verify.load_verified, full.read_bytes() + b"other"
+
+    def load_and_let_change(path):
+        artifact = load(path)
+        path.write_bytes(other)
+        return artifact
+
+    monkeypatch.setattr(verify, "load_verified", load_and_let_change)
+    with pytest.raises(ConflictError, match="changed by another program"):
+        change(full)
+    assert full.read_bytes() == other
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_a_damaged_file_is_not_edited(full, change):
+    """New digests would hide the damage."""
+    damaged = format.load(full)
+    damaged.own[1]["fc.bias"].view(np.uint8)[1] ^= 16
+    format.save(damaged, full)
+    before = full.read_bytes()
+    with pytest.raises(DamageError, match="task.1.fc.bias is not what was written"):
+        change(full)
+    assert full.read_bytes() == before
+
+
+def test_a_removal_that_would_change_another_task_is_refused(full, monkeypatch):
+    """The proof that each is checked: free what an earlier task sees, too, and the file stays as it was."""
+    before = full.read_bytes()
+    monkeypatch.setattr(masks, "free_unseen", lambda mask, task: mask * (mask < task))
+    with pytest.raises(ForgettingError, match=r"that would change task 2 \(green\)"):
+        edit.remove_task(full, 3)
+    assert full.read_bytes() == before
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
