@@ -99,6 +99,9 @@ def test_a_writer_refuses_to_build_upon_damage(tmp_path):
     format.save(artifact, path)
     with pytest.raises(DamageError, match="shared.w is not what was written; `packnet verify"):
         verify.load_verified(path)
+    rewrite(path, lambda tensors, fields: fields["tasks"][1].update(digest="sha256:" + 64 * "0"))
+    with pytest.raises(DamageError, match=r"task 2 \(zwei ☃\) is not what was added; `packnet verify"):
+        verify.load_verified(path)
 
 
 def test_the_command(full, packnet):
