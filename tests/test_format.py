@@ -103,10 +103,14 @@ def rewrite(path, change):
         (lambda t, f: t.pop("shared.w"), "must come together"),
         (lambda t, f: t.update({"mask.w": t["mask.w"][:3]}), "wrong type or shape"),
         (lambda t, f: t.update({"shared.w": t["shared.w"].astype(np.float16)}), "wrong type or shape"),
+        (lambda t, f: t.update({"mask.w": t["mask.w"].astype(np.int8)}), "wrong type or shape"),
         (lambda t, f: t["mask.w"].fill(3), "a task that does not exist"),
         (lambda t, f: t.update({"task.1.w": t["shared.w"]}), "both packed and a task's own"),
         (lambda t, f: t.update({"task.9.bias": t["task.1.bias"]}), "unexpected tensor"),
         (lambda t, f: t.update({"other": t["task.1.bias"]}), "unexpected tensor"),
+        (lambda t, f: t.update({"other.1.bias": t["task.1.bias"]}), "unexpected tensor"),
+        (lambda t, f: t.update({"task.1.more": t["task.1.bias"]}), "disagree about 'task.1.more'"),
+        (lambda t, f: t.pop("task.1.bias"), "disagree about 'task.1.bias'"),
     ],
 )
 def test_damage_is_named(tmp_path, change, message):
