@@ -52,6 +52,7 @@ def test_entropies_of_what_is_certain_and_of_a_guess():
     certain, guess, between = entropies(logits, None).tolist()
     assert certain == 0 and guess == pytest.approx(1) and 0 < between < 1
     assert between < entropies(logits, 2.0)[2] < 1
+    assert entropies(torch.tensor([[3.0]]), None).tolist() == [0]  # of a single class
 
 
 def test_the_temperature_is_recorded(full, packed, folders, packnet, tmp_path):
