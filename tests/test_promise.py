@@ -9,6 +9,7 @@ from conftest import CPU, QUICK, make_folder
 
 from packnet_cli.artifact import edit, format, masks, verify
 from packnet_cli.engine import network, pack
+from packnet_cli.engine.claim import claim_free
 from packnet_cli.engine.training import freezer, parts
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import ForgettingError, NetworkError
@@ -115,6 +116,15 @@ def test_frozen_norm_stays_as_the_first_task_left_it(packed, folders):
     assert bits(first.own[0]) != bits(of_first)  # and the first task did train them
 
 
+@pytest.mark.parametrize(("norm", "source"), [("task", 0), ("frozen", 1)])
+def test_where_a_tasks_norms_start(full, norm, source):
+    """At the starting point's, or at those of the first task, whatever later ones made of them; no head comes along."""
+    artifact = format.load(full)
+    claim = claim_free(artifact, dataclasses.replace(QUICK, norm=norm))
+    start = {name: array for name, array in artifact.own[source].items() if not name.startswith("fc.")}
+    assert bits(start) == bits({name: array for name, array in claim.state.items() if name not in claim.mask})
+
+
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_without_write_back_nothing_is_written(packed, folders, monkeypatch, in_parts):
     """The proof that the promise is checked: take out what keeps it, and the file stays as it was.
@@ -152,6 +162,18 @@ def test_training_that_reaches_into_what_was_loaded_is_found(full, room):
     array.reshape(-1)[where] = 2
     with pytest.raises(ForgettingError, match="nothing was written"):
         edit.with_task(before, before.header.tasks[0], trained, before.mask | {layer: claimed}, before.own[2])
+
+
+def test_more_than_the_new_tasks_weights_is_not_taken_over(full, monkeypatch):
+    """The last proof: an earlier task's weight that moved, and would be written, shows in the digest."""
+    edit.remove_task(full, 3)
+    before = format.load(full)
+    mask = {name: masks.claim_free(array, 3) for name, array in before.mask.items()}
+    trained = {name: array.copy() for name, array in before.shared.items()}
+    trained["conv1.0.weight"][before.mask["conv1.0.weight"] == 1] += 1
+    monkeypatch.setattr(masks, "take_owned", lambda values, trained, mask, task: trained.copy())
+    with pytest.raises(ForgettingError, match=r"training changed task 2 \(green\)"):
+        edit.with_task(before, dataclasses.replace(before.header.tasks[0], index=3), trained, mask, before.own[2])
 
 
 def test_a_hidden_buffer_that_moves_is_refused(packed, folders, monkeypatch):
