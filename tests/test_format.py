@@ -175,6 +175,14 @@ def test_same_content_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_numbers_are_written_in_c_order(tmp_path):
+    """However they lie in memory."""
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for name, laid_out in (("a", np.ascontiguousarray), ("b", np.asfortranarray)):
+        format.write_tensors({"w": laid_out(values)}, {"packnet": ""}, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_the_keys_of_the_metadata_are_sorted():
     """As text, as any program sorts them, also those that are indices, of which 10 then comes before 2."""
     about = small_artifact().header
