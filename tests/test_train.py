@@ -147,6 +147,19 @@ def test_what_is_no_longer_held_moves_again(largest, monkeypatch):
         assert np.array_equal((weight != before).numpy(), trainable)
 
 
+def test_each_epoch_has_an_order_of_its_own():
+    """Which follows from the seed and the epoch's number alone."""
+    orders = []
+    for seed in (1, 1, 2):
+        model, batches = tiny()
+        shuffled, seen = DataLoader(batches.dataset, 8, shuffle=True), []
+        model.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].numpy().tobytes()))
+        run(model, shuffled, Freezer(model, "momentum"), epochs=3, seed=seed)
+        orders.append(seen[:3])
+    first, again, other = orders
+    assert first == again and len(set(first)) == 3 and other[:2] == first[1:]
+
+
 def test_a_layer_with_nothing_trainable_needs_no_gradient():
     """It costs neither a gradient nor optimizer state, and does not move."""
     model, batches = tiny()
@@ -160,8 +173,9 @@ def test_a_layer_with_nothing_trainable_needs_no_gradient():
 
 @pytest.mark.parametrize("train_norm", [True, False])
 def test_statistics_move_only_when_norm_trains(train_norm):
-    """`model.train()` alone would put frozen batch norm back into training mode."""
+    """Also after a measurement, in eval mode; `model.train()` alone would put frozen batch norm back into training."""
     model, batches = tiny()
+    model.eval()
     before = model[1].running_mean.clone()
     run(model, batches, Freezer(model, "momentum"), train_norm=train_norm)
     assert torch.equal(model[1].running_mean, before) != train_norm
@@ -442,6 +456,23 @@ def test_the_teachers_loss_is_in_float32():
         with torch.autocast("cpu", torch.bfloat16):
             losses.append(teacher.loss(images, labels, model(images + 1)))
     assert losses[0].dtype == torch.float32 and torch.equal(*losses) and losses[0] > 0
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_the_teachers_loss_is_that_of_the_paper(weight):
+    """At a temperature of 2, whose square makes up for smaller gradients; the teacher is the network as it was."""
+    model, batches = tiny()
+    images, labels = next(iter(batches))
+    teacher = train_module.Teacher(model, weight, lambda model: lambda: model, amp=False)
+    teacher.prepare()
+    assert model.training and not teacher.model.training
+    wanted = (model.eval()(images) / 2).softmax(1)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    logits = model(images)
+    soft = 4 * (wanted * (wanted.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    hard = -logits.log_softmax(1)[range(4), labels].mean()
+    torch.testing.assert_close(teacher.loss(images, labels, logits), (1 - weight) * hard + weight * soft)
 
 
 @pytest.mark.parametrize(("top1", "told"), [(60.0, False), (40.0, True), (20.0, True), (None, False)])
