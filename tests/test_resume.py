@@ -6,10 +6,13 @@ import errno
 import gc
 import json
 import os
+import random
 import shutil
 import signal
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,7 +23,9 @@ from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import atomic, format
 from packnet_cli.engine import pack
+from packnet_cli.engine.claim import claim_nothing
 from packnet_cli.engine.data import pictures
+from packnet_cli.engine.session import describe_run
 from packnet_cli.engine.training import checkpoint, freezer, state, train
 from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Step
@@ -185,6 +190,29 @@ def test_checkpoints_by_the_clock(tmp_path, folders):
     add(path, folders[0], progress=lambda *told: seen.append(told), resume=True)
     task, phase, at = seen[0]
     assert (task, phase, at.epoch, at.step) == ("red", "train", 2, 1)
+
+
+def test_every_random_generator_goes_on():
+    """Python's, numpy's and torch's, by way of a checkpoint's JSON."""
+
+    def draw():
+        numbers = random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal()
+        return *numbers, torch.rand(3).tolist()
+
+    device = torch.device("cpu")
+    draw()  # of two normal numbers that come together, the second is kept
+    kept = json.loads(json.dumps(state.random_state(device)))
+    drawn = draw()
+    state.set_random_state(kept, device)
+    assert draw() == drawn
+
+
+def test_who_owns_the_weights_is_part_of_what_a_run_is_of(full):
+    """Between stop and resume others may have been freed, with the values that they had."""
+    claim, images = claim_nothing(format.load(full)), SimpleNamespace(fingerprint="")
+    other = dataclasses.replace(claim, mask={layer: mask * (mask < 3) for layer, mask in claim.mask.items()})
+    runs = [describe_run(each, "new", images, RECIPE) for each in (claim, other)]
+    assert checkpoint.difference(*runs) == "the weights differ"
 
 
 @pytest.mark.parametrize(
