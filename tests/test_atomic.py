@@ -103,6 +103,10 @@ def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
         temporary.write_text("new")
     assert flushed == [(False, True, True), (True, False, True)]
     assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o444
+    flushed.clear()
+    with atomic.replacing_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("new")
+    assert flushed == [(False, True, True), (True, False, True), (True, False, True)]
 
 
 def test_new_files_have_the_permissions_of_any(tmp_path, monkeypatch):
@@ -120,6 +124,32 @@ def test_new_files_have_the_permissions_of_any(tmp_path, monkeypatch):
         os.umask(before)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.rglob("*")}
     assert modes == {"a.st": 0o640, "a": 0o750, "b": 0o640}
+
+
+@pytest.mark.parametrize("change", ["replaced", "written", "lengthened"])
+def test_any_change_to_a_file_shows_in_its_stamp(tmp_path, change):
+    """Another one in its place, as long and as old; other numbers in it; more of them, and the old time put back."""
+    path = tmp_path / "a.st"
+    path.write_text("old")
+    before, status = atomic.stamp(path), path.stat()
+    if change == "replaced":
+        (tmp_path / "b.st").write_text("new")
+        (tmp_path / "b.st").replace(path)
+    else:
+        path.write_text("new" if change == "written" else "newer")
+    os.utime(path, ns=(0, status.st_mtime_ns + (change == "written")))
+    assert atomic.stamp(path) != before
+
+
+def test_a_checkpoint_leaves_no_folder_behind(tmp_path):
+    """Nor what a killed writer of it left; but what is of others stays."""
+    for others in ([], ["notes.txt"]):
+        checkpoint = atomic.checkpoint(tmp_path / "a.st")
+        (checkpoint.parent / ".checkpoint.safetensors.abcd_123.tmp").mkdir(parents=True)
+        for name in (checkpoint.name, *others):
+            (checkpoint.parent / name).write_text("")
+        atomic.remove_checkpoint(checkpoint)
+        assert (os.listdir(checkpoint.parent) if checkpoint.parent.exists() else []) == others
 
 
 def test_a_name_that_leaves_no_room_for_temporary_ones(tmp_path):
