@@ -160,8 +160,18 @@ def test_training_that_reaches_into_what_was_loaded_is_found(full, room):
     array = (arrays | {"own": before.own[1]["fc.bias"]})[room]
     where = int(np.flatnonzero(before.mask[layer] == (0 if room == "dormant" else 1))[0]) if room != "own" else 0
     array.reshape(-1)[where] = 2
-    with pytest.raises(ForgettingError, match="nothing was written"):
-        edit.with_task(before, before.header.tasks[0], trained, before.mask | {layer: claimed}, before.own[2])
+    new = dataclasses.replace(before.header.tasks[0], index=3)
+    with pytest.raises(ForgettingError, match="what earlier tasks are made of; nothing was written"):
+        edit.with_task(before, new, trained, before.mask | {layer: claimed}, before.own[2])
+
+
+def test_a_weight_that_changes_hands_is_found(full):
+    """Though it has the value that it had."""
+    edit.remove_task(full, 3)
+    before = format.load(full)
+    mask = {name: np.where(array == 1, array, 3).astype(np.uint8) for name, array in before.mask.items()}
+    with pytest.raises(ForgettingError, match="changed hands; nothing was written"):
+        edit.with_task(before, dataclasses.replace(before.header.tasks[0], index=3), before.shared, mask, before.own[2])
 
 
 def test_more_than_the_new_tasks_weights_is_not_taken_over(full, monkeypatch):
