@@ -1,4 +1,4 @@
-"""Where filters see nothing but padding with some of their taps, a task leaves its share of the others, too."""
+"""Which weights a task releases; where some taps see nothing but padding, its share of the others, too."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from torch import nn
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import pack
-from packnet_cli.engine.training.release import release_in_steps
+from packnet_cli.engine.training.release import release_goals, release_in_steps
 from packnet_cli.engine.training.taps import taps_in_use
+from packnet_cli.recipe import Recipe
 
 
 @pytest.mark.parametrize("pixels", [1, 2, 3, 5])
@@ -70,3 +71,14 @@ def test_a_task_leaves_half_of_what_is_of_use(tmp_path, folders):
         after = pack.add_task(path, folders[index], prune=0.5, recipe=QUICK, machine=CPU)
         middle = after.mask["layer4.0.conv2.weight"][:, :, 1, 1] == index
         assert middle.mean() == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("rank", ["global", "adaptive"])
+def test_layers_compete_by_magnitude(rank):
+    """Whatever the signs: one whose weights are all negative releases as many as if they were positive."""
+    values = {"a": np.linspace(1, 2, 100, dtype=np.float32), "b": np.linspace(1.1, 3, 100, dtype=np.float32)}
+    mask = {layer: np.ones(100, np.uint8) for layer in values}
+    recipe = Recipe(rank=rank)
+    goals = release_goals(mask, 1, 0.5, recipe, lambda: values)
+    assert goals == release_goals(mask, 1, 0.5, recipe, lambda: values | {"b": -values["b"]})
+    assert goals["a"][1] != goals["b"][1] > 0
