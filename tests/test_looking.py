@@ -81,6 +81,7 @@ def test_an_owner_is_a_character(packed, packnet):
     assert contents._owners([0.5, 0.25]) == "1111111111" + "22222" + "....."
     assert contents._owners([]) == "." * 20
     assert contents._owners([1 / 12] * 12)[-1] == "c"  # the twelfth task
+    assert contents._owners([1 / 36] * 36)[-1] == "A"  # not 0 again, of which there is no task
     assert "." * 20 in packnet("info", packed, "--layers").stdout
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from packnet_cli.artifact.summary import Summary
 
 BAR, OWNERS = 14, 20  # columns of the terminal
-DIGITS = string.digits + string.ascii_lowercase
+DIGITS = string.digits + string.ascii_letters
 
 
 def started(path: Path, numbers: "Summary") -> None:
