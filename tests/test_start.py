@@ -162,6 +162,12 @@ def test_a_mistyped_folder_names_the_nearest(tmp_path):
     (tmp_path / "birds-timm").mkdir()
     with pytest.raises(NetworkError, match="does not exist; did you mean .*birds-timm"):
         pack.init(tmp_path / "packed.st", f"local-dir:{tmp_path}/bird-timm")
+    (tmp_path / "bird-timm").write_text("")  # a file, which is there
+    for arch in (f"local-dir:{tmp_path}/bird-timm", f"local-dir:{5000 * 'a'}"):
+        with pytest.raises(NetworkError, match="cannot load the configuration"):
+            pack.init(tmp_path / "packed.st", arch)
+    with pytest.raises(NetworkError, match="timm knows no architecture"):
+        pack.init(tmp_path / "packed.st", 5000 * "a")
 
 
 def test_bad_model_arguments_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """What timm, the hub or a folder knows of an architecture: its configuration, and its pretrained weights."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def look_up(asked: str, otherwise: str) -> Architecture:
     name = asked.partition(".")[0]
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
-        if asked and Path(asked).is_dir():
+        if os.path.isdir(asked):  # Path.is_dir raises if a path is too long
             hint = f"a folder in the layout of the hub is {LOCAL}:{asked}"
         elif "/" in asked:
             hint = f"one on the hub is hf-hub:{asked}" if ":" not in asked else "name it alone, with --weights FILE"
@@ -79,7 +80,7 @@ def look_up(asked: str, otherwise: str) -> Architecture:
 
 def _look_there(asked: str, prefix: str, place: str, otherwise: str) -> Architecture:
     """The architecture at a place. Its configuration is read now: building the network again must not need that."""
-    if prefix == LOCAL and not Path(place).is_dir() and (meant := did_you_mean_path(Path(place))):
+    if prefix == LOCAL and not os.path.exists(place) and (meant := did_you_mean_path(Path(place))):
         raise NetworkError(f"the folder {place} does not exist; {meant}")
     with _loading(f"the configuration of {asked}", f"name timm's architecture, and {otherwise}"):
         cfg, architecture, arguments = PLACES[prefix](place)
