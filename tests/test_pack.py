@@ -671,3 +671,10 @@ def test_prune_leaves_out_the_images_that_were_left_out(packed, tmp_path):
     (folder / "train" / "class0" / "0.png").write_bytes(b"no image")
     pack.add_task(packed, folder, skip_bad_images=True, recipe=QUICK, machine=CPU)
     assert pack.prune_task(packed, "1", prune=0.5, machine=CPU).header.tasks[0].skipped == 1
+
+
+def test_a_path_may_be_text(packed, folders):
+    pack.add_task(str(packed), str(folders[0]), recipe=QUICK, machine=CPU)
+    for data in (None, str(folders[0])):
+        [result] = evaluate.evaluate_tasks(str(packed), data=data, device="cpu", workers=0)
+        assert result.accuracy.images == 9

@@ -39,10 +39,10 @@ class Evaluation:
 
 
 def evaluate_tasks(
-    path: Path,
+    path: str | Path,
     wanted: str = "all",
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     as_in: Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
@@ -55,6 +55,7 @@ def evaluate_tasks(
     Raises TaskError, DataError, ArtifactError, NetworkError, UsageError; of "all" on remembered data, what is wrong
     with one task's is in its Evaluation.
     """
+    path, data = Path(path), Path(data) if data is not None else None
     artifact = format.load(path)
     if as_in is not None:
         artifact = dataclasses.replace(artifact, header=format.load_header(as_in))
