@@ -44,7 +44,7 @@ def init(
     json: Json = False,
     prune: Annotated[
         float | None,
-        Option(help="Keep its own classifier as task 1, and release this fraction of it.", rich_help_panel=BASE),
+        Option(help="Keep its own classifier as task 1; release this fraction of the weights.", rich_help_panel=BASE),
     ] = None,
     data: Annotated[
         Path | None, Option(metavar="DATA", help="Images of its own classes, to retrain on.", rich_help_panel=BASE)
