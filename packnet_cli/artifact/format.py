@@ -40,7 +40,7 @@ the first, so that equal content makes equal bytes. Its text without the seal ha
   held-out `images`; so many more were `skipped` as unreadable. `data`: the path or dataset that it was trained on, or
   "". `recipe`: the settings. `search`: by fraction tried, the top-1. Left out if they are not known: `temperature`,
   from 0.001 to 1000, by which logits are divided to be calibrated; `held_out`, `sha256:` and the SHA-256 of the
-  held-out images' names (`<folder>/<file>`, or the number in a dataset), sorted, between newlines.
+  held-out images' names (`<folder>/<file>`, or the number in a dataset), sorted, joined by newlines.
 * `removed`: by index, for each removed task older than the newest, how many weights of each packed parameter it owns.
 * `tensors`: by key, the digest of every tensor in the file, as a state dict of its own. They show any change to a bit
   of a tensor, free weights included, or to its name, type or shape; but only `packnet verify` and the commands that
