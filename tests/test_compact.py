@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_format import GOLDEN, small_artifact
 from test_verify import missed_flips
 
-from packnet_cli.artifact import codec, edit, format, header, masks, ship, verify
+from packnet_cli.artifact import codec, compact, edit, format, header, masks, ship, verify
 from packnet_cli.errors import ArtifactError, DamageError, UsageError
 
 
@@ -26,7 +26,7 @@ def same_bits(one, other):
 
 
 @pytest.mark.parametrize("owners", [[1], [0], [3, 0], [1, 2, 3, 4], [0, 7, 255], list(range(256))])
-@pytest.mark.parametrize("size", [1, 7, 8, 1001])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 1001])
 def test_masks_come_back(owners, size):
     """Any indices, any size; never more bits than so many indices need, and the last byte of each node."""
     mask = np.random.default_rng(size).choice(np.array(owners, np.uint8), size)
@@ -35,9 +35,9 @@ def test_masks_come_back(owners, size):
     np.testing.assert_array_equal(codec.read_mask(packed, tree, size), mask)
     present = max(2, len(np.unique(mask)))
     assert packed.size <= size * np.ceil(np.log2(present)) / 8 + present
-    for wrong in (packed[:-1], np.append(packed, np.uint8(0))):
-        if wrong.size != packed.size and (packed.size or wrong.size):
-            with pytest.raises(ValueError, match="bits"):
+    for wrong, problem in ((packed[:-1], "too few bits"), (np.append(packed, np.uint8(0)), "too many bits")):
+        if wrong.size != packed.size:
+            with pytest.raises(ValueError, match=problem):
                 codec.read_mask(wrong, tree, size)
 
 
@@ -66,7 +66,9 @@ def test_what_most_weights_have_takes_the_fewest_bits():
 def test_bfloat16_is_rounded_as_torch_does():
     """Ties, infinities, NaN, zeros and subnormal numbers among them."""
     bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
-    bits = np.concatenate([bits, bits & 0xFFFF0000 | 0x8000, [0, 1 << 31, 0x7F800000, 0x7FC00000, 1, 0x3F808000]])
+    bits = np.concatenate(
+        [bits, bits & 0xFFFF0000 | 0x8000, [0, 1 << 31, 0x7F800000, 0x7FC00000, 0x7F800001, 1, 0x3F808000]]
+    )
     values = bits.astype(np.uint32).view(np.float32)
     values = values[~(np.isfinite(values) & (np.abs(values) > 3.38e38))]  # beyond its range
     wanted = torch.from_numpy(values).bfloat16().float().numpy()
@@ -127,6 +129,15 @@ def test_a_reader_that_knows_only_the_specification(full, tmp_path):
         assert weights.tobytes() == visible.tobytes()
 
 
+def test_what_a_task_has_of_the_one_before_it_is_left_out():
+    """If it is the same to the bit: -0 is not 0."""
+    artifact = small_artifact()
+    bias = {k: {"bias": np.array([sign * 0.0], np.float32)} for k, sign in ((1, 1), (2, -1))}
+    own = (artifact.own[0], *(artifact.own[k] | bias[k] for k in (1, 2)))
+    _, stored = compact.shrink(artifact.header, replace(artifact, own=own).tensors(), "float32")
+    assert {key for key in stored if key.startswith("task")} == {"task.1.bias", "task.1.steps", "task.2.bias"}
+
+
 def test_with_free_and_removed_weights(full, tmp_path):
     """What is free is not there; what a removed task left to later ones is."""
     edit.remove_task(full, "green")
@@ -137,7 +148,9 @@ def test_with_free_and_removed_weights(full, tmp_path):
     edit.remove_task(full, "blue")
     ship.make_compact(full, tmp_path / "less.st")
     assert (tmp_path / "less.st").stat().st_size < 0.7 * (tmp_path / "ship.st").stat().st_size
-    assert same_bits(format.load(full).state(1), format.load(tmp_path / "less.st").state(1))
+    less = format.load(tmp_path / "less.st")
+    assert same_bits(format.load(full).state(1), less.state(1))
+    assert not any(array[less.mask[layer] == masks.FREE].any() for layer, array in less.shared.items())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -198,7 +211,7 @@ def test_every_flipped_bit_is_found(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda c, t: c["shapes"].update(w=[5]), "w has too many bits|not as many values"),
+        (lambda c, t: c["shapes"].update(w=[5]), "w has (too many bits|not as many values)"),
         (lambda c, t: c["shapes"].update(w=[2**50]), "larger than what the file holds"),
         (lambda c, t: c["trees"].update(w=1), "too many bits|not as many values"),
         (lambda c, t: c["trees"].update(w=[1, [1, 2]]), "metadata cannot be read"),
@@ -207,9 +220,13 @@ def test_every_flipped_bit_is_found(tmp_path, dtype):
         (lambda c, t: c["trees"].update(w=[1, [0, 200]]), "a task that does not exist"),
         (lambda c, t: c.update(dtype="float8"), "metadata cannot be read"),
         (lambda c, t: t.pop("bits.w"), "is missing"),
+        (lambda c, t: t.pop("values.w"), "is missing"),
         (lambda c, t: t.update({"values.v": t["values.w"]}), "unexpected tensor"),
         (lambda c, t: t.update({"task.0.b": t["values.w"]}), "unexpected tensor 'task.0.b'"),
         (lambda c, t: t.update({"bits.w": t["bits.w"].astype(np.int16)}), "wrong type or shape"),
+        (lambda c, t: t.update({"bits.w": t["bits.w"][None]}), "wrong type or shape"),
+        (lambda c, t: t.update({"values.w": t["values.w"].astype(np.float64)}), "wrong type or shape"),
+        (lambda c, t: t.update({"values.w": t["values.w"][None]}), "wrong type or shape"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(tmp_path, change, problem):
@@ -312,7 +329,7 @@ def test_the_indices_of_a_tree_are_those_of_the_mask():
     """With none for what is not there, except beside free weights alone."""
     mask = np.array([0, 2, 2, 5], np.uint8)
     assert set(codec.leaves(codec.shortest_tree(mask))) == {0, 2, 5}
-    assert masks.FREE in codec.leaves(codec.shortest_tree(np.zeros(4, np.uint8)))
+    assert set(codec.leaves(codec.shortest_tree(np.zeros(4, np.uint8)))) == {masks.FREE, 1}
 
 
 @pytest.mark.parametrize(("dtype", "rounded"), [("float32", False), ("bfloat16", True)])
