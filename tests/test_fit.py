@@ -9,6 +9,7 @@ from conftest import CPU, QUICK, noting
 from test_cli import answer, refused
 from test_resume import raiser, stop_at
 
+from packnet_cli.artifact import format
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.training import rates as rates_module
 from packnet_cli.engine.training.task import TaskInTraining
@@ -73,11 +74,13 @@ def test_a_recipes_own_rates_are_lowered_for_a_network_such_as_vgg(packed, folde
 
 
 def test_they_are_lowered_without_batch_norm_too(tmp_path, folders):
+    """And left as they are where both were given."""
     pack.init(tmp_path / "packed.st", "test_vit", pretrained=False, data_config={"img_size": 32})
     recipe, said = dataclasses.replace(ADAMW, epochs=1), []
     task = pack.add_task(tmp_path / "packed.st", folders[0], recipe=recipe, say=noting(said), **RUN).header.task(1)
     assert task.recipe["lr"] == 1e-3 / 3
     assert "--lr and --retrain-lr a third of the usual, 0.000333: this network has no batch norm" in said
+    assert rates_module.settle_rates(format.load(tmp_path / "packed.st"), QUICK, said.append) is QUICK
 
 
 def test_what_fits_at_once_is_left_as_it_is(packed, folders):

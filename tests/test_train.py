@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import noting
 from torch import nn
@@ -113,6 +114,23 @@ def test_parameters_learn_at_their_own_multiples_of_the_rate():
         torch.testing.assert_close(moves[1][name], plain * {"0.weight": 4.0, "4.weight": 0.5}.get(name, 1.0))
 
 
+def test_all_learn_at_the_raised_rate_and_with_the_papers_momentum():
+    model = tiny()[0]
+    raised = Optimization("momentum", 0.1, "none", 0.5, lr_scale=4)
+    groups = raised.optimizer(model, dict(model.named_parameters())).param_groups
+    assert {(group["lr"], group["momentum"]) for group in groups} == {(0.4, 0.9)}
+
+
+def test_matrices_and_filters_alone_decay():
+    """Not biases and norms, nor a table of positions, which is a matrix only by its shape."""
+    model = timm.create_model("test_vit")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = Optimization("adamw", 0.1, "none", 0.5).optimizer(model, dict(model.named_parameters()))
+    decayed = [names[id(each)] for group in optimizer.param_groups if group["weight_decay"] for each in group["params"]]
+    layers = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    assert set(decayed) == layers and len(names) > len(layers)
+
+
 @torch.no_grad()
 def release(freezer, keep):
     """Set to 0 what is not to be kept of some parameters, and hold it there."""
@@ -208,7 +226,8 @@ def test_looking_now_and_then_tells_the_same(monkeypatch):
 def test_fused_optimizers_learn_the_same(opt, monkeypatch):
     """Also where weights are laid out with channels last."""
     cpu, fused = torch.device("cpu"), {"fused": True}
-    assert optimize.fused(opt, torch.device("cuda")) == fused and not optimize.fused("lion", cpu)
+    assert optimize.fused(opt, torch.device("cuda")) == fused == optimize.fused("adam", cpu)
+    assert not optimize.fused("lion", cpu) and not optimize.fused(opt, torch.device("mps"))
     assert optimize.fused(opt, cpu) == (fused if opt == "adamw" else {})
     weights = []
     for arguments in (fused, {}):
