@@ -35,7 +35,7 @@ def with_trained(
         search=search or {},
         skipped=task.images.skipped,
         temperature=task.temperature(),
-        held_out=task.images.held_out.digest if final and task.images.held_out else None,
+        held_out=task.images.held_out.digest if task.images.held_out else None,
     )
     state = network.read(task.model)
     own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
