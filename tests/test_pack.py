@@ -11,8 +11,8 @@ import torch
 from conftest import CPU, QUICK, make_folder, noting
 from PIL import Image
 
-from packnet_cli.artifact import edit, format, masks, plan, verify
-from packnet_cli.engine import pack
+from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
+from packnet_cli.engine import pack, result
 from packnet_cli.engine.claim import claim_free
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.training import train
@@ -236,6 +236,35 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     assert said.count(line) == 2
 
 
+def test_what_is_on_record_of_a_task(full, folders):
+    """Is what a later evaluation finds."""
+    for found, folder in zip(evaluate.evaluate_tasks(full, device="cpu", workers=0), folders, strict=True):
+        task = found.task
+        assert Accuracy(task.top1, task.top5, task.images) == found.accuracy
+        assert [*task.accuracy.values()][-1] == task.top1 and not task.skipped and not task.search
+        held_out = splits.open_training(folder, val_split=0.2, seed=0).held_out
+        assert (task.data, task.held_out) == (str(folder), held_out.digest)
+        assert task.recipe == dataclasses.asdict(QUICK) | {"amp": False}
+
+
+def test_how_it_was_trained_is_on_record(packed, folders, monkeypatch):
+    """In bfloat16, and where the images are, from wherever that is asked."""
+    monkeypatch.chdir(folders[0].parent)
+    machine, data = dataclasses.replace(CPU, amp=True), folders[0].relative_to(folders[0].parent)
+    task = pack.add_task(packed, data, recipe=QUICK, machine=machine).header.task(1)
+    assert task.recipe["amp"] and task.data == str(folders[0])
+
+
+def test_the_first_process_alone_writes_what_all_have(full, tmp_path, monkeypatch):
+    compared, artifact = [], format.load(full)
+    monkeypatch.setattr(result, "check_equal", compared.append)
+    for rank in (1, 0):
+        monkeypatch.setattr(result, "rank", lambda rank=rank: rank)
+        result.save(artifact, tmp_path / "new.st", atomic.stamp(tmp_path / "new.st"))
+        assert (tmp_path / "new.st").exists() == (rank == 0)
+    assert compared == 2 * ["".join(task.digest for task in artifact.header.tasks)]
+
+
 def test_that_a_task_will_own_little_is_said_before_it_is_trained(tmp_path, packed, folders, weights):
     """Of a kept base, too; not of a fraction that is yet to be searched for, and not where enough is left."""
     thin = " % of the weights, and can learn little more than its head"
@@ -290,6 +319,19 @@ def test_prune_the_newest(packed, folders, restart):
         assert after.shared[layer][freed].tobytes() == before.shared[layer][freed].tobytes()
     again = pack.add_task(packed, folders[2], **RUN)
     assert not verify.altered_tasks(again) and again.free_count() == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_what_is_pruned_in_steps_is_measured_after_the_last(packed, folders, steps):
+    """One at the start of each epoch, and all of it by the last epoch, which is the second; measured once."""
+    recipe, phases = dataclasses.replace(QUICK, prune_steps=steps), []
+
+    def progress(task, phase, at):
+        phases.extend([phase] * (isinstance(at, Accuracy) or phase not in phases[-1:]))
+
+    after = pack.add_task(packed, folders[0], prune=0.5, recipe=recipe, machine=CPU, progress=progress)
+    assert phases == ["train", "dense", *["retrain"] * (steps > 1), "pruned", "retrain", "retrained"]
+    assert after.free_counts() == {layer: round(mask.size / 2) for layer, mask in after.mask.items()}
 
 
 def test_a_class_with_one_image_is_named(packed, tmp_path):

@@ -22,12 +22,12 @@ from test_faults import STEPS, count_steps
 from timm.optim import create_optimizer_v2
 
 from packnet_cli.artifact import atomic, format
-from packnet_cli.engine import pack
+from packnet_cli.engine import pack, result
 from packnet_cli.engine.claim import claim_nothing
 from packnet_cli.engine.data import pictures
 from packnet_cli.engine.session import describe_run
 from packnet_cli.engine.training import checkpoint, freezer, state, train
-from packnet_cli.errors import ArtifactError, ConflictError, DataError, InterruptedRun
+from packnet_cli.errors import ArtifactError, CapacityError, ConflictError, DataError, InterruptedRun
 from packnet_cli.progress import Step
 from packnet_cli.recipe import Recipe
 
@@ -273,6 +273,23 @@ def test_what_cannot_be_written_is_kept(tmp_path, folders, whole, monkeypatch):
     seen = []
     add(path, folders[1], resume=True, progress=lambda task, phase, at: isinstance(at, Step) and seen.append(at))
     assert path.read_bytes() == whole["momentum"][1] and not seen
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (ArtifactError, "once that is fixed"),
+        (CapacityError, "once that is fixed"),
+        (ConflictError, "with the old file back"),
+    ],
+)
+def test_how_to_write_what_is_kept(monkeypatch, error, how):
+    """If it is: else the error alone is told."""
+    monkeypatch.setattr(result, "save", raiser(error("no room")))
+    for kept, told in ((True, f"no room. What was trained is kept: {how}, --resume writes it"), (False, "no room")):
+        with pytest.raises(error) as raised:
+            result.write(None, None, SimpleNamespace(keep_result=lambda kept=kept: kept), None)
+        assert str(raised.value) == told
 
 
 def test_an_error_at_each_step_of_a_training_run(packed, folders):

@@ -1,6 +1,6 @@
 """The loop: what is frozen stays, what diverges stops, what is counted is right."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -502,6 +502,11 @@ def test_guessing_is_told_from_learning(top1, told):
     task, said = SimpleNamespace(top1=top1), []
     warn_of_guesses(task, images, noting(said))
     assert said == ["one class for all images has top-1 40.00 %, no less: nothing was learnt; try another --lr"] * told
+    for labels in ([], [1, 1]):  # where there is nothing to tell apart
+        alike = replace(held_out, split=splits.Split([], labels))
+        warn_of_guesses(SimpleNamespace(top1=100.0), replace(images, held_out=alike), said.append)
+    warn_of_guesses(SimpleNamespace(top1=None), replace(images, held_out=None), said.append)
+    assert len(said) == told
 
 
 def test_what_to_try_after_divergence():
