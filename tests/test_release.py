@@ -45,7 +45,7 @@ def test_the_same_fraction_goes_of_the_taps_in_use_and_of_the_others(dones):
     used[1:, 1:] = True
     values = (rng.standard_normal((20, 10, 3, 3)) * (0.01 + used)).astype(np.float32)
     mask = {"a": rng.integers(0, 3, values.shape).astype(np.uint8)}
-    before, owned = mask["a"].copy(), int((mask["a"] == 2).sum())
+    given, before, owned = mask["a"], mask["a"].copy(), int((mask["a"] == 2).sum())
     layers = {"a": nn.Parameter(torch.from_numpy(values.copy()).contiguous(memory_format=torch.channels_last))}
     for done in dones:
         release_in_steps(mask, layers, 2, {"a": (owned, owned // 2)}, done, {"a": used})
@@ -56,8 +56,16 @@ def test_the_same_fraction_goes_of_the_taps_in_use_and_of_the_others(dones):
         assert abs(now.sum() - was.sum() / 2) <= len(dones)
         assert size[now].min() >= size[was & ~now].max()
     assert np.array_equal(mask["a"][before != 2], before[before != 2])
+    assert np.array_equal(given, before)  # a search goes back to it
     assert np.array_equal(left[before != 0][kept[before != 0]], values[before != 0][kept[before != 0]])
     assert not left[(before == 2) & ~kept].any()
+
+
+def test_where_a_task_owns_nothing_nothing_is_released():
+    used = np.eye(3, dtype=bool)
+    mask, layers = {"a": np.ones((2, 1, 3, 3), np.uint8)}, {"a": nn.Parameter(torch.ones(2, 1, 3, 3))}
+    release_in_steps(mask, layers, 2, {"a": (0, 0)}, 1.0, {"a": used})
+    assert (mask["a"] == 1).all() and (layers["a"] == 1).all()
 
 
 def test_a_task_leaves_half_of_what_is_of_use(tmp_path, folders):
@@ -73,6 +81,15 @@ def test_a_task_leaves_half_of_what_is_of_use(tmp_path, folders):
         assert middle.mean() == pytest.approx(share, abs=0.01)
 
 
+def test_most_weights_go_first():
+    """By the cubic schedule, seven of eight half-way; what is gone already is not gone again."""
+    values = np.random.default_rng(0).standard_normal((50, 20)).astype(np.float32)
+    mask, layers = {"a": np.ones(values.shape, np.uint8)}, {"a": nn.Parameter(torch.from_numpy(values))}
+    for done, released in ((0.5, 700), (0.25, 700), (0.75, 788), (1.0, 800)):
+        release_in_steps(mask, layers, 1, {"a": (1000, 800)}, done, {})
+        assert (mask["a"] == 0).sum() == released == (layers["a"] == 0).sum()
+
+
 @pytest.mark.parametrize("rank", ["global", "adaptive"])
 def test_layers_compete_by_magnitude(rank):
     """Whatever the signs: one whose weights are all negative releases as many as if they were positive."""
@@ -82,3 +99,12 @@ def test_layers_compete_by_magnitude(rank):
     goals = release_goals(mask, 1, 0.5, recipe, lambda: values)
     assert goals == release_goals(mask, 1, 0.5, recipe, lambda: values | {"b": -values["b"]})
     assert goals["a"][1] != goals["b"][1] > 0
+
+
+@pytest.mark.parametrize(("rank", "released"), [("global", (100, 0)), ("adaptive", (50, 50))])
+def test_adaptive_layers_compete_whatever_their_scale(rank, released):
+    """Where one is a thousand times the other, magnitudes alone would take all of the smaller."""
+    values = {"a": np.linspace(1, 2, 100, dtype=np.float32), "b": np.linspace(1000, 2000, 100, dtype=np.float32)}
+    mask = {layer: np.ones(100, np.uint8) for layer in values}
+    goals = release_goals(mask, 1, 0.5, Recipe(rank=rank), lambda: values)
+    assert tuple(count for _, count in goals.values()) == released

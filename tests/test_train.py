@@ -64,6 +64,13 @@ def test_the_smallest_are_those_that_numpy_releases(seed, count):
     assert np.array_equal(mask * ~found.numpy(), masks.release_smallest(mask, values, 1, count))
 
 
+@pytest.mark.parametrize("count", [-1, 4])
+def test_no_more_is_released_than_is_owned(count):
+    """Else another task's weights would go."""
+    with pytest.raises(ValueError, match=f"cannot release {count} of 3 weights"):
+        smallest(torch.ones(5), torch.tensor([True, True, True, False, False]), count)
+
+
 def test_bounds_that_are_infinite_are_no_divergence():
     """Some networks keep such as buffers."""
     model, batches = tiny()
