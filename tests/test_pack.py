@@ -506,8 +506,11 @@ def test_head_only_needs_something_to_see(packed, folders):
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, 0.0), (0.3, 0.25), (0.5, 0.5), (1.0, 0.9375)])
 def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
-    """It ends at the largest fraction tried that costs no more than allowed, and with the network pruned by that."""
-    accuracy = Accuracy(50.0, 100.0, 6)
+    """It ends at the largest fraction tried that costs no more than allowed, and with the network pruned by that.
+
+    On record is what was measured of that one; what is shown of the others says which they are.
+    """
+    accuracy, measured = Accuracy(50.0, 100.0, 6), {}
 
     def top1(model, batches, *, amp=False):
         """Pretend that up to `limit` pruning costs nothing, and beyond it everything."""
@@ -517,9 +520,14 @@ def test_search_for_the_fraction(packed, folders, monkeypatch, limit, expected):
         return dataclasses.replace(accuracy, top1=50.0 if zeros <= limit + 0.01 else 0.0)
 
     monkeypatch.setattr("packnet_cli.engine.search.evaluate", top1)
-    artifact = pack.add_task(packed, folders[0], max_drop=1.0, **RUN)
+    artifact = pack.add_task(
+        packed, folders[0], max_drop=1.0, progress=lambda task, phase, at: measured.update({phase: at}), **RUN
+    )
     task = artifact.header.task(1)
     assert task.prune == expected and len(task.search) == 5
+    ends = [f"{phase} at {expected:g}" for phase in ("pruned", "retrained") if expected]
+    assert [*task.accuracy.values()] == [measured[phase].top1 for phase in ("dense", *ends)]
+    assert {phase.partition(" at ")[2] for phase in measured} == {"", *task.search} - {"0"}
     for mask in artifact.mask.values():
         assert masks.count_owned(mask, masks.FREE) == round(expected * mask.size)
     assert not verify.altered_tasks(artifact)
@@ -658,6 +666,18 @@ def test_one_schedule_over_training_and_retraining(packed, folders, how, phases)
     pack.add_task(packed, folders[0], **RUN | {"recipe": recipe} | how, progress=progress)
     falling = [1, 0.854, 0.5, 0.146] if how == {"prune": 0.5} else [1, 0.5]
     assert rates == pytest.approx(phases * falling, abs=1e-3)
+
+
+def test_each_epoch_of_each_phase_and_seed_has_random_numbers_of_its_own(packed, folders, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "packnet_cli.engine.training.task.train",
+        lambda *_, seed, epochs, **__: seen.extend(range(seed, seed + epochs)) or iter(()),
+    )
+    for seed in (0, 1):
+        recipe = dataclasses.replace(QUICK, seed=seed, prune_steps=1)
+        pack.add_task(packed, folders[seed], prune=0.5, recipe=recipe, machine=CPU)
+    assert len(set(seen)) == len(seen) == 2 * (QUICK.epochs + QUICK.retrain_epochs)
 
 
 def test_the_papers_rates(tmp_path, folders, weights):

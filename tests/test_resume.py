@@ -113,6 +113,15 @@ def test_the_means_of_an_epoch_are_those_of_all_its_steps(packed, folders):
     assert seen[0][:3] == ("retrain", 2, 3) and seen == whole[-len(seen) :]
 
 
+def test_what_was_measured_is_not_measured_again(packed, folders):
+    """Half-way through its first epoch of retraining the network is no longer what it was when it was pruned."""
+    recipe, phases = dataclasses.replace(RECIPE, prune_steps=1), set()
+    with pytest.raises(InterruptedRun):
+        add(packed, folders[0], recipe, progress=stop_at("retrain", 1, 1))
+    add(packed, folders[0], recipe, resume=True, progress=lambda task, phase, at: phases.add(phase))
+    assert phases == {"retrain", "retrained"}
+
+
 @pytest.mark.parametrize("later", [0, 1])
 def test_an_optimizer_goes_on_with_what_it_had(tmp_path, folders, whole, later, monkeypatch):
     """Parts of the weights or all of them, though where it goes on this would be decided otherwise."""
@@ -536,6 +545,14 @@ def test_images_that_are_gone_for_a_while(tmp_path, folders, opt, steps, sched, 
     away.rename(folder / gone)
     pack.add_task(path, folder, prune=0.5, recipe=recipe, machine=UNCACHED, resume=True)
     assert path.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_images_that_are_gone_before_the_first_step(packed, folders):
+    """There is nothing yet to go on from, and so it is not said."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="can no longer be read") as raised:
+        patch.setattr(pictures, "open_picture", opens_only(27))
+        pack.add_task(packed, folders[0], recipe=RECIPE, machine=UNCACHED)
+    assert "--resume" not in str(raised.value) and not atomic.checkpoint(packed).exists()
 
 
 def test_images_that_are_gone_as_a_run_goes_on(tmp_path, folders):
