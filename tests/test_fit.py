@@ -105,8 +105,10 @@ def test_the_moments_and_the_teacher_count_too(packed, folders, monkeypatch):
 
     monkeypatch.setattr("packnet_cli.engine.fit.TaskInTraining", Told)
     pack.add_task(packed, folders[0], recipe=with_size(AtMost(8)), **RUN)
-    pack.add_task(packed, folders[1], recipe=with_size(AtMost(8)), **(RUN | {"prune": 0.0}))
-    assert seen == [(2, True), (2, False)]
+    alone = dataclasses.replace(with_size(AtMost(8)), distill_weight=0.0)
+    pack.add_task(packed, folders[1], recipe=alone, **RUN)
+    pack.add_task(packed, folders[2], recipe=with_size(AtMost(8)), **(RUN | {"prune": 0.0}))
+    assert seen == [(2, True), (2, False), (2, False)]
 
 
 def test_without_labels_and_a_teacher_nothing_is_tried(packed, folders):

@@ -201,6 +201,14 @@ def test_checkpoints_by_the_clock(tmp_path, folders):
     assert (task, phase, at.epoch, at.step) == ("red", "train", 2, 1)
 
 
+def test_none_is_written_before_it_is_due(packed, folders, monkeypatch):
+    """Each takes as long as the network is large."""
+    written = Mock()
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", written)
+    add(packed, folders[0])
+    written.assert_not_called()
+
+
 def test_every_random_generator_goes_on():
     """Python's, numpy's and torch's, by way of a checkpoint's JSON."""
 
