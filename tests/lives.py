@@ -118,9 +118,9 @@ class Life:
             try:
                 getattr(self, name)()
                 end = "done"
+            except InterruptedRun:  # by the user of this program
+                raise
             except PackNetError as error:
-                if isinstance(error, InterruptedRun):
-                    raise
                 assert isinstance(error, ENDS), f"{name}: {error!r}"
                 assert self.path.read_bytes() == content, f"{name} changed the file and raised {error!r}"
                 end = type(error).__name__
@@ -258,7 +258,7 @@ def lead(folder, images, seed, commands, tally):
     folder.mkdir()
     try:
         Life(folder, images, seed).live(commands, tally)
-    except (InterruptedRun, KeyboardInterrupt):
+    except InterruptedRun:
         raise
     except Exception as error:
         return f"seed {seed}: {type(error).__name__}: {error}"
