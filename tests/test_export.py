@@ -37,7 +37,7 @@ def check_about(text, task, header):
     assert about["data_config"] == header.data_config
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "coat_lite_tiny"])  # the last uses filters repeatedly
 def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet, arch):
     """To the bit; with the class names and the preprocessing, a network's own arguments, and a card."""
     path, output = tmp_path / "packed.st", tmp_path / "hub"

@@ -66,7 +66,7 @@ class Extra(nn.Module):
 @pytest.mark.parametrize(
     ("odd", "problem"),
     [
-        (lambda model: setattr(model, "tied", model.body.weight), "body.weight is used in two places"),
+        (lambda model: setattr(model, "tied", model.body.weight), "tied is used in two places"),
         (lambda model: setattr(model, "fp16", nn.Parameter(torch.zeros(2, 2, dtype=torch.float16))), "fp16 is neither"),
         (lambda model: setattr(model, "extra", Extra()), "extra._extra_state is neither"),
     ],

@@ -10,6 +10,7 @@ Every tensor of a network's state dict has one class:
 """
 
 import enum
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,13 +38,16 @@ class Kind(enum.Enum):
 def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     """The class of every tensor in the model's state dict; `head` holds the name prefixes of its classifier.
 
-    Raises NetworkError, naming a tensor that fits none (tied weights, extra state, weights other than float32).
+    What a network uses in several places has all its names there, and is kept under each if it is per task. Raises
+    NetworkError, naming a tensor that fits none: other weights used so, extra state, weights other than float32.
     """
-    parameters = dict(model.named_parameters())
-    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - parameters.keys()
-    buffers = dict(model.named_buffers())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    uses = Counter(map(id, parameters.values()))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     tables: set[str] = getattr(model, "no_weight_decay", set)()  # timm's list of tokens and position tables
-    depthwise = {f"{name}.weight" for name, module in model.named_modules() if is_depthwise(module)}
+    depthwise = {
+        f"{name}.weight" for name, module in model.named_modules(remove_duplicate=False) if is_depthwise(module)
+    }
     kinds = {}
     for name, value in model.state_dict().items():
         if name in parameters and value.dtype == torch.float32:
@@ -53,11 +57,12 @@ def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
                 kinds[name] = Kind.PER_TASK
             else:
                 kinds[name] = Kind.PACKED
+            if kinds[name] is not Kind.PER_TASK and uses[id(parameters[name])] > 1:
+                raise NetworkError(f"cannot pack this network: its {name} is used in two places")
         elif name in buffers:
             kinds[name] = Kind.PER_TASK
         else:
-            problem = "used in two places" if name in tied else "neither a float32 parameter nor a buffer"
-            raise NetworkError(f"cannot pack this network: its {name} is {problem}")
+            raise NetworkError(f"cannot pack this network: its {name} is neither a float32 parameter nor a buffer")
     for kind in (Kind.HEAD, Kind.PACKED):
         if kind not in kinds.values():
             raise NetworkError(f"cannot pack this network: it has no {kind.value} weights")

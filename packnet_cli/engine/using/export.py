@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from packnet_cli.artifact import atomic, ship
+from packnet_cli.artifact import atomic, format, ship
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, reason
@@ -42,14 +42,12 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
     """
     model = Packed(artifact).model(task.index)
     with atomic.replacing_folder(output) as temporary:
-        save_for_hf(
-            model,
-            str(temporary),
-            model_config={"label_names": list(task.classes)},
-            model_args=artifact.header.model_kwargs,
-            safe_serialization=True,
-        )
-        _mend(temporary / "config.json", artifact)
+        config = temporary / "config.json"
+        names, arguments = {"label_names": list(task.classes)}, artifact.header.model_kwargs
+        save_config_for_hf(model, str(config), model_config=names, model_args=arguments)
+        _mend(config, artifact)
+        # Not by timm's save_for_hf: that fails if a tensor has several names.
+        format.write_tensors(artifact.state(task.index), {"format": "pt"}, temporary / "model.safetensors")
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
