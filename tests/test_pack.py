@@ -11,13 +11,13 @@ import torch
 from conftest import CPU, QUICK, make_folder, noting
 from PIL import Image
 
-from packnet_cli.artifact import atomic, edit, format, masks, plan, verify
+from packnet_cli.artifact import atomic, edit, format, masks, plan, ship, verify
 from packnet_cli.engine import pack, result
 from packnet_cli.engine.claim import claim_free
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.training import train
 from packnet_cli.engine.training.rates import lr_scale
-from packnet_cli.engine.using import evaluate
+from packnet_cli.engine.using import evaluate, predict
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, ConflictError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
@@ -735,8 +735,23 @@ def test_prune_leaves_out_the_images_that_were_left_out(packed, tmp_path):
     assert pack.prune_task(packed, "1", prune=0.5, machine=CPU).header.tasks[0].skipped == 1
 
 
-def test_a_path_may_be_text(packed, folders):
-    pack.add_task(str(packed), str(folders[0]), recipe=QUICK, machine=CPU)
-    for data in (None, str(folders[0])):
-        [result] = evaluate.evaluate_tasks(str(packed), data=data, device="cpu", workers=0)
-        assert result.accuracy.images == 9
+def test_a_path_may_be_text_and_a_task_a_number(tmp_path, folders):
+    """To every verb, as to timm's functions."""
+    path, weights, names, small = (f"{tmp_path / name}" for name in ("packed.st", "w.pt", "names.txt", "small.st"))
+    data = f"{folders[0]}"
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), weights)
+    (tmp_path / "names.txt").write_text("class0\nclass1\nclass2\n")
+    files = dict(weights=weights, class_names=names, data=data, distill=data)
+    pack.init(path, "test_resnet", prune=0.5, **files, **SMALL, **RUN)
+    pack.add_task(path, data, name="more", **RUN)
+    pack.prune_task(path, 2, prune=0.5, data=data, distill=data, machine=CPU)
+    for where in (None, data):
+        results = evaluate.evaluate_tasks(path, 2, data=where, device="cpu", workers=0)
+        assert [result.accuracy.images for result in results] == [9]
+    edit.rename(path, 2, "last")
+    ship.make_compact(path, small)
+    assert next(evaluate.evaluate_tasks(small, as_in=path, device="cpu", workers=0)).accuracy.images == 9
+    first = next(predict.find_images([data]))
+    assert [answer.path for answer in predict.predict(small, [f"{first}"], 2, device="cpu")] == [first]
+    edit.remove_task(path, 2)
+    assert verify.verify(path) == []

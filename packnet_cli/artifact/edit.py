@@ -76,11 +76,12 @@ def freed_by(header: Header, task: Task) -> int:
     return sum(sum(counts.values()) for index, counts in header.owned.items() if index > last)
 
 
-def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
+def remove_task(path: str | Path, wanted: str | int, *, unchanged_since: atomic.Stamp | None = None) -> Artifact:
     """Remove a task, by index or name, from the file; see `without_task`. Returns the new artifact.
 
     Raises TaskError, ArtifactError, ConflictError; whatever is raised, the file stays as it was.
     """
+    path = Path(path)
     with atomic.locked(path):
         unchanged_since = unchanged_since or atomic.stamp(path)
         before = verify.load_verified(path)
@@ -89,8 +90,9 @@ def remove_task(path: Path, wanted: str | int, *, unchanged_since: atomic.Stamp 
     return after
 
 
-def rename(path: Path, wanted: str | int, name: str) -> Task:
+def rename(path: str | Path, wanted: str | int, name: str) -> Task:
     """Rename a task, given by index or name. Raises as `remove_task` does. Returns the task."""
+    path = Path(path)
     with atomic.locked(path):
         unchanged_since = atomic.stamp(path)
         before = verify.load_verified(path)

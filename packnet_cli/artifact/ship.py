@@ -34,7 +34,7 @@ class Sizes:
         return sum(dataclasses.astuple(self))
 
 
-def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[Sizes, Sizes]:
+def make_compact(path: str | Path, output: str | Path, *, dtype: str = "float32") -> tuple[Sizes, Sizes]:
     """Write the packed model at `path` as a compact file, format 2; returns the sizes of both.
 
     In "float32" each task stays the same to the bit. In "bfloat16" and "float16" all numbers are rounded, and the tasks
@@ -43,6 +43,7 @@ def make_compact(path: Path, output: Path, *, dtype: str = "float32") -> tuple[S
     """
     if dtype not in codec.DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(codec.DTYPES)}, not {dtype!r}")
+    path, output = Path(path), Path(output)
     atomic.check_writable(output)
     format.check_replaceable(output, by_compact=True)
     before = verify.load_verified(path)

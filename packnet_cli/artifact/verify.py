@@ -20,12 +20,12 @@ class Finding:
     tensor: str | None = None  # its key in the file
 
 
-def verify(path: Path) -> list[Finding]:
+def verify(path: str | Path) -> list[Finding]:
     """All that is wrong with a packed model: a single flipped bit anywhere is found. Empty if nothing is.
 
     Raises ArtifactError if there is no file to read, or if its format is newer.
     """
-    return _examine(path)[1]
+    return _examine(Path(path))[1]
 
 
 def load_verified(path: Path) -> Artifact:

@@ -43,19 +43,19 @@ from packnet_cli.recipe import ADAMW, FIRST_PHASE, SPLIT_SETTINGS, Recipe
 
 @together
 def init(
-    path: Path,
+    path: str | Path,
     arch: str,
     *,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     pretrained: bool = True,
     model_kwargs: dict[str, Any] | None = None,
     data_config: dict[str, Any] | None = None,
     force: bool = False,
     prune: float | None = None,
-    data: Path | None = None,
-    distill: Path | None = None,
+    data: str | Path | None = None,
+    distill: str | Path | None = None,
     name: str | None = None,
-    class_names: Path | None = None,
+    class_names: str | Path | None = None,
     recipe: Recipe | None = None,
     machine: Machine = THIS_MACHINE,
     resume: bool = False,
@@ -76,6 +76,8 @@ def init(
     Raises ArtifactError if `path` exists, unless `force`; NetworkError, DataError, TaskError, UsageError,
     ConflictError, DivergedError, InterruptedRun.
     """
+    path = Path(path)
+    weights, data, distill, class_names = map(_as_path, (weights, data, distill, class_names))
     recipe = dataclasses.replace(recipe or Recipe(), anneal="twice")  # its only phase has the schedule
     unchanged_since = atomic.stamp(path)
     check_new(path, force)
@@ -121,7 +123,7 @@ def init(
 
 @together
 def add_task(
-    path: Path,
+    path: str | Path,
     data: str | Path,
     *,
     name: str | None = None,
@@ -146,7 +148,7 @@ def add_task(
     stays as it was: UsageError, ArtifactError, NetworkError, TaskError, CapacityError, DataError, DivergedError,
     ConflictError, InterruptedRun.
     """
-    data = Path(data)
+    path, data = Path(path), Path(data)
     few_steps = few_steps or recipe or ADAMW
     recipe = recipe or Recipe()
     few_steps = few_steps.with_split_of(recipe)  # what is held out does not depend on which is taken
@@ -198,12 +200,12 @@ def add_task(
 
 @together
 def prune_task(
-    path: Path,
-    wanted: str,
+    path: str | Path,
+    wanted: str | int,
     *,
     prune: float,
-    data: Path | None = None,
-    distill: Path | None = None,
+    data: str | Path | None = None,
+    distill: str | Path | None = None,
     recipe: Recipe | None = None,
     machine: Machine = THIS_MACHINE,
     resume: bool = False,
@@ -218,6 +220,7 @@ def prune_task(
     by, which in any case decides on the seed and the held-out images; `data` and `distill` are as for `init`. Returns
     the new artifact; errors are those of `add_task`.
     """
+    path, data, distill = Path(path), _as_path(data), _as_path(distill)
     unchanged_since = atomic.stamp(path)
     artifact = load_whole(path)
     entry = artifact.header.task(wanted)
@@ -262,3 +265,7 @@ def prune_task(
         after = with_trained(task, data, total, entry.search)
         write(after, path, task, unchanged_since)
     return after
+
+
+def _as_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

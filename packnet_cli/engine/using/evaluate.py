@@ -40,10 +40,10 @@ class Evaluation:
 
 def evaluate_tasks(
     path: str | Path,
-    wanted: str = "all",
+    wanted: str | int = "all",
     *,
     data: str | Path | None = None,
-    as_in: Path | None = None,
+    as_in: str | Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     device: str = "auto",
@@ -58,7 +58,7 @@ def evaluate_tasks(
     path, data = Path(path), Path(data) if data is not None else None
     artifact = format.load(path)
     if as_in is not None:
-        artifact = dataclasses.replace(artifact, header=format.load_header(as_in))
+        artifact = dataclasses.replace(artifact, header=format.load_header(Path(as_in)))
     tasks = artifact.header.asked(wanted, path)
     torch_device = choose_device(device)
     there = [task for task in tasks if wanted != "all" or data or task.has_images]
@@ -108,7 +108,7 @@ def _measured(
 
 
 def check_accuracies(
-    path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
+    path: str | Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto"
 ) -> list[Finding]:
     """The tasks whose accuracy, on the images that they remember, is not the recorded one, or cannot be measured.
 

@@ -48,9 +48,9 @@ class Answer:
 
 
 def predict(
-    path: Path,
-    images: Iterable[Path],
-    wanted: str,
+    path: str | Path,
+    images: Iterable[str | Path],
+    wanted: str | int,
     *,
     batch_size: int = 32,
     device: str = "auto",
@@ -64,9 +64,11 @@ def predict(
     TaskError, UsageError.
     """
     torch_device = choose_device(device)
+    path = Path(path)
     packed = Packed(format.load(path))
     tasks = packed.artifact.header.asked(wanted, path)
-    answers = _answers(packed, tasks, _batches(images, packed.transform, batch_size, read_ahead), torch_device, amp)
+    batches = _batches(map(Path, images), packed.transform, batch_size, read_ahead)
+    answers = _answers(packed, tasks, batches, torch_device, amp)
     if wanted != "auto":
         return answers
     return (replace(each, predictions=sorted(each.predictions, key=attrgetter("entropy"))[:1]) for each in answers)
@@ -94,12 +96,12 @@ def _answers(
                 yield Answer(path, list(next(by_picture)))
 
 
-def find_images(arguments: Iterable[Path]) -> Iterator[Path]:
+def find_images(arguments: Iterable[str | Path]) -> Iterator[Path]:
     """The files named and, for each folder named, the images in and below it, in order of name.
 
     A folder that has no images or cannot be read is itself yielded, to be reported like an unreadable image.
     """
-    for path in arguments:
+    for path in map(Path, arguments):
         if os.path.isdir(path):  # False, not an error, for an unusable path
             errors: list[OSError] = []
             found = [*filter(pictures.is_image_name, sources.walk(path, errors.append))]
