@@ -42,11 +42,11 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
     """
     model = Packed(artifact).model(task.index)
     with atomic.replacing_folder(output) as temporary:
-        config = temporary / "config.json"
+        config = temporary / "config.json"  # timm says it takes text; 1.0.26 takes only a Path
         names, arguments = {"label_names": list(task.classes)}, artifact.header.model_kwargs
-        save_config_for_hf(model, str(config), model_config=names, model_args=arguments)
+        save_config_for_hf(model, config, model_config=names, model_args=arguments)
         _mend(config, artifact)
-        # Not by timm's save_for_hf: that fails if a tensor has several names.
+        # Not by timm's save_for_hf, which fails if a tensor has several names.
         format.write_tensors(artifact.state(task.index), {"format": "pt"}, temporary / "model.safetensors")
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
