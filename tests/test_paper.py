@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import timm
 import torch
 from conftest import CPU
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 from packnet_cli.artifact import format
 from packnet_cli.engine import network, pack
+from packnet_cli.engine.training import freezer
 from packnet_cli.engine.training import task as training
+from packnet_cli.engine.training.freezer import LARGEST_PART
 from packnet_cli.recipe import RECIPES
 
 HIGH, LOW = 0.05, 0.02  # rates at which something is learnt in two epochs
@@ -65,13 +68,15 @@ def prune(model, owner, task, fraction):
         weights[released] = owner[layer][released] = 0
 
 
-def test_the_papers_recipe_is_the_papers_method(tmp_path, folders, monkeypatch):
+@pytest.mark.parametrize(("largest_part", "rounding"), [(0, 0), (LARGEST_PART, 5e-5)])
+def test_the_papers_recipe_is_the_papers_method(tmp_path, folders, monkeypatch, largest_part, rounding):
     """A pretrained network and two more tasks: who owns which weights, and every number of theirs.
 
-    Both learn from the same batches, by the same convolutions, and start with the same heads. They come to the same
-    bits; what is left to other processors is rounding, which training magnifies. Images have 64 pixels, so that no tap
-    sees only padding.
+    Both learn from the same batches, by the same convolutions, and start with the same heads. Images have 64 pixels, so
+    that no tap sees only padding. If packnet's optimizer has whole weights, as the textbook's, they come to the same
+    bits. If it has only the trainable ones, a processor may round these otherwise, which training magnifies.
     """
+    monkeypatch.setattr(freezer, "LARGEST_PART", largest_part)
     phases, path, train = [], tmp_path / "packed.st", training.train
     torch.manual_seed(1)
     pretrained = timm.create_model("test_resnet", num_classes=3)
@@ -106,6 +111,6 @@ def test_the_papers_recipe_is_the_papers_method(tmp_path, folders, monkeypatch):
         expected = model.state_dict()
         body = {name: value.clone() for name, value in expected.items() if name not in HEAD}
         for name, found in artifact.state(task).items():
-            np.testing.assert_allclose(found, expected[name].numpy(), rtol=0, atol=5e-5, err_msg=name)
+            np.testing.assert_allclose(found, expected[name].numpy(), rtol=0, atol=rounding, err_msg=name)
     for layer, mask in artifact.mask.items():
-        assert (mask != owner[layer].numpy()).mean() < 1e-3, layer
+        assert (mask != owner[layer].numpy()).mean() <= 20 * rounding, layer

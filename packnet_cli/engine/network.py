@@ -38,8 +38,8 @@ class Kind(enum.Enum):
 def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
     """The class of every tensor in the model's state dict; `head` holds the name prefixes of its classifier.
 
-    What a network uses in several places has all its names there, and is kept under each if it is per task. Raises
-    NetworkError, naming a tensor that fits none: other weights used so, extra state, weights other than float32.
+    A tensor that the network uses in several places has several names; it is kept under each if it is per task. Raises
+    NetworkError, naming a tensor that fits none: another one used so, extra state, weights other than float32.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     uses = Counter(map(id, parameters.values()))

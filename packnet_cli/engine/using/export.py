@@ -20,6 +20,7 @@ from torch import nn
 
 from packnet_cli.artifact import atomic, format, ship
 from packnet_cli.artifact.format import Artifact, Task
+from packnet_cli.engine import network
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, reason
 
@@ -47,7 +48,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
         save_config_for_hf(model, config, model_config=names, model_args=arguments)
         _mend(config, artifact)
         # Not by timm's save_for_hf, which fails if a tensor has several names.
-        format.write_tensors(artifact.state(task.index), {"format": "pt"}, temporary / "model.safetensors")
+        format.write_tensors(network.read(model, copy=False), {"format": "pt"}, temporary / "model.safetensors")
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
