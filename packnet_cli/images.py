@@ -70,8 +70,8 @@ def task_name(data: Path) -> str:
     """The default name of a task trained on it: that of the folder or dataset, or the file's stem."""
     if is_dataset(data):
         return data.parts[1] if data.parts[0] == "torch" else data.name.partition(":")[0]
-    resolved = _resolved(data)
-    return resolved.stem if is_list(data) else resolved.name
+    named = Path(os.path.abspath(data))  # of a link the name that the user gave it
+    return named.stem if is_list(data) else named.name
 
 
 def location(data: Path) -> str:

@@ -121,6 +121,9 @@ def test_a_missing_list_and_a_folder_of_that_name(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     assert not is_list(tmp_path / "folder.csv") and task_name(tmp_path / "folder.csv") == "folder.csv"
     assert task_name(tmp_path / "v1.0") == "v1.0" and task_name(tmp_path / "birds.csv") == "birds"
+    (tmp_path / "wrens.csv").symlink_to(tmp_path / "birds.csv")
+    (tmp_path / "link").symlink_to(tmp_path / "v1.0")
+    assert task_name(tmp_path / "wrens.csv") == "wrens" and task_name(tmp_path / "link" / ".." / "link") == "link"
 
 
 def test_an_image_by_two_paths_is_listed_twice(tmp_path, monkeypatch):

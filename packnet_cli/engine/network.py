@@ -58,15 +58,19 @@ def kinds_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, Kind]:
             else:
                 kinds[name] = Kind.PACKED
             if kinds[name] is not Kind.PER_TASK and uses[id(parameters[name])] > 1:
-                raise NetworkError(f"cannot pack this network: its {name} is used in two places")
+                raise _unfit(name, "used in two places")
         elif name in buffers:
             kinds[name] = Kind.PER_TASK
         else:
-            raise NetworkError(f"cannot pack this network: its {name} is neither a float32 parameter nor a buffer")
+            raise _unfit(name, "neither a float32 parameter nor a buffer")
     for kind in (Kind.HEAD, Kind.PACKED):
         if kind not in kinds.values():
             raise NetworkError(f"cannot pack this network: it has no {kind.value} weights")
     return kinds
+
+
+def _unfit(name: str, problem: str) -> NetworkError:
+    return NetworkError(f"cannot pack this network: its {name} is {problem}; take another architecture")
 
 
 def is_depthwise(module: nn.Module) -> bool:
