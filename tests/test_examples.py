@@ -60,7 +60,7 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
     with (tmp_path / "out" / "table.csv").open() as file:
         [header, *rows] = csv.reader(file)
     assert header[1:] == ["classifier", "lwf", "packnet 0.5/0.75", "individual"]
-    assert [row[0] for row in rows] == ["blue", "red", "green", "mean", "MB"]
+    assert [row[0] for row in rows] == ["blue", "link", "green", "mean", "MB"]
     assert all(0 <= float(cell.split()[0]) <= 100 for row in rows for cell in row[1:])
     assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
     again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
