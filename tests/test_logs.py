@@ -1,16 +1,19 @@
 """The log of a training: lines of JSON, TensorBoard's events, and lines read again."""
 
+import io
 import json
 import os
 
 import pytest
+from rich.console import Console
 
 from packnet_cli import extras, metrics
 from packnet_cli.engine import pack
 from packnet_cli.errors import UsageError
 from packnet_cli.machine import Machine
+from packnet_cli.progress import Step
 from packnet_cli.recipe import Recipe
-from packnet_cli.report import logs
+from packnet_cli.report import console, logs, training
 
 QUICK = ("--epochs", 2, "--opt", "momentum", "--retrain-epochs", 1)
 QUICK += ("--batch-size", 8, "--workers", 0, "--device", "cpu")
@@ -166,3 +169,16 @@ def test_what_is_no_metric_is_passed_over(tmp_path):
     assert metrics.read(tmp_path) == {"red": [epoch, good]}
     with pytest.raises(UsageError, match="cannot read the log .*--log DIR"):
         metrics.read(tmp_path / "none")
+
+
+def test_the_bar_makes_room_for_a_warning(monkeypatch):
+    """It is drawn again below, and would otherwise stay above, and cover the end of a long warning."""
+    screen = io.StringIO()
+    for name in ("err", "talk"):
+        monkeypatch.setattr(console, name, Console(file=screen, force_terminal=True, width=80, **console.PLAIN))
+    with training() as show:
+        show("cubs", "train", Step(1, 1, 1, 1, 0.5, 50, 100, 1e-3))
+        console.say("nothing was learnt", warning=True)
+    before, _ = screen.getvalue().split("nothing was learnt")
+    erased = "\r\x1b[2K"
+    assert "train epoch 1/1" in before and before.rpartition("train epoch")[2].count(erased) == 1

@@ -38,7 +38,8 @@ def failed(message: str, exit_code: int) -> None:
 def say(message: str, *, warning: bool = False) -> None:
     """Print a line on stderr that is not a result; a warning is printed even if talk is silenced."""
     if warning:
-        err.print(Text("warning: ", style="bold yellow") + Text(visible(message)))
+        # If it may, by the console of the progress bar, which then makes room.
+        (err if talk.quiet else talk).print(Text("warning: ", style="bold yellow") + Text(visible(message)))
     else:
         talk.print(visible(message))
 
