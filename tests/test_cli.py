@@ -447,6 +447,26 @@ def test_init_refuses(tmp_path, packed, packnet):
     assert packed.read_bytes() != before
 
 
+def test_an_empty_argument_is_refused(full, folders, tmp_path, packnet, monkeypatch):
+    """Python takes an empty path for the current folder, which may well hold images; some texts may be empty."""
+    monkeypatch.chdir(folders[0])
+    before = full.read_bytes()
+    for line in (
+        ("add-task", full, "--name", "new", "--head-only", *FLAGS, "--data", ""),
+        ("add-task", full, "--name", "new", "--head-only", *FLAGS, "--data="),
+        ("add-task", full, "--data", folders[0], "--name", "new", "--head-only", *FLAGS, "--log", ""),
+        ("init", tmp_path / "new.st", "--arch", "test_resnet", "--no-pretrained", "--weights", ""),
+        ("predict", full, "--task", "red", ""),
+        ("extract", full, "--task", "red", "-o", ""),
+        ("info", ""),
+    ):
+        result = packnet(*line)
+        refused(result, 2, f"the argument after {line[-1].strip('=') or line[-2]} is empty")
+    refused(packnet("rename", full, "--task", "red", "--name", ""), 4, "cannot be a task's name")
+    result = packnet("prune", full, "--task", "blue", "--prune", 0.5, "--skip-layers", "", *FLAGS[2:])
+    assert result.exit_code == 0 and before != full.read_bytes()
+
+
 def test_no_hub_is_one_clear_line(tmp_path, packnet):
     """After the word that it is being tried; the ways on are named."""
     result = packnet("init", "--arch", "test_resnet", tmp_path / "a.st")

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from packnet_cli.errors import PackNetError, UsageError
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
+MAY_BE_EMPTY = ("--name", "--task", "--skip-layers")  # options whose text is no path, and told of where it is used
 
 log = logging.getLogger("packnet")
 
@@ -35,6 +37,7 @@ class _Group(TyperGroup):
         variable = os.environ.get(f"PACKNET_{named.upper().replace('-', '_')}_JSON", "")
         json_wanted = "--json" in args or variable.strip().lower() in ("1", "true", "t", "yes", "y", "on")
         with in_one_line(lambda: "packnet", json_wanted):
+            _check_not_empty(args)
             ctx = super().make_context(info_name, args, *more, **kwargs)
             ctx.meta[JSON_WANTED] = json_wanted
             return ctx
@@ -50,6 +53,14 @@ class _Group(TyperGroup):
                 return super().invoke(ctx)
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
+
+
+def _check_not_empty(args: list[str]) -> None:
+    """Raise UsageError for an empty argument: as a path Python would take it for the current folder."""
+    parts = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    for before, part in pairwise(parts):
+        if not part and before not in MAY_BE_EMPTY:
+            raise UsageError(f"the argument after {before} is empty; if a variable of the shell stands there, set it")
 
 
 app = typer.Typer(
