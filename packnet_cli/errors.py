@@ -5,6 +5,7 @@ may import this.
 """
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -126,8 +127,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of an error's message."""
-    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+    """The first sentence of an error's message, after the place in its source that torch may put before it."""
+    said = re.sub(r"^\[enforce fail at \S+\] .*?\. ", "", str(error).strip().partition("\n")[0])
+    return said.partition(". ")[0] or type(error).__name__
 
 
 def quoted(path: Path) -> str:
