@@ -117,6 +117,7 @@ def test_an_encoder_lacks_no_weights(tmp_path):
     ("name", "value"),
     [
         ("architecture", None),
+        ("architecture", ""),
         ("num_classes", "2"),
         ("label_names", 5),
         ("input_size", [3, 64, 64, 1]),

@@ -159,7 +159,7 @@ def _has(*types: type) -> Rule:
 
 
 OF_NETWORK: dict[str, Rule] = {  # what is used of timm's configuration of a network, which may be anyone's
-    "architecture": _is_text,
+    "architecture": lambda value: _is_text(value) and value.partition(".")[0].isidentifier(),
     "input_size": lambda value: _list_of(is_count)(value) and len(value) == 3 and min(value) > 0,
     "mean": _list_of(_is_number, 1),
     "std": lambda value: _list_of(_is_number, 1)(value) and min(value) > 0,
