@@ -139,6 +139,18 @@ def test_a_configuration_that_no_file_could_hold(tmp_path, name, value):
     assert not (tmp_path / "a.st").exists()
 
 
+def test_an_interpolation_that_a_configuration_says(tmp_path):
+    """It was not given as an option, which can be given in its place."""
+    (tmp_path / "net").mkdir()
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"classifier": "fc", "interpolation": "magic"}}
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    arch = f"local-dir:{tmp_path / 'net'}"
+    with pytest.raises(UsageError, match="^the interpolation 'magic' is unknown; try --interpolation bilinear"):
+        pack.init(tmp_path / "a.st", arch, pretrained=False)
+    artifact = pack.init(tmp_path / "a.st", arch, pretrained=False, data_config={"interpolation": "bilinear"})
+    assert artifact.header.data_config["interpolation"] == "bilinear"
+
+
 def test_an_argument_that_is_null_is_left_to_timm(tmp_path):
     """As timm does where it builds such a network."""
     (tmp_path / "net").mkdir()

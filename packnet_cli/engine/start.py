@@ -180,7 +180,9 @@ def _data_config(wanted: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
     try:
         str_to_interp_mode(resolved["interpolation"])
     except KeyError:
-        raise UsageError(f"--interpolation {resolved['interpolation']!r} is unknown; try bilinear or bicubic") from None
+        raise UsageError(
+            f"the interpolation {resolved['interpolation']!r} is unknown; try --interpolation bilinear or bicubic"
+        ) from None
     if not 0 < wanted.get("crop_pct", 1) <= 1:
         raise UsageError(f"--crop-pct must be a number above 0, up to 1, not {wanted['crop_pct']}")
     if wanted.get("img_size", 1) < 1:
