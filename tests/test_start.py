@@ -170,6 +170,14 @@ def test_weights_that_are_no_numbers(tmp_path):
         pack.init(tmp_path / "a.st", f"local-dir:{tmp_path / 'net'}")
 
 
+def test_a_folder_in_the_users_home(tmp_path, monkeypatch):
+    """After a colon the shell leaves the tilde."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_for_hf(timm.create_model("test_resnet"), tmp_path / "net", safe_serialization=True)
+    assert pack.init(tmp_path / "a.st", "local-dir:~/net").header.source == str((tmp_path / "net").resolve())
+
+
 def test_a_mistyped_folder_names_the_nearest(tmp_path):
     """As of any other path."""
     (tmp_path / "birds-timm").mkdir()

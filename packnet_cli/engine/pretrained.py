@@ -60,7 +60,8 @@ def look_up(asked: str, otherwise: str) -> Architecture:
     """
     prefix, _, place = asked.partition(":")
     if prefix in PLACES and place:
-        return _look_there(asked, prefix, place, otherwise)
+        place = os.path.expanduser(place) if prefix == LOCAL else place  # after a colon no shell does so
+        return _look_there(f"{prefix}:{place}", prefix, place, otherwise)
     name = asked.partition(".")[0]
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(), 0.5) or "timm.list_models() lists those it has"
