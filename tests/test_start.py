@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 
 from packnet_cli.artifact import format, ship
 from packnet_cli.engine import network, pack, start
+from packnet_cli.engine.using import export
 from packnet_cli.engine.weights import recorded_in
 from packnet_cli.errors import NetworkError, UsageError
 
@@ -273,6 +274,8 @@ def test_an_extracted_task_brings_its_preprocessing_and_classes(tmp_path, full):
     assert after.header.data_config == before.header.data_config and "records" in said[0]
     assert after.header.task(1).classes == before.header.task("red").classes
     assert after.header.task(1).digest == before.header.task("red").digest
+    export.write_folder(before, before.header.task("red"), tmp_path / "red-timm")
+    assert recorded_in(tmp_path / "red-timm" / "model.safetensors") == recorded_in(file)
     larger = pack.init(tmp_path / "larger.st", "test_resnet", data_config={"img_size": 48}, **how)
     assert larger.header.data_config == before.header.data_config | {"input_size": [3, 48, 48]}
     told = recorded_in(file)

@@ -82,9 +82,13 @@ def source(header: Header) -> str:
 
 
 def extract_safetensors(artifact: Artifact, task: Task, output: Path) -> None:
-    """Write one task's state dict as safetensors; the metadata holds what its user needs to know, as JSON."""
-    metadata = {"packnet_task": json.dumps(about(artifact, task), sort_keys=True)}
-    format.write_tensors(artifact.state(task.index), metadata, output)
+    """Write one task's state dict as safetensors."""
+    format.write_tensors(artifact.state(task.index), metadata(artifact, task), output)
+
+
+def metadata(artifact: Artifact, task: Task) -> dict[str, str]:
+    """The metadata of a safetensors file of one task's weights: what its user needs to know, as JSON."""
+    return {"packnet_task": json.dumps(about(artifact, task), sort_keys=True)}
 
 
 def about(artifact: Artifact, task: Task) -> dict[str, Any]:

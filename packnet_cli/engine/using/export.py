@@ -48,7 +48,8 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
         save_config_for_hf(model, config, model_config=names, model_args=arguments)
         _mend(config, artifact)
         # Not by timm's save_for_hf, which fails if a tensor has several names.
-        format.serialize(network.read(model, copy=False), {"format": "pt"}, temporary / "model.safetensors")
+        metadata = {"format": "pt"} | ship.metadata(artifact, task)  # for who takes the weights alone
+        format.serialize(network.read(model, copy=False), metadata, temporary / "model.safetensors")
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
