@@ -27,7 +27,8 @@ class Item:
         return str(self.index)
 
     def __str__(self) -> str:
-        return f"{self.where}, image {self.index}"
+        place = f"row {self.index + 1}" if is_list(Path(self.where)) else f"image {self.index}"  # as lists are told of
+        return f"{self.where}, {place}"
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,15 @@ def test_a_parquet_file_of_images_and_paths(tmp_path, folders):
     assert split == "train" and len(files["a"]) == 2 and files["a"][1] == other
 
 
+def test_an_unreadable_image_is_named_by_its_row(packed, tmp_path, folders, packnet):
+    """Counted as in the other messages about a list."""
+    cells = [image.read_bytes() for image in sorted(folders[0].glob("train/*/*"))[:4]]
+    cells[2] = b"no image"
+    where = parquet(tmp_path / "x.parquet", {"image": cells, "label": [0, 0, 1, 1]})
+    result = packnet("add-task", packed, "--data", where)
+    assert result.exit_code == 6 and f"{where}, row 3 (no image, or damaged)" in result.stderr
+
+
 def unusable(package):
     raise ImportError("it requires NumPy 2.0 or newer")
 
