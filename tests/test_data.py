@@ -284,6 +284,14 @@ def test_of_16_bits_the_high_byte_is_seen(tmp_path, kind):
         assert np.asarray(pictures.convert(image, "RGB"))[..., 1].tolist() == [[0, 0], [1, 255]]
 
 
+@pytest.mark.parametrize("pixels", [np.float32([[0, 1]]), np.int32([[0, 2**16]]), np.int32([[-1, 255]])])
+def test_pixels_of_unknown_range_are_unreadable(tmp_path, pixels):
+    """Nothing says what is white, and it might be all that is left."""
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a.tif \(.*of unknown range\)"):
+        decoding.check_images(splits.Split([tmp_path / "a.tif"], [0]))
+
+
 def test_of_an_animated_image_the_first_frame_is_seen(tmp_path):
     """As in any viewer that shows one."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]

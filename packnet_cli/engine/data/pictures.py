@@ -53,13 +53,18 @@ def problem(error: Exception) -> str:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """An image in the network's mode; of an animated one the first frame. Raises ValueError for floating point."""
+    """An image in the network's mode; of an animated one the first frame.
+
+    Raises ValueError for floating point, and for whole numbers below 0 or of more than 16 bits.
+    """
     if image.mode == "F":
         raise ValueError("floating-point pixels, of unknown range")
     if image.mode.startswith("I"):  # 16 bits, which PIL would clip at 255
         pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() >= 2**16:
+            raise ValueError("pixels below 0 or of more than 16 bits, of unknown range")
         high = pixels >> 8 if image.mode != "I" or pixels.max() > 255 else pixels
-        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(high.astype(np.uint8))
     elif image.mode == "LAB":
         image = image.convert("RGB")  # PIL converts LAB by way of RGB only
     elif image.mode == "P" and "transparency" in image.info:
