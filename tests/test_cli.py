@@ -438,7 +438,8 @@ def test_init_refuses(tmp_path, packed, packnet):
     refused(packnet(*init, tmp_path / "a.st", "--in-chans", 5), 2, "--in-chans")
     refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "in_chans=1"), 2, "--in-chans 1")
     refused(packnet(*init, tmp_path / "a.st", "--interpolation", "magic"), 2, "--interpolation")
-    refused(packnet(*init, tmp_path / "a.st", "--img-size", 32, "--model-kwargs", "img_size=64"), 2, "once: --img-size")
+    for size in ([], ["--img-size", 32]):  # without it, images of the usual size
+        refused(packnet(*init, tmp_path / "a.st", *size, "--model-kwargs", "img_size=64"), 2, "by --img-size alone")
     for pair, word in (("x", "KEY=VALUE"), ("pretrained_cfg={}", "KEY=VALUE"), ("x={1}", "set"), ("x=1e999", "float")):
         refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", pair), 2, word)
     refused(packnet(*init, tmp_path / "a.st", "--model-kwargs", "features_only=True"), 7, "a logit for each class")

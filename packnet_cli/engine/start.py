@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import timm
 from timm.data import resolve_data_config, str_to_interp_mode
+from timm.layers import to_2tuple
 from torch import nn
 
 from packnet_cli.artifact import format
@@ -122,12 +123,12 @@ def _agreed(
     if (channels := wanted.get("in_chans")) not in (None, arguments.get("in_chans", 3)):
         arguments["in_chans"] = channels
     arguments |= model_kwargs
-    if "img_size" in wanted and "img_size" in model_kwargs:
-        raise UsageError("give the image size once: --img-size says it to the network too, if that wants to know")
     if "img_size" in wanted and cfg.get("fixed_input_size"):
         arguments["img_size"] = wanted["img_size"]
     preprocessing = _data_config(wanted, cfg)
-    channels = preprocessing["input_size"][0]
+    channels, *size = preprocessing["input_size"]
+    if "img_size" in model_kwargs and ("img_size" in wanted or list(to_2tuple(model_kwargs["img_size"])) != size):
+        raise UsageError("give the image size by --img-size alone: it says it to the network too, if that has to know")
     if (taken := arguments.get("in_chans", channels)) != channels:
         raise UsageError(f"this network takes {taken} channels and its images have {channels}; give --in-chans {taken}")
     return arguments, preprocessing
