@@ -15,7 +15,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from packnet_cli.artifact import format
+from packnet_cli.engine.using.auto import evaluate_auto
+from packnet_cli.engine.using.evaluate import evaluate_tasks
 from packnet_cli.engine.using.predict import predict
+from packnet_cli.errors import UsageError
 
 QUICK = ["--device", "cpu"]
 
@@ -202,3 +205,17 @@ def test_predict_refuses(full, packed, pictures, packnet):
     assert packnet("predict", full, "--task", 1, pictures, "--batch-size", 0).exit_code == 2
     result = packnet("predict", full, "--task", "purple", pictures, "--csv")
     assert result.exit_code == 4 and result.stdout == ""
+
+
+def test_the_library_refuses_what_the_command_line_does(full, pictures):
+    """Of a program, too, no wrong number becomes an error of Python's, or an answer about nothing."""
+    for size in (0, -1):
+        for answers in (
+            lambda size=size: predict(full, [pictures], "red", batch_size=size),
+            lambda size=size: list(evaluate_tasks(full, batch_size=size)),
+            lambda size=size: evaluate_auto(str(full), batch_size=size),
+        ):
+            with pytest.raises(UsageError, match=f"--batch-size must be at least 1, not {size}"):
+                answers()
+    with pytest.raises(UsageError, match="--workers must be at least 0, not -1"):
+        list(evaluate_tasks(full, workers=-1))

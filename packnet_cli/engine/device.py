@@ -39,6 +39,14 @@ def _log_choice(device: torch.device) -> None:
     log.info("device %s, threads %d; torch %s, timm %s", device, torch.get_num_threads(), *versions)
 
 
+def check_batches(batch_size: int, workers: int | None = None) -> None:
+    """Raise UsageError unless there can be batches of this size, and so many threads that read them."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, not {batch_size}")
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers must be at least 0, not {workers}")
+
+
 @contextmanager
 def workable_batches(batch_size: int, *, training: bool = True) -> Iterator[None]:
     """Turn running out of memory, or too few images for batch norm, into a UsageError that says what to try."""

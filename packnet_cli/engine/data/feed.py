@@ -30,6 +30,7 @@ from packnet_cli.engine.data.augment import (
     stacked,
 )
 from packnet_cli.engine.data.splits import Split
+from packnet_cli.engine.device import check_batches
 from packnet_cli.engine.network import CHANNELS
 from packnet_cli.errors import DataError, UsageError, is_out_of_memory
 from packnet_cli.images import Picture
@@ -189,6 +190,7 @@ def batches(
     Training shuffles them; the last batch is left out if a process would get fewer than two images of it. Raises
     UsageError if that is so of every batch of a run of several processes.
     """
+    check_batches(batch_size, workers)
     least, processes = min(batch_size, len(split.paths)), distributed.world()
     if augmentation and split.paths and processes > 1 and least < 2 * processes:
         raise UsageError(f"{processes} processes cannot share a batch of {least} images; each needs at least two")

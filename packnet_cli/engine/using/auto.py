@@ -30,12 +30,13 @@ class Choice:
 
 
 def evaluate_auto(
-    path: Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto", amp: bool = False
+    path: str | Path, *, batch_size: int = 32, workers: int | None = None, device: str = "auto", amp: bool = False
 ) -> list[Choice]:
     """How often the right task is picked, for each task with recorded images: every task is asked about each of them.
 
     Raises DataError if no task has recorded images, or those of one are gone; ArtifactError.
     """
+    path = Path(path)
     packed = Packed(format.load(path))
     asked_about = [(task, evaluate.held_out_images(path, task, None)) for task in packed.tasks if task.has_images]
     if not asked_about:

@@ -17,7 +17,7 @@ from packnet_cli.artifact.format import Task
 from packnet_cli.engine.calibrate import entropies
 from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.data import pictures, sources
-from packnet_cli.engine.device import choose_device
+from packnet_cli.engine.device import check_batches, choose_device
 from packnet_cli.engine.using.packed import Packed, Transform
 
 Read = torch.Tensor | str  # a picture (C, H, W), or why there is none
@@ -63,6 +63,7 @@ def predict(
     `auto.py`). With `read_ahead` the next batch is decoded while one is computed. Raises ArtifactError, NetworkError,
     TaskError, UsageError.
     """
+    check_batches(batch_size)
     torch_device = choose_device(device)
     path = Path(path)
     packed = Packed(format.load(path))
