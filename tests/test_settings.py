@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from conftest import CPU, FLAGS
 
 from packnet_cli.cli.settings import read_config, recipe_from, recipes_from
@@ -81,6 +83,16 @@ def test_the_commands(tmp_path, packed, folders, packnet):
         assert words in shown
     assert packnet("info", packed, "--task", "blue").exit_code == 4
     assert packnet("info", packed, "--task", "red", "--layers").exit_code == 2
+
+
+def test_init_says_what_it_does_not_use_of_a_file(tmp_path, packnet):
+    """The same file may be for add-task, too, which trains before it prunes."""
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    config = write(tmp_path, "lr = 0.1\nepochs = 2\nretrain_epochs = 0\n")
+    how = ("--arch", "test_resnet", "--weights", tmp_path / "w.pth", "--prune", 0.5, "--config", config)
+    result = packnet("init", tmp_path / "packed.st", *how)
+    assert result.exit_code == 0
+    assert f"{config}: lr, epochs not used, as init --prune only retrains" in result.stderr
 
 
 def test_there_is_a_choice_unless_recipe_or_optimizer_is_given(tmp_path):

@@ -8,9 +8,9 @@ from typer import Argument
 from packnet_cli import report
 from packnet_cli.cli import PACK, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
-from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
+from packnet_cli.cli.settings import RETRAINING, read_config, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
-from packnet_cli.recipe import AUTO, SETTINGS, flag
+from packnet_cli.recipe import AUTO, FIRST_PHASE, SETTINGS, flag
 
 PIXELS = "Preprocessing, where it differs from timm's"
 BASE = "The pretrained network as task 1"
@@ -81,6 +81,9 @@ def init(
     for given, value in base.items():
         if value is not None and prune is None:
             raise UsageError(f"{given} goes with --prune, which keeps the pretrained network as the first task")
+    written = read_config(settings["config"]) if "config" in settings else {}
+    if unused := [name for name in written if name in FIRST_PHASE]:
+        report.say(f"{settings['config']}: {', '.join(unused)} not used, as init --prune only retrains")
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
