@@ -109,6 +109,20 @@ def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
     assert flushed == [(False, True, True), (True, False, True), (True, False, True)]
 
 
+@pytest.mark.parametrize(("mode", "folders"), [(0o600, 0o700), (0o640, 0o750), (0o444, 0o755), (0o664, 0o775)])
+def test_a_checkpoint_is_as_private_as_its_file(tmp_path, mode, folders):
+    """It holds the same weights."""
+    path = tmp_path / "a.st"
+    path.touch()
+    path.chmod(mode)
+    before = os.umask(0)
+    try:
+        atomic.make_checkpoint_folder(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(atomic.checkpoint(path).parent.stat().st_mode) == folders
+
+
 def test_new_files_have_the_permissions_of_any(tmp_path, monkeypatch):
     """Without a moment at which what other threads make is open to all."""
     before = os.umask(0o027)

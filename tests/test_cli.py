@@ -468,6 +468,19 @@ def test_an_empty_argument_is_refused(full, folders, tmp_path, packnet, monkeypa
     assert result.exit_code == 0 and before != full.read_bytes()
 
 
+def test_a_file_that_may_not_be_read(full, folders, packnet, monkeypatch):
+    """Told where it is read, with the exit code of what it is, and not as a wrong argument."""
+    monkeypatch.setattr(os, "access", lambda path, how, **kwargs: how != os.R_OK)
+    assert packnet("info", full).exit_code == 0
+    assert packnet("eval", full, "--task", "red", "--data", folders[0]).exit_code == 0
+
+    def denied(path, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(format, "safe_open", denied)
+    refused(packnet("info", full), 3, f"cannot read {full}: Permission denied")
+
+
 def test_no_hub_is_one_clear_line(tmp_path, packnet):
     """After the word that it is being tried; the ways on are named."""
     result = packnet("init", "--arch", "test_resnet", tmp_path / "a.st")

@@ -250,15 +250,17 @@ def test_the_specification_names_all_that_a_reader_allows_and_refuses():
         assert not rules.is_name(name) and f'"{name}"' in format.__doc__
 
 
-def test_a_symbolic_link_and_permissions_survive(tmp_path):
+def test_a_symbolic_link_permissions_and_owner_survive(tmp_path, monkeypatch):
     """What the user arranged around the file stays."""
     real, link = tmp_path / "real.st", tmp_path / "link.st"
     format.save(small_artifact(), real)
     real.chmod(0o640)
     link.symlink_to(real)
+    before, given = real.stat(), []
+    monkeypatch.setattr(os, "chown", lambda path, *owners: given.append(owners))
     format.save(small_artifact(), link)
     assert link.is_symlink()
-    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640 and given == [(before.st_uid, before.st_gid)]
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -105,10 +105,12 @@ def replacing(path: Path, *, unchanged_since: Stamp | None = None) -> Iterator[P
     target = _target(path)
     with _beside(path) as temporary:
         temporary.touch()  # has the permissions of any new file; safetensors makes its own with others
-        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
+        like = (target if target.exists() else temporary).stat()
         yield temporary
         _flush(temporary)  # before its permissions, which may be read-only
-        temporary.chmod(mode)
+        temporary.chmod(like.st_mode & 0o777)
+        with suppress(OSError, AttributeError):  # another's file stays theirs, where the system lets it be given away
+            os.chown(temporary, like.st_uid, like.st_gid)
         if unchanged_since is not None and stamp(target) != unchanged_since:
             raise ConflictError(f"{path} was changed by another program meanwhile, and left as it is")
         os.replace(temporary, target)
@@ -162,6 +164,13 @@ def checkpoint(path: Path) -> Path:
     """The checkpoint to resume an interrupted run from, in a folder beside `path`, links resolved."""
     target = _target(path)
     return target.with_name(target.name + ".resume") / "checkpoint.safetensors"
+
+
+def make_checkpoint_folder(path: Path) -> None:
+    """Make that folder, if it is not there: closed to whom `path` is, since both hold the weights."""
+    target = _target(path)
+    others = (target.stat().st_mode if target.exists() else 0o777) & 0o066
+    checkpoint(path).parent.mkdir(0o700 | others | (others & 0o044) >> 2, exist_ok=True)
 
 
 def remove_checkpoint(file: Path) -> None:

@@ -73,8 +73,10 @@ app = typer.Typer(
 
 MACHINE = "Machine"
 
-# Every option has its environment variable, PACKNET_<COMMAND>_<OPTION>: too many to name in each command's help.
-Option: Any = partial(typer.Option, show_envvar=False)
+# Every option has its environment variable, PACKNET_<COMMAND>_<OPTION>: too many to name in each command's help. That a
+# file cannot be read is found, and told of with its own exit code, where it is read.
+Option: Any = partial(typer.Option, show_envvar=False, readable=False)
+Argument: Any = partial(typer.Argument, readable=False)
 
 
 Verb = Callable[..., None]
@@ -121,7 +123,7 @@ def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 # Arguments that several commands share.
-Packed = Annotated[Path, typer.Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
+Packed = Annotated[Path, Argument(metavar="PACKED", help="The packed model, for example packed.st.")]
 OneTask = Annotated[str, Option("--task", help="Index or name of the task.", autocompletion=complete_task)]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 JsonLines = Annotated[bool, Option("--json", help="Print one JSON document a line for each image.")]

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument
-
 from packnet_cli import report
-from packnet_cli.cli import PACK, Json, Option, Packed, command
+from packnet_cli.cli import PACK, Argument, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, read_config, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError

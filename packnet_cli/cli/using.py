@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument
-
 from packnet_cli import extras, report
 from packnet_cli.cli import (
     LOOK,
     USE,
     Amp,
+    Argument,
     BatchSize,
     Device,
     Json,
@@ -85,8 +84,7 @@ def predict(
     path: Packed,
     images: Annotated[
         list[Path],
-        # Not to be readable: of those that are not the others go on.
-        Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin.", readable=False),
+        Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin."),
     ],
     task: Annotated[
         str,

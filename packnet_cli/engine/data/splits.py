@@ -258,8 +258,10 @@ def _check_known(where: Path | str, files: ClassFiles, classes: tuple[str, ...])
     known = set(classes)
     unknown = [name for name in files if name not in known]
     if unknown:
-        there = few(list(classes))
-        raise DataError(f"{where} has {len(unknown)} class(es) unknown to the task: {few(unknown)}; its own: {there}")
+        raise DataError(
+            f"{where} has {len(unknown)} class(es) unknown to the task: {few(unknown)}; its own: {few(list(classes))}. "
+            "Take these away, or name other images"
+        )
 
 
 def _split(files: ClassFiles, classes: tuple[str, ...]) -> Split:

@@ -47,7 +47,7 @@ class Checkpointer:
     """
 
     def __init__(self, artifact: Path, run: dict[str, Any], every: float, say: Say = unsaid) -> None:
-        self.file = atomic.checkpoint(artifact)
+        self.artifact, self.file = artifact, atomic.checkpoint(artifact)
         self.run, self.every, self.say = json.loads(json.dumps(run)), every, say
         self.written = time.monotonic()
         self.asked = self.stopping = self.due = False
@@ -119,7 +119,7 @@ class Checkpointer:
             for key, value in state.tensors().items()
         }
         try:
-            self.file.parent.mkdir(exist_ok=True)
+            atomic.make_checkpoint_folder(self.artifact)
             with atomic.replacing(self.file) as temporary:
                 save_file(whole, temporary, {NOTES: json.dumps({"run": self.run, **state.notes()})})
         except (OSError, ArtifactError, TypeError) as error:  # JSON cannot hold the state of some optimizers
