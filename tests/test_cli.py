@@ -474,10 +474,10 @@ def test_a_file_that_may_not_be_read(full, folders, packnet, monkeypatch):
     assert packnet("info", full).exit_code == 0
     assert packnet("eval", full, "--task", "red", "--data", folders[0]).exit_code == 0
 
-    def denied(path, **kwargs):
+    def denied(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(format, "safe_open", denied)
+    monkeypatch.setattr(format, "open", denied, raising=False)
     refused(packnet("info", full), 3, f"cannot read {full}: Permission denied")
 
 

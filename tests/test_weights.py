@@ -169,6 +169,14 @@ def test_where_the_order_is_lost_it_is_said(tmp_path):
         load(timm.create_model("test_resnet"), tmp_path / "x.safetensors", "test_resnet")
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """It is there."""
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    monkeypatch.setattr(weights.os, "access", lambda path, how: False)
+    with pytest.raises(NetworkError, match="w.safetensors may not be read; check its permissions"):
+        weights._read(tmp_path / "w.safetensors")
+
+
 def test_a_file_without_weights(tmp_path):
     """Numbers, but no tensors."""
     torch.save({"epoch": 3, "best": {"top1": 0.5}}, tmp_path / "x.pt")

@@ -243,7 +243,8 @@ def _open(path: Path) -> Any:
             raise ArtifactError(f"{path} is a folder, not a packed model")
         if not stat.S_ISREG(kind):  # opening a pipe would block
             raise ArtifactError(f"{path} is a device or the like, not a packed model")
-        return safe_open(path, framework="np")
+        with open(path, "rb"):  # of a file that may not be read safetensors says that there is none
+            return safe_open(path, framework="np")
     except SafetensorError as error:
         raise DamageError(f"{path} is not a packed model: not a safetensors file, or damaged ({error})") from None
     except FileNotFoundError:

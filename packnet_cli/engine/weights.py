@@ -102,6 +102,8 @@ def _read(path: Path) -> Tensors:
         missing = f"does not exist; {did_you_mean_path(path) or 'check the path'}"
         folder = f"is a folder; one in the layout of the hub can be given whole, as --arch local-dir:{path}"
         raise NetworkError(f"the weights file {path} {folder if os.path.isdir(path) else missing}")
+    if not os.access(path, os.R_OK):  # safetensors would say that it does not exist
+        raise NetworkError(f"the weights file {path} may not be read; check its permissions")
     if path.suffix == ".json":
         raise NetworkError(f"{path} only describes weights; give the file that holds them, joined if they are several")
     with suppress(ArtifactError):  # not a packed model
