@@ -126,7 +126,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in said for word in words)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first sentence of an error's message, after the place in its source that torch may put before it."""
     said = re.sub(r"^\[enforce fail at \S+\] .*?\. ", "", str(error).strip().partition("\n")[0])
     return said.partition(". ")[0] or type(error).__name__

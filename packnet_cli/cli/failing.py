@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 
 from packnet_cli import report
 from packnet_cli.cli.streams import drop_unwritten
-from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory
+from packnet_cli.errors import ArtifactError, PackNetError, ToldElsewhere, UsageError, is_out_of_memory, reason
 
 TALK = ("--quiet", "-q", "--verbose", "-v")  # the options that stand before the command
 
@@ -55,12 +55,12 @@ def explain(error: BaseException, command: str) -> tuple[str, int] | None:
         hint = f"it goes before the command: packnet {option} ..." if misplaced else f"see {command} --help"
         return f"{said.replace('Value error, ', '')} ({hint})", UsageError.exit_code
     if is_out_of_memory(error):
-        reason = str(error).partition("\n")[0] or "out of memory"
-        return f"this machine's memory is not enough ({reason}); the packed model is as it was", UsageError.exit_code
+        why = reason(error) if str(error) else "out of memory"
+        return f"this machine's memory is not enough ({why}); the packed model is as it was", UsageError.exit_code
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
-        reason = error.strerror or str(error) or type(error).__name__
+        why = error.strerror or str(error) or type(error).__name__
         if not error.filename:
-            message = f"cannot write the output: {reason}; send it elsewhere (files are written all the same)"
+            message = f"cannot write the output: {why}; send it elsewhere (files are written all the same)"
             return message, ArtifactError.exit_code
-        return f"cannot use {error.filename}: {reason}; check the path, and who may use it", UsageError.exit_code
+        return f"cannot use {error.filename}: {why}; check the path, and who may use it", UsageError.exit_code
     return None
