@@ -115,7 +115,9 @@ def test_all_ways_of_the_paper_table_start_from_the_same_network(tmp_path, folde
     assert all(masks.same_bits(free[name], bench.start[name]) for name in free)
 
 
-def test_a_network_of_unknown_accuracy_is_refused_before_anything_is_trained(tmp_path, folders, run, kept, capsys, monkeypatch):
+def test_a_network_of_unknown_accuracy_is_refused_before_anything_is_trained(
+    tmp_path, folders, run, kept, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "500")  # the line stays one, however long the path in it is
     start = kept()
     with pytest.raises(AssertionError, match="2"):
