@@ -66,7 +66,8 @@ class Recipe:
     keep_at_least: int = _setting(0, "Leave a task at least so many of its weights in each layer.")
     skip_layers: str = _setting("", "Do not prune the layers whose names match, as in 'blocks.0.*,conv_stem*'.")
     distill_weight: float = _setting(
-        0.9, "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1."
+        0.9,
+        "Part of the retraining loss that asks for the unpruned network's answers, 0 to 1; without labels all of it.",
     )
     restart: str = _setting(
         "pretrained", "Start free weights at their dormant values, at first the pretrained ones, or at zero."
