@@ -49,7 +49,7 @@ from packnet_cli.engine.training.optimize import MOMENTUM, fused
 from packnet_cli.engine.training.parts import wants_copies
 from packnet_cli.engine.training.release import smallest
 from packnet_cli.engine.using.packed import Packed
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import InterruptedRun, PackNetError
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import Recipe
 
@@ -368,7 +368,7 @@ def main(
     settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps, "opt": opt}
     settings |= {"repeats": repeats, "epochs": epochs, "images": images, "file_size": file_size, "compile": compile}
     results: dict[str, Timing] = {}
-    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt):
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt, InterruptedRun):
         bench = Bench(Path(scratch), device, **settings)
         print("| part | what | median, s or MB | least | most | to plain |\n|---|---|---|---|---|---|")
         for part in parts.split(","):

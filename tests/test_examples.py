@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,17 @@ def test_benchmark_prints_a_line_for_each_thing(tmp_path, run, packnet, monkeypa
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["seconds"]["step"].keys() == {"plain", "packed", "textbook"}
     assert all(0 < second for times in figures["seconds"]["file"].values() for second in times)
+
+
+def test_a_benchmark_that_is_stopped_writes_what_it_has(tmp_path, run, monkeypatch):
+    """Also where Ctrl-C meets a training, which ends by an error of its own."""
+    add, figures = pack.add_task, tmp_path / "figures.json"
+
+    def stopped(*given, **more):
+        return add(*given, **more, progress=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    monkeypatch.setattr(pack, "add_task", stopped)
+    sizes = ["--arch", "test_resnet", "--img-size", 32, "--batch-size", 4, "--repeats", 1, "--threads", 1]
+    sizes += ["--images", 24, "--file-size", 32, "--epochs", 1]
+    run("benchmark.py", *sizes, "--parts", "prune,whole", "--json", figures)
+    assert json.loads(figures.read_text())["seconds"].keys() == {"prune"}
