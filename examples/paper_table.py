@@ -44,7 +44,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.engine.using.evaluate import held_out_images
-from packnet_cli.errors import ConflictError, PackNetError, few
+from packnet_cli.errors import ConflictError, PackNetError, UsageError, few
 from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import unsaid
@@ -58,9 +58,13 @@ class Bench:
 
     def __init__(self, out: Path, start: Path, folders: list[Path], recipe: Recipe) -> None:
         self.out, self.path, self.folders = out, start, folders
-        out.mkdir(parents=True, exist_ok=True)
         started = format.load(start)
         self.base = started.header.tasks[0] if started.header.tasks else None
+        if self.base and (len(started.header.tasks) > 1 or started.free_count()):
+            raise UsageError(f"{start} is not as init makes it, all free or kept with --prune 0; name one that is")
+        names = [task_name(folder) for folder in folders] + ([self.base.name] if self.base else [])
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"several tasks are called {twice[0]!r}, and could not be told apart; rename a folder")
         self.start = started.state(1) if self.base else started.shared | started.own[0]
         self.all_free = started
         if self.base:  # with the norms and biases that belong to the kept weights, not those from before it was kept
@@ -69,6 +73,7 @@ class Bench:
             self.all_free = format.make(freed.header, freed.shared, freed.mask, (own,))
         self.header = self.all_free.header
         self.recipe = settle_rates(self.all_free, recipe, unsaid)  # the same rates for all ways
+        out.mkdir(parents=True, exist_ok=True)
         self.check_settings()
         self.results = out / "results.jsonl"
         self.rows = (

@@ -135,6 +135,19 @@ def test_the_paper_table_does_not_mix_settings_in_one_folder(tmp_path, folders, 
         run("paper_table.py", *arguments, "--epochs", 2, "--lr", 0.5)
 
 
+def test_the_paper_table_refuses_what_it_could_not_compare(tmp_path, folders, packed, full, run):
+    """Two tasks of one name, of which the second would get the first one's figures; and another START."""
+    (tmp_path / "red").symlink_to(folders[1])
+    with pytest.raises(AssertionError, match="^error: several tasks are called 'red'"):
+        run("paper_table.py", tmp_path / "out", packed, folders[0], tmp_path / "red", *QUICK)
+    with pytest.raises(AssertionError, match="^error: .*full.st is not as init makes it"):
+        run("paper_table.py", tmp_path / "out", full, folders[0], *QUICK)
+    pack.add_task(packed, folders[1], prune=0.5, recipe=Recipe(epochs=1, retrain_epochs=0))
+    with pytest.raises(AssertionError, match="^error: .*packed.st is not as init makes it"):
+        run("paper_table.py", tmp_path / "out", packed, folders[0], *QUICK)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_mean_of_the_paper_table_counts_each_task_once():
     """However many seeds each was measured under: the network's own task has one in some ways."""
     module = runpy.run_path(str(EXAMPLES / "paper_table.py"), run_name="paper_table")
