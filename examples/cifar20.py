@@ -1,7 +1,8 @@
 r"""CIFAR-100 as 20 tasks, its superclasses of 5 classes each, packed into one network that starts from random weights.
 
-Prints each task's top-1 and the average. The artifact is all the state there is: stopped, it goes on with the task that
-comes next. DATA holds a folder for each task; if there is none, torchvision downloads CIFAR-100 and it is made.
+Prints each task's top-1 and the average. All the state there is lies in the artifact and beside it: stopped, the same
+command goes on where it was. DATA holds a folder for each task; if there is none, torchvision downloads CIFAR-100 and
+it is made.
 
     python examples/cifar20.py cifar20 packed.st --prune .85 --opt adamw --lr 1e-3 --retrain-lr 1e-3 \
         --weight-decay .05 --sched cosine --epochs 20 --retrain-epochs 10 --prune-steps 4 --crop-scale .6 \
@@ -27,7 +28,7 @@ from packnet_cli.artifact import format, verify
 from packnet_cli.artifact.plan import equal_share, fraction_of
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import InterruptedRun, PackNetError
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import SETTINGS
 
@@ -61,7 +62,7 @@ def main(
     for number, folder in enumerate(folders[done:tasks], start=done + 1):
         left = len(folders) - number
         fraction = 0.0 if not left else equal_share(left) if constant is None else constant
-        artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, machine=Machine(amp=amp))
+        artifact = pack.add_task(packed, folder, prune=fraction, recipe=recipe, machine=Machine(amp=amp), resume=True)
         task = artifact.header.tasks[-1]
         print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
     artifact = format.load(packed)
@@ -89,5 +90,7 @@ def unpack(target: Path, download: Path) -> None:
 if __name__ == "__main__":
     try:
         typer.run(main)
+    except InterruptedRun:
+        sys.exit("interrupted; the same command goes on from here")
     except PackNetError as error:
         sys.exit(f"error: {error}")

@@ -44,7 +44,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import train
 from packnet_cli.engine.using.evaluate import held_out_images
-from packnet_cli.errors import ConflictError, PackNetError, UsageError, few
+from packnet_cli.errors import ConflictError, InterruptedRun, PackNetError, UsageError, few
 from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import unsaid
@@ -143,7 +143,7 @@ def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) 
     for position, folder in enumerate(folders[done:], start=done + 1):
         left = len(folders) - position
         fraction = 0.0 if not left else equal_share(left) if prune == "equal" else fraction_of(prune, "equal")
-        pack.add_task(path, folder, prune=fraction, recipe=bench.recipe_for(seed, pruned=fraction > 0))
+        pack.add_task(path, folder, prune=fraction, recipe=bench.recipe_for(seed, pruned=fraction > 0), resume=True)
     artifact = format.load(path)
     assert not verify.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
     for task in artifact.header.tasks:
@@ -156,9 +156,9 @@ def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) 
 
 def individual(bench: Bench, folder: Path, seed: int) -> None:
     """A network of its own, in which everything trains."""
-    path = bench.out / "individual.st"
+    path = bench.out / f"individual.{task_name(folder)}.{seed}.st"
     format.save(bench.all_free, path)
-    after = pack.add_task(path, folder, recipe=bench.recipe_for(seed))
+    after = pack.add_task(path, folder, recipe=bench.recipe_for(seed), resume=True)
     size = sum(array.nbytes for array in after.state(1).values())
     bench.note("individual", "", seed, task_name(folder), after.header.tasks[0].top1, size)
     path.unlink()
@@ -375,5 +375,7 @@ def main(
 if __name__ == "__main__":
     try:
         typer.run(main)
+    except InterruptedRun:
+        sys.exit("interrupted; the same command goes on from here")
     except PackNetError as error:
         sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,30 @@ def test_paper_table_fills_its_cells_and_resumes(tmp_path, folders, run):
     assert float(rows[-1][3]) < float(rows[-1][4])  # one file is smaller than three networks
     again = run("paper_table.py", *arguments, "--prune", "0.75", "--order", "1,2", "--order", "2,1")
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("{")]
+
+
+def stop(*_):
+    """A progress callback like a user's Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("example, more", [("cifar20.py", ["--arch", "test_resnet"]), ("paper_table.py", [])])
+def test_a_training_that_is_stopped_goes_on_by_the_same_command(
+    tmp_path, folders, packed, monkeypatch, run, example, more
+):
+    """These have no --resume to go on with; what the stopped training had done is not done again."""
+    add, steps = pack.add_task, []
+    data, model = tmp_path / "data", tmp_path / "new.st"
+    data.mkdir()
+    shutil.copytree(folders[0], data / "red")
+    places = (data, model) if more else (tmp_path / "out", packed, data / "red", "--way", "individual")
+    arguments = (*places, *QUICK, *more)
+    monkeypatch.setattr(pack, "add_task", partial(add, progress=stop))
+    with pytest.raises(AssertionError, match="^interrupted; the same command goes on"):
+        run(example, *arguments)
+    monkeypatch.setattr(pack, "add_task", partial(add, progress=lambda *step: steps.append(step)))
+    run(example, *arguments)
+    assert steps[0][2].step == 2
 
 
 @pytest.fixture
@@ -237,11 +262,7 @@ def test_benchmark_prints_a_line_for_each_thing(tmp_path, run, packnet, monkeypa
 def test_a_benchmark_that_is_stopped_writes_what_it_has(tmp_path, run, monkeypatch):
     """Also where Ctrl-C meets a training, which ends by an error of its own."""
     add, figures = pack.add_task, tmp_path / "figures.json"
-
-    def stopped(*given, **more):
-        return add(*given, **more, progress=lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-    monkeypatch.setattr(pack, "add_task", stopped)
+    monkeypatch.setattr(pack, "add_task", partial(add, progress=stop))
     sizes = ["--arch", "test_resnet", "--img-size", 32, "--batch-size", 4, "--repeats", 1, "--threads", 1]
     sizes += ["--images", 24, "--file-size", 32, "--epochs", 1]
     run("benchmark.py", *sizes, "--parts", "prune,whole", "--json", figures)
