@@ -17,7 +17,7 @@ from packnet_cli.engine.claim import claim_free
 from packnet_cli.engine.data import feed, splits
 from packnet_cli.engine.training import train
 from packnet_cli.engine.training.rates import lr_scale
-from packnet_cli.engine.using import evaluate, predict
+from packnet_cli.engine.using import auto, evaluate, predict
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import CapacityError, ConflictError, DataError, NetworkError, TaskError, UsageError
 from packnet_cli.progress import Accuracy, Step
@@ -748,6 +748,7 @@ def test_a_path_may_be_text_and_a_task_a_number(tmp_path, folders):
     for where in (None, data):
         results = evaluate.evaluate_tasks(path, 2, data=where, device="cpu", workers=0)
         assert [result.accuracy.images for result in results] == [9]
+    assert [choice.images for choice in auto.evaluate_auto(path, device="cpu", workers=0)] == [9, 9]
     edit.rename(path, 2, "last")
     ship.make_compact(path, small)
     assert next(evaluate.evaluate_tasks(small, as_in=path, device="cpu", workers=0)).accuracy.images == 9
