@@ -12,6 +12,7 @@ import torch
 from conftest import CPU, QUICK
 
 from packnet_cli.engine import modes, pack
+from packnet_cli.engine.using import evaluate
 from packnet_cli.errors import UsageError
 from packnet_cli.machine import Machine
 
@@ -111,6 +112,13 @@ def test_older_torchs_word_on_the_default_device_is_not_needed(tmp_path, monkeyp
     with torch.device("meta"):
         artifact = pack.init(tmp_path / "packed.st", "test_resnet", pretrained=False, data_config={"img_size": 32})
     assert artifact.shared
+
+
+def test_an_evaluation_leaves_the_callers_random_numbers_alone(full):
+    """It needs none, and may stand in the middle of a training of theirs."""
+    before = torch.get_rng_state()
+    assert next(evaluate.evaluate_tasks(full, 1, device="cpu", workers=0)).accuracy.images == 9
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_callers_random_numbers_go_on(packed, folders):

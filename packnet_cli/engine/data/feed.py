@@ -142,7 +142,8 @@ class Batches:
         self.first = steps
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seed = int(torch.empty((), dtype=torch.int64).random_())  # the epoch's, from torch's generator
+        # The epoch's, from torch's generator, which an evaluation leaves to its caller.
+        seed = int(torch.empty((), dtype=torch.int64).random_()) if self.shuffled else 0
         count, first, self.first = len(self.labels), self.first, 0
         order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
         waiting = deque[tuple[list[int], Iterable[list[Any]]]]()
