@@ -42,7 +42,7 @@ from packnet_cli.engine.measure import evaluate
 from packnet_cli.engine.training.freezer import Freezer
 from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
-from packnet_cli.engine.training.train import train
+from packnet_cli.engine.training.train import stop_statistics, train
 from packnet_cli.engine.using.evaluate import held_out_images
 from packnet_cli.errors import ConflictError, InterruptedRun, PackNetError, UsageError, few
 from packnet_cli.images import task_name
@@ -193,6 +193,7 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
     """Learning without Forgetting (Li and Hoiem, 2016, arXiv 1606.09282): one network, all of whose weights move on.
 
     While it learns a task, its answers for the earlier ones, on the new images, are held to what they were before.
+    Batch norm keeps its statistics: with those of the new images the old heads would know next to nothing.
     """
     folders = in_order(bench, order)
     if all(bench.has("lwf", order, seed, task_name(folder)) for folder in folders):
@@ -225,7 +226,11 @@ def lwf(bench: Bench, order: str, seed: int) -> None:
 
 
 def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Recipe, head: tuple[str, ...]) -> None:
-    """Cross-entropy with the new labels, and at a temperature of 2 the divergence from each old head's answers."""
+    """Cross-entropy with the new labels, and at a temperature of 2 the divergence from each old head's answers.
+
+    The latter weighs 4, the square of the temperature, as retraining's teacher does; 1 in the paper, which also trains
+    the new head alone at first.
+    """
     device = next(model.parameters()).device
     before, then = (copy.deepcopy(part).eval().requires_grad_(False) for part in (model, heads))
     learners = nn.ModuleList([model, heads])
@@ -236,12 +241,14 @@ def lwf_train(model: nn.Module, heads: nn.ModuleList, batches: Any, recipe: Reci
     scheduler = optimized.scheduler(optimizer, recipe.epochs, len(batches))
     for epoch in range(recipe.epochs):
         model.train()
+        stop_statistics(model)
         for step, (images, labels) in enumerate(batches):
             images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
             features = features_of(model, images)  # (N, features)
             loss = F.cross_entropy(model.get_classifier()(features), labels)
             with torch.no_grad():
-                wanted = [F.log_softmax(head(features_of(before, images)) / 2, 1) for head in then]
+                past = features_of(before, images) if heads else features
+                wanted = [F.log_softmax(head(past) / 2, 1) for head in then]
             for head, target in zip(heads, wanted, strict=True):
                 given = F.log_softmax(head(features) / 2, 1)
                 loss = loss + 4 * F.kl_div(given, target, log_target=True, reduction="batchmean")

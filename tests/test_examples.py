@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from torch import nn
 
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.header import is_of_head
@@ -171,6 +172,18 @@ def test_the_paper_table_refuses_what_it_could_not_compare(tmp_path, folders, pa
     with pytest.raises(AssertionError, match="^error: .*packed.st is not as init makes it"):
         run("paper_table.py", tmp_path / "out", packed, folders[0], *QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_learning_without_forgetting_leaves_the_norms_statistics():
+    """Those of the new images would undo what the old heads know."""
+    lwf_train = runpy.run_path(str(EXAMPLES / "paper_table.py"), run_name="paper_table")["lwf_train"]
+    model, old = timm.create_model("test_resnet", num_classes=2), nn.ModuleList([nn.Linear(96, 3)])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    weights = model.state_dict()["conv1.0.weight"].clone()
+    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))]
+    lwf_train(model, old, batches, Recipe(epochs=1), ("fc",))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not torch.equal(model.state_dict()["conv1.0.weight"], weights)
 
 
 def test_the_mean_of_the_paper_table_counts_each_task_once():

@@ -131,7 +131,7 @@ def train(
         random_seed((seed + epoch) % 2**32)
         model.train()
         if not train_norm:
-            _stop_statistics(model)
+            stop_statistics(model)
         forward = ready() if ready else freezer.network
         if teacher:
             teacher.prepare()
@@ -228,7 +228,7 @@ class _Meter:
         return loss_sum / seen, 100 * correct / seen, speed
 
 
-def _stop_statistics(model: nn.Module) -> None:
+def stop_statistics(model: nn.Module) -> None:
     """Put every layer that keeps running statistics into eval mode, which `model.train()` undoes each time."""
     for module in model.modules():
         if any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False)):
