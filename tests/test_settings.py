@@ -92,7 +92,7 @@ def test_init_says_what_it_does_not_use_of_a_file(tmp_path, packnet):
     how = ("--arch", "test_resnet", "--weights", tmp_path / "w.pth", "--prune", 0.5, "--config", config)
     result = packnet("init", tmp_path / "packed.st", *how)
     assert result.exit_code == 0
-    assert f"{config}: lr, epochs not used, as init --prune only retrains" in result.stderr
+    assert f"{config}: epochs, lr not used, as init --prune only retrains" in result.stderr
 
 
 def test_there_is_a_choice_unless_recipe_or_optimizer_is_given(tmp_path):

@@ -299,9 +299,4 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file atomically."""
     with atomic.replacing(path, unchanged_since=unchanged_since) as temporary:
-        serialize(tensors, metadata, temporary)
-
-
-def serialize(tensors: State, metadata: dict[str, str], path: Path) -> None:
-    """Write one safetensors file in place, for a caller that moves or removes it."""
-    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, path, metadata)
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from packnet_cli import report
 from packnet_cli.cli import PACK, Argument, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
-from packnet_cli.cli.settings import RETRAINING, read_config, recipe_from, recipes_from, with_settings
+from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import AUTO, FIRST_PHASE, SETTINGS, flag
 
@@ -79,8 +79,8 @@ def init(
     for given, value in base.items():
         if value is not None and prune is None:
             raise UsageError(f"{given} goes with --prune, which keeps the pretrained network as the first task")
-    written = read_config(settings["config"]) if "config" in settings else {}
-    if unused := [name for name in written if name in FIRST_PHASE]:
+    start = recipe_from({name: settings[name] for name in settings.keys() & {"recipe"}})
+    if unused := [name for name in FIRST_PHASE if getattr(recipe, name) != getattr(start, name)]:  # no flags of init
         report.say(f"{settings['config']}: {', '.join(unused)} not used, as init --prune only retrains")
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from packnet_cli.artifact import atomic, format, ship
+from packnet_cli.artifact import atomic, ship
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine import network
 from packnet_cli.engine.using.packed import Packed
@@ -49,7 +50,7 @@ def write_folder(artifact: Artifact, task: Task, output: Path) -> None:
         _mend(config, artifact)
         # Not by timm's save_for_hf, which fails if a tensor has several names.
         metadata = {"format": "pt"} | ship.metadata(artifact, task)  # for who takes the weights alone
-        format.serialize(network.read(model, copy=False), metadata, temporary / "model.safetensors")
+        save_file(network.read(model, copy=False), temporary / "model.safetensors", metadata)
         (temporary / "README.md").write_text(_model_card(artifact, task), encoding="utf-8", errors="backslashreplace")
 
 
