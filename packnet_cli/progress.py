@@ -1,6 +1,8 @@
-"""What a command reports while it runs: training progress, and lines for the user. Imports no torch."""
+"""What a command reports while it runs: training, passes over images, and lines for the user. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +40,33 @@ Progress = Callable[[str, str, Step | Accuracy], None]
 
 def silent(task: str, phase: str, seen: Step | Accuracy) -> None:
     """The progress callback that shows nothing."""
+
+
+# Given what is done with all images and in how many steps, a context, in which a function is called after each step.
+Watch = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def _unwatched(what: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+# Not an argument, which a dozen functions would only hand on.
+_watch: ContextVar[Watch] = ContextVar("watch", default=_unwatched)
+
+
+def passing(what: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+    """The context of a pass over all images, which may take long; see `Watch`."""
+    return _watch.get()(what, steps)
+
+
+@contextmanager
+def watched(watch: Watch = _unwatched) -> Iterator[None]:
+    """Have passes over images shown by `watch` within, or not at all."""
+    before = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(before)
 
 
 class Say(Protocol):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import time
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from packnet_cli.errors import UsageError
 from packnet_cli.machine import Machine
 from packnet_cli.progress import Step
 from packnet_cli.recipe import Recipe
-from packnet_cli.report import console, logs, training
+from packnet_cli.report import console, logs, passes, training
 
 QUICK = ("--epochs", 2, "--opt", "momentum", "--retrain-epochs", 1)
 QUICK += ("--batch-size", 8, "--workers", 0, "--device", "cpu")
@@ -181,3 +182,33 @@ def test_the_bar_makes_room_for_a_warning(monkeypatch):
         console.say("nothing was learnt", warning=True)
     before, _ = screen.getvalue().split("nothing was learnt")
     assert before.count("train") > 0 and before.rpartition("train")[2].count("\r\x1b[2K") == 1  # erases the line
+
+
+@pytest.mark.parametrize(("patience", "progress", "shown"), [(-1, "bar", 1), (1e9, "bar", 0), (-1, "json", 0)])
+def test_a_long_pass_over_images_has_a_bar(packed, folders, packnet, monkeypatch, patience, progress, shown):
+    """On a terminal, until it is over: that of each command that checks images or measures on them."""
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "talk", Console(file=screen, force_terminal=True, width=80, **console.PLAIN))
+    monkeypatch.setattr(passes, "PATIENCE", patience)
+    how = ("--epochs", 1, "--progress", progress, *QUICK[2:])
+    assert packnet("add-task", packed, "--data", folders[0], *how).exit_code == 0
+    assert ("checking images" in screen.getvalue()) == shown
+    screen.truncate(0)
+    assert packnet("eval", packed, "--device", "cpu", "--workers", 0).exit_code == 0
+    assert ("measuring" in screen.getvalue()) == (patience < 0)
+
+
+def test_a_pass_within_training_has_a_bar_below(monkeypatch):
+    """Which goes with its end, and leaves the other."""
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "talk", Console(file=screen, force_terminal=True, width=80, **console.PLAIN))
+    monkeypatch.setattr(passes, "PATIENCE", -1)
+    with training() as show:
+        show("cubs", "train", Step(1, 1, 1, 1, 0.5, 50, 100, 1e-3))
+        with passes.passing("measuring", 2) as passed:
+            passed()
+            until = time.monotonic() + 10
+            while "measuring" not in screen.getvalue() and time.monotonic() < until:
+                time.sleep(0.05)  # a thread draws, ten times a second
+    assert "measuring" in screen.getvalue()
+    assert "measuring" not in screen.getvalue().rpartition("train epoch 1/1")[2]

@@ -20,6 +20,7 @@ from packnet_cli.cli import streams
 from packnet_cli.cli.failing import in_one_line
 from packnet_cli.cli.streams import is_a_further_process
 from packnet_cli.errors import PackNetError, UsageError
+from packnet_cli.progress import watched
 
 PACK, USE, LOOK, KEEP = "Pack", "Use", "Look", "Keep"  # what commands are for, and so the panels of --help
 JSON_WANTED = "packnet.json"
@@ -189,6 +190,7 @@ def packnet(
         raise UsageError("--quiet and --verbose exclude each other")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what cannot be used is an error of ours
     report.talk.quiet = quiet or is_a_further_process()
+    ctx.with_resource(watched(report.passing))
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too
 

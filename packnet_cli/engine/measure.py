@@ -9,7 +9,7 @@ from torch import nn
 from packnet_cli.engine import distributed
 from packnet_cli.engine.compute import in_precision
 from packnet_cli.engine.modes import matmul_precision
-from packnet_cli.progress import Accuracy
+from packnet_cli.progress import Accuracy, passing
 
 
 class Loader(Protocol):
@@ -25,12 +25,14 @@ def answers(model: nn.Module, batches: Loader, *, amp: bool = False) -> Iterator
     """The network's logits (N, classes) for each batch, and its labels (N,), both on the network's device."""
     device = next(model.parameters()).device
     model.eval()
-    for images, labels in batches:
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=device.type == "cuda")
-        with in_precision(device, amp):
-            logits = model(images)
-        yield logits, labels
+    with passing("measuring", len(batches)) as passed:
+        for images, labels in batches:
+            images = images.to(device, memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=device.type == "cuda")
+            with in_precision(device, amp):
+                logits = model(images)
+            yield logits, labels
+            passed()
 
 
 @matmul_precision("highest")  # so that what is measured during training holds in use

@@ -4,6 +4,7 @@ from packnet_cli.report.actions import compacted, explain_removal, extracted, re
 from packnet_cli.report.answers import chosen, evaluated, predictions
 from packnet_cli.report.console import confirm, error, failed, say, talk, warning
 from packnet_cli.report.contents import added, plan, plotted, started, summary, task
+from packnet_cli.report.passes import passing
 from packnet_cli.report.training import training
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "explain_removal",
     "extracted",
     "failed",
+    "passing",
     "plan",
     "plotted",
     "predictions",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packnet_cli import metrics
-from packnet_cli.progress import Accuracy, Progress, Step
+from packnet_cli.progress import Accuracy, Progress, Step, watched
 from packnet_cli.report import console
 from packnet_cli.report.logs import Write, log_to
 
@@ -22,6 +22,8 @@ def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Prog
         writers: list[Write] = []
         if log is not None:
             writers.append(stack.enter_context(log_to(log)))
+        if as_json:
+            stack.enter_context(watched())  # lines alone, and no bar among them
         if as_json and not console.talk.quiet:
             writers.append(console.print_json_on_stderr)
         shown = _bar() if console.talk.is_terminal else nullcontext(_epoch_line)

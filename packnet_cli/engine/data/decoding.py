@@ -11,6 +11,7 @@ from packnet_cli.engine.data import pictures
 from packnet_cli.engine.data.splits import HeldOut, Split, TrainingImages
 from packnet_cli.errors import DataError, few
 from packnet_cli.images import Item, Picture
+from packnet_cli.progress import passing
 
 SHARE = 32  # images that a thread looks at together: a future for each would take 2 KB
 
@@ -53,9 +54,12 @@ def check_images(*splits: Split, skip_bad: bool = False, hint: str = "") -> list
     """
     paths = [path for split in splits for path in split.paths]
     mine = range(distributed.rank(), len(paths), distributed.world())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shares = [mine[start : start + SHARE] for start in range(0, len(mine), SHARE)]
-        found = [pair for pairs in pool.map(partial(_problems, paths), shares) for pair in pairs]
+    shares = [mine[start : start + SHARE] for start in range(0, len(mine), SHARE)]
+    found: list[tuple[int, str]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, passing("checking images", len(shares)) as passed:
+        for pairs in pool.map(partial(_problems, paths), shares):
+            found += pairs
+            passed()
     # By number: an image of a list may have the bytes of all with it, which processes are not to send each other.
     counts, everything = zip(*distributed.gathered((len(paths), found)), strict=True)
     if len(set(counts)) > 1:
