@@ -585,7 +585,7 @@ LONG = "x" * 300  # more than a file system takes
         (["info", LONG], 3),
         (["rename", LONG, "--task", "1", "--name", "new"], 3),
         (["plot", "{full}", "-o", f"{LONG}.png"], 3),
-        (["add-task", "{packed}", "--data", "/none", "--log", f"/{LONG}"], 3),
+        (["add-task", "{packed}", "--data", "/", "--log", f"/{LONG}"], 3),
     ],
 )
 def test_a_path_that_is_too_long(full, packed, tmp_path, packnet, arguments, exit_code):

@@ -12,13 +12,13 @@ sys.argv = ["packnet", *sys.argv[1:]]
 try:
     main()
 except SystemExit as stop:
-    assert not stop.code, stop.code
-print(sorted({"torch", "torchvision", "timm"} & set(sys.modules)))
+    code = stop.code or 0
+print(code, sorted({"torch", "torchvision", "timm"} & set(sys.modules)))
 """
 
 
 def imported(*arguments):
-    """The heavy packages that a command line has imported when it is done."""
+    """The exit code of a command line, and the heavy packages that it has imported when it is done."""
     done = subprocess.run([sys.executable, "-c", CHECK, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -41,7 +41,22 @@ def imported(*arguments):
 )
 def test_the_light_commands_import_no_torch(full, tmp_path, arguments):
     """Help, what keeps a file, info, plan, plot and extract to safetensors."""
-    assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == "[]"
+    assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == "0 []"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["eval", "none.st"], 3),
+        (["eval", "{full}", "--task", "purple"], 4),
+        (["predict", "{full}", "--task", "purple", "x.png"], 4),
+        (["add-task", "none.st", "--data", "{folder}"], 3),
+        (["add-task", "{full}", "--data", "{folder}/none", "--dry-run"], 6),
+    ],
+)
+def test_a_wrong_name_is_told_of_without_torch(full, tmp_path, arguments, exit_code):
+    """Within half a second, where most mistakes are made."""
+    assert imported(*(a.format(full=full, folder=tmp_path) for a in arguments)) == f"{exit_code} []"
 
 
 def test_the_check_can_fail(full, tmp_path):

@@ -108,6 +108,13 @@ def command(panel: str, *examples: str, name: str | None = None) -> Decorator:
     return app.command(name, rich_help_panel=panel, epilog="\n\n".join(f"$ {example}" for example in examples))
 
 
+def check_first(path: Path, task: str = "all") -> None:
+    """Raise TaskError or ArtifactError now, for what the file's metadata tells: to import torch takes seconds."""
+    from packnet_cli.artifact import format
+
+    format.load_header(path).asked(task, path)
+
+
 def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Shell completion: the tasks of the file on the command line, with a description."""
     from packnet_cli.artifact import format
@@ -200,7 +207,7 @@ def main() -> None:
     from packnet_cli.cli import packing, capacity, using, keeping  # noqa: F401, I001  (adds their commands, in this order)
 
     streams.prepare()
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun ends all processes when one has ended, which alone speaks
+    if not streams.is_of_several():  # torchrun ends all processes when one has ended, which alone speaks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
     with in_one_line(lambda: "packnet", False):
         try:

@@ -7,6 +7,7 @@ from packnet_cli import report
 from packnet_cli.cli import PACK, Argument, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
+from packnet_cli.cli.streams import is_of_several
 from packnet_cli.errors import UsageError
 from packnet_cli.recipe import AUTO, FIRST_PHASE, SETTINGS, flag
 
@@ -163,6 +164,12 @@ def add_task(
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
+    if not is_of_several():  # whose processes tell of errors together
+        from packnet_cli.artifact import format
+        from packnet_cli.images import check_exists
+
+        format.load_header(path).check_changeable(path)  # now, as to import torch takes seconds
+        check_exists(data)
     if dry_run:
         if max_drop is not None:
             raise UsageError("--dry-run cannot tell what --max-drop will find; give a fraction")

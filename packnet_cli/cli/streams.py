@@ -41,9 +41,14 @@ def drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def is_of_several() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def is_a_further_process() -> bool:
     """Whether torchrun started this process, and it is not the first, which alone speaks."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+    return is_of_several() and os.environ.get("RANK") != "0"
 
 
 def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -20,6 +20,7 @@ from packnet_cli.cli import (
     Option,
     Packed,
     Workers,
+    check_first,
     command,
     complete_task,
 )
@@ -55,6 +56,7 @@ def evaluate(
     amp: Amp = False,
 ) -> None:
     """Measure the accuracy of a task, or of all, on held-out images."""
+    check_first(path, task)
     if task == "auto":
         if data is not None:
             raise UsageError("--task auto is measured on the images that the tasks remember; leave out --data")
@@ -104,6 +106,7 @@ def predict(
     """Name the likeliest classes of images, with probabilities; results appear as they come."""
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
+    check_first(path, task)
     from packnet_cli.engine.using import predict as engine
 
     standard_input = Path("-") in images
