@@ -1,5 +1,6 @@
 """A packed model as a library: plain timm networks, switched from task to task."""
 
+import copy
 import dataclasses
 import pickle
 import subprocess
@@ -77,6 +78,19 @@ def test_a_switch_where_its_caller_infers(full):
     with torch.inference_mode():
         model = packed.model("red")
         packed.switch(model, "blue")
+    packed.switch(model, "green")
+    assert bits(model) == bits(packed.model("green"))
+    model(PICTURES).sum().backward()  # what it became there can be trained elsewhere
+
+
+@pytest.mark.parametrize("change", [copy.deepcopy, lambda model: model.double().float()])
+def test_a_switch_of_what_its_caller_made_while_inferring(full, change):
+    """A copy, or a network sent to another device or type, has tensors that can be written in inference mode only."""
+    packed = packnet_cli.load(full)
+    with torch.inference_mode():
+        model = change(packed.model("red"))
+        packed.switch(model, "blue")
+        assert bits(model) == bits(packed.model("blue"))
     packed.switch(model, "green")
     assert bits(model) == bits(packed.model("green"))
 

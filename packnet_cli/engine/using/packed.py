@@ -62,11 +62,11 @@ class Packed:
     def _tensors(self, task: Task) -> State:
         return self.artifact.shared | self.artifact.own[task.index]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @torch.inference_mode()  # in which a network that was made so, by a copy or `.to(...)`, can be written, too
     def _write(self, model: nn.Module, task: Task) -> None:
         artifact, own = self.artifact, self.artifact.own[task.index]
-        network.resize_head(model, artifact.header, own)
+        with torch.inference_mode(False):  # so that a new head can be trained
+            network.resize_head(model, artifact.header, own)
         network.write(model, own)
         network.describe(model, artifact.header, task)
         targets = model.state_dict()
