@@ -26,7 +26,7 @@ def main(packed: Path, folder: Path, output: Path) -> None:
                 print(f"{answer.path}: {answer.problem}", file=sys.stderr)
                 continue
             labels = [prediction.top(1)[0][0] for prediction in answer.predictions]
-            table.writerow([answer.path.relative_to(folder), *labels])
+            table.writerow([Path(answer.path).relative_to(folder), *labels])
 
 
 if __name__ == "__main__":

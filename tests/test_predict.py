@@ -126,6 +126,19 @@ def test_paths_on_stdin(full, pictures, packnet):
         assert [answer["image"][-12:] for answer in answers] == ["class3/0.png", "class1/0.png"]
 
 
+def test_names_come_back_as_they_were_given(full, pictures, packnet, monkeypatch):
+    """So that answers can be put beside the list that they are for; find's names begin with ./, and a file may be -."""
+    monkeypatch.chdir(pictures / "class3")
+    (pictures / "class3" / "0.png").rename("-")
+    names = ["./-", ".//-", "../class3/./-", "./none.png"]
+    typed = packnet("predict", full, "--task", 1, *names, "--json", *QUICK)
+    piped = packnet("predict", full, "--task", 1, "-", "--json", *QUICK, input="\n".join(names).encode())
+    for result in (typed, piped):
+        assert [answer["image"] for answer in lines(result)] == names
+        assert [bool(answer["tasks"]) for answer in lines(result)] == [True, True, True, False]
+        assert "cannot read ./none.png: No such file" in result.stderr
+
+
 @pytest.mark.parametrize(("read_ahead", "read"), [(False, 2), (True, 4)])
 def test_whoever_types_paths_need_not_type_the_next_batch_for_an_answer(full, pictures, read_ahead, read):
     """Of files, the next batch is read meanwhile."""

@@ -85,7 +85,7 @@ def evaluate(
 def predict(
     path: Packed,
     images: Annotated[
-        list[Path],
+        list[str],
         Argument(metavar="IMAGE", help="Image files, folders of them, or - for paths from stdin."),
     ],
     task: Annotated[
@@ -109,11 +109,11 @@ def predict(
     check_first(path, task)
     from packnet_cli.engine.using import predict as engine
 
-    standard_input = Path("-") in images
+    standard_input = "-" in images
     if standard_input and len(images) > 1:
         raise UsageError("- stands for the paths on stdin, and for them alone; leave out the other images")
     lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin or ())  # also as on Windows
-    arguments = map(Path, filter(str.strip, lines)) if standard_input else images
+    arguments = filter(str.strip, lines) if standard_input else images
     answers = engine.predict(
         path,
         engine.find_images(arguments),

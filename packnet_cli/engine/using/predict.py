@@ -21,7 +21,7 @@ from packnet_cli.engine.device import check_batches, choose_device
 from packnet_cli.engine.using.packed import Packed, Transform
 
 Read = torch.Tensor | str  # a picture (C, H, W), or why there is none
-Batch = tuple[list[Path], list[Read]]
+Batch = tuple[list[str | Path], list[Read]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prediction:
 class Answer:
     """The answer for one picture: a prediction of each task asked or, if it cannot be read, the `problem`."""
 
-    path: Path
+    path: str | Path  # as it was given
     predictions: list[Prediction]
     problem: str = ""
 
@@ -68,7 +68,7 @@ def predict(
     path = Path(path)
     packed = Packed(format.load(path))
     tasks = packed.artifact.header.asked(wanted, path)
-    batches = _batches(map(Path, images), packed.transform, batch_size, read_ahead)
+    batches = _batches(images, packed.transform, batch_size, read_ahead)
     answers = _answers(packed, tasks, batches, torch_device, amp)
     if wanted != "auto":
         return answers
@@ -97,16 +97,16 @@ def _answers(
                 yield Answer(path, list(next(by_picture)))
 
 
-def find_images(arguments: Iterable[str | Path]) -> Iterator[Path]:
-    """The files named and, for each folder named, the images in and below it, in order of name.
+def find_images(arguments: Iterable[str | Path]) -> Iterator[str | Path]:
+    """The files named, as they are, and, for each folder named, the images in and below it, in order of name.
 
     A folder that has no images or cannot be read is itself yielded, to be reported like an unreadable image.
     """
-    for path in map(Path, arguments):
+    for path in arguments:
         if os.path.isdir(path):  # False, not an error, for an unusable path
             errors: list[OSError] = []
-            found = [*filter(pictures.is_image_name, sources.walk(path, errors.append))]
-            yield from sorted([*found, *(Path(error.filename) for error in errors)]) or [path]
+            found = [*filter(pictures.is_image_name, sources.walk(Path(path), errors.append))]
+            yield from sorted([*found, *(Path(error.filename) for error in errors)]) or (path,)
         else:
             yield path
 
@@ -121,9 +121,9 @@ def _ask(model: nn.Module, task: Task, images: torch.Tensor, amp: bool) -> list[
     return [Prediction(task, of_classes, entropy) for of_classes, entropy in pairs]
 
 
-def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
+def _batches(images: Iterable[str | Path], transform: Transform, size: int, read_ahead: bool) -> Iterator[Batch]:
     """The files in batches, decoded by several threads."""
-    images, waiting = iter(images), deque[tuple[list[Path], list[Future[Read]]]]()
+    images, waiting = iter(images), deque[tuple[list[str | Path], list[Future[Read]]]]()
     with ThreadPoolExecutor(pictures.READERS) as pool:
         while paths := list(islice(images, size)):
             waiting.append((paths, [pool.submit(_read, path, transform) for path in paths]))
@@ -133,16 +133,16 @@ def _batches(images: Iterable[Path], transform: Transform, size: int, read_ahead
             yield _finished(*waiting.popleft())
 
 
-def _finished(paths: list[Path], futures: list[Future[Read]]) -> Batch:
+def _finished(paths: list[str | Path], futures: list[Future[Read]]) -> Batch:
     return paths, [future.result() for future in futures]
 
 
-def _read(path: Path, transform: Transform) -> Read:
+def _read(path: str | Path, transform: Transform) -> Read:
     try:
         if os.path.isdir(path):
             os.scandir(path).close()  # raises if it cannot be read
             return "the folder holds no images"
-        with pictures.open_picture(path) as image:
+        with pictures.open_picture(Path(path)) as image:
             return transform(image)
     except Exception as error:  # decoders raise nearly anything on broken files
         return pictures.problem(error)
