@@ -134,6 +134,20 @@ def test_a_stranger_is_not_switched(full):
         packed.model("purple")
 
 
+def test_a_quantized_model_is_a_stranger(full):
+    """Its state dict holds what is no tensor; in place of torch's quantized layers, which warn, one that does so."""
+    packed = packnet_cli.load(full)
+    model = packed.model("red")
+
+    class Quantized(torch.nn.Linear):
+        def get_extra_state(self):
+            return torch.qint8
+
+    model.fc = Quantized(model.fc.in_features, model.fc.out_features)
+    with pytest.raises(NetworkError, match="not one of this packed model"):
+        packed.switch(model, "green")
+
+
 def test_a_timm_that_builds_another_network_is_told_from_ours(full):
     artifact = packnet_cli.load(full).artifact
     other = dataclasses.replace(artifact, header=dataclasses.replace(artifact.header, arch="test_efficientnet"))

@@ -110,11 +110,12 @@ def check_fits(model: nn.Module, header: Header, tensors: Mapping[str, Any], num
 
 def fits(model: nn.Module, header: Header, tensors: Mapping[str, Any], num_classes: int) -> bool:
     """Whether the network, once its head has so many outputs, has these tensors, by name and shape, and no others."""
-    there = {
-        name: (num_classes, *value.shape[1:]) if is_of_head(name, header.head) else tuple(value.shape)
-        for name, value in model.state_dict().items()
-    }
-    return there == {name: tuple(value.shape) for name, value in tensors.items()}
+    there = model.state_dict()  # of a quantized network some values have no shape, under names of their own
+    return there.keys() == tensors.keys() and all(
+        tuple(tensors[name].shape)
+        == ((num_classes, *value.shape[1:]) if is_of_head(name, header.head) else tuple(value.shape))
+        for name, value in there.items()
+    )
 
 
 def build_blank(header: Header, num_classes: int) -> nn.Module:
