@@ -15,7 +15,6 @@ import json
 import pickle
 import shutil
 import statistics
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,24 +25,25 @@ from typer import Argument, Option
 
 from packnet_cli.artifact import format, verify
 from packnet_cli.artifact.plan import equal_share, fraction_of
+from packnet_cli.cli.failing import in_one_line
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import pack
-from packnet_cli.errors import InterruptedRun, PackNetError
+from packnet_cli.errors import DataError, InterruptedRun, few
 from packnet_cli.machine import Machine
 from packnet_cli.recipe import SETTINGS
 
 
 @with_settings(*SETTINGS)
 def main(
-    data: Annotated[Path, Argument(help="A folder with a folder for each task.")],
+    data: Annotated[Path, Argument(file_okay=False, help="A folder with a folder for each task.")],
     packed: Annotated[Path, Argument(help="The packed model; made if it is not there.")],
     settings: dict[str, Any],
     arch: str = "resnet18",
     img_size: Annotated[int, Option(help="Pixels that images are enlarged to; 64 is better than 32.")] = 32,
     prune: Annotated[str, Option(help="Fraction that each task releases, or 'equal' shares.")] = "equal",
-    tasks: Annotated[int | None, Option(help="Stop after so many.")] = None,
+    tasks: Annotated[int | None, Option(min=1, help="Stop after so many.")] = None,
     amp: Annotated[bool | None, Option(help="In bfloat16; default, where that is fast.")] = None,
-    threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Pack what is not packed yet, then print a line for each task and the average."""
     if threads:
@@ -56,6 +56,8 @@ def main(
         unpack(unfinished, download=data.with_name(data.name + ".download"))
         unfinished.rename(data)
     folders = sorted(folder for folder in data.iterdir() if folder.is_dir())
+    if not folders:
+        raise DataError(f"{data} holds no folder for a task; name one that does, or none, to have CIFAR-100 downloaded")
     if not packed.exists():
         pack.init(packed, arch, pretrained=False, data_config={"img_size": img_size}, recipe=recipe)
     done = len(format.load_header(packed).tasks)
@@ -67,6 +69,8 @@ def main(
         print(json.dumps({"task": number, "name": task.name, "top1": task.top1, "accuracy": task.accuracy}), flush=True)
     artifact = format.load(packed)
     assert not verify.altered_tasks(artifact)  # every task is, to the bit, what it was when it was added
+    if unmeasured := [task.name for task in artifact.header.tasks if task.top1 is None]:
+        raise DataError(f"nothing was held out to measure {few(unmeasured)} on; give each class at least two images")
     for task in artifact.header.tasks:
         print(f"{task.index:3}  {task.top1:6.2f} %  {task.name}")
     print(f"mean {statistics.mean(task.top1 for task in artifact.header.tasks):6.2f} %")
@@ -75,7 +79,12 @@ def main(
 def unpack(target: Path, download: Path) -> None:
     """Lay CIFAR-100 out as <superclass>/train|val/<class>/<number>.png."""
     for part, train in (("train", True), ("val", False)):
-        images = CIFAR100(str(download), train=train, download=True)
+        try:
+            images = CIFAR100(str(download), train=train, download=True)
+        except (OSError, RuntimeError) as error:  # no network, no room, or another checksum
+            raise DataError(
+                f"cannot download CIFAR-100 to {download}: {error}; try again, or name your own DATA"
+            ) from None
         raw = Path(images.root, images.base_folder, "train" if train else "test")
         with raw.open("rb") as file:  # torchvision has compared its checksum; of the superclasses it makes no use
             coarse = pickle.load(file, encoding="latin1")["coarse_labels"]
@@ -88,9 +97,8 @@ def unpack(target: Path, download: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InterruptedRun:
-        sys.exit("interrupted; the same command goes on from here")
-    except PackNetError as error:
-        sys.exit(f"error: {error}")
+    with in_one_line(lambda: "cifar20.py"):
+        try:
+            typer.run(main)
+        except InterruptedRun:
+            raise InterruptedRun("interrupted; the same command goes on from here") from None

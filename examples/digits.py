@@ -10,6 +10,8 @@ import typer
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from packnet_cli.cli.failing import in_one_line
+
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TASKS = {"zero-to-three": range(0, 4), "four-to-six": range(4, 7), "seven-to-nine": range(7, 10)}  # name -> digits
 
@@ -43,4 +45,5 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with in_one_line(lambda: "digits.py"):
+        typer.run(main)

@@ -11,26 +11,29 @@ from pathlib import Path
 import typer
 
 from packnet_cli import load
+from packnet_cli.cli.failing import in_one_line
 from packnet_cli.engine.using.predict import find_images, predict
-from packnet_cli.errors import PackNetError
+from packnet_cli.errors import UnreadableError
 
 
 def main(packed: Path, folder: Path, output: Path) -> None:
     """Label every image in a folder by every task of a packed model."""
-    tasks, images = load(packed).tasks, find_images([folder])
+    answers = predict(packed, find_images([folder]), "all")  # an error, if any, before the table is begun
+    tasks, unreadable = load(packed).tasks, 0
     with output.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", *(task.name for task in tasks)])
-        for answer in predict(packed, images, "all"):
+        for answer in answers:
             if answer.problem:
+                unreadable += 1
                 print(f"{answer.path}: {answer.problem}", file=sys.stderr)
                 continue
             labels = [prediction.top(1)[0][0] for prediction in answer.predictions]
             table.writerow([Path(answer.path).relative_to(folder), *labels])
+    if unreadable:
+        raise UnreadableError(f"{unreadable} images could not be read and are not in {output}")
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line(lambda: "label_folder.py"):
         typer.run(main)
-    except PackNetError as error:
-        sys.exit(f"error: {error}")

@@ -3,7 +3,6 @@
 Prints for each task the likeliest class of each image and how probable it is.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,16 +10,19 @@ import typer
 from PIL import Image
 
 from packnet_cli import load
-from packnet_cli.errors import PackNetError
+from packnet_cli.cli.failing import in_one_line
+from packnet_cli.engine.data.pictures import problem
+from packnet_cli.engine.using.packed import Packed
+from packnet_cli.errors import DataError
 
 
 def main(path: Path, images: list[Path]) -> None:
     """Print what each task of a packed model makes of each image."""
     packed = load(path)
-    pictures = [Image.open(image) for image in images]  # or what PIL has made of an array
-    batch = torch.stack([packed.transform(picture) for picture in pictures])  # (N, C, H, W)
-    model = packed.model(packed.tasks[0].index)
-    for task in packed.tasks:
+    tasks = packed.artifact.header.asked("all", path)  # packed.tasks, or an error if there are none
+    batch = torch.stack([read(packed, image) for image in images])  # (N, C, H, W)
+    model = packed.model(tasks[0].index)
+    for task in tasks:
         packed.switch(model, task.index)  # the same network, now to the bit that of this task
         with torch.inference_mode():
             probabilities = model(batch).softmax(1)  # (N, classes)
@@ -29,8 +31,15 @@ def main(path: Path, images: list[Path]) -> None:
             print(f"{task.name}\t{image}\t{task.classes[label]}\t{probability:.4f}")
 
 
-if __name__ == "__main__":
+def read(packed: Packed, path: Path) -> torch.Tensor:
+    """The image as the network takes it: (C, H, W)."""
     try:
+        with Image.open(path) as picture:  # or what PIL has made of an array
+            return packed.transform(picture)
+    except Exception as error:  # decoders raise nearly anything on broken files
+        raise DataError(f"cannot read the image {path}: {problem(error)}; name another") from None
+
+
+if __name__ == "__main__":
+    with in_one_line(lambda: "library.py"):
         typer.run(main)
-    except PackNetError as error:
-        sys.exit(f"error: {error}")

@@ -17,9 +17,9 @@ To see what becomes of the network's own task, keep it: unpruned in START, and p
 import copy
 import csv
 import dataclasses
+import hashlib
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from typer import Argument, Option
 from packnet_cli.artifact import edit, format, verify
 from packnet_cli.artifact.header import is_of_head
 from packnet_cli.artifact.plan import equal_share, fraction_of
+from packnet_cli.cli.failing import in_one_line
 from packnet_cli.cli.settings import recipe_from, with_settings
 from packnet_cli.engine import network, pack
 from packnet_cli.engine.data import feed, splits
@@ -44,7 +45,7 @@ from packnet_cli.engine.training.optimize import Optimization
 from packnet_cli.engine.training.rates import multiples, settle_rates
 from packnet_cli.engine.training.train import stop_statistics, train
 from packnet_cli.engine.using.evaluate import held_out_images
-from packnet_cli.errors import ConflictError, InterruptedRun, PackNetError, UsageError, few
+from packnet_cli.errors import ConflictError, DataError, InterruptedRun, UsageError, few
 from packnet_cli.images import task_name
 from packnet_cli.machine import THIS_MACHINE
 from packnet_cli.progress import unsaid
@@ -73,22 +74,27 @@ class Bench:
             self.all_free = format.make(freed.header, freed.shared, freed.mask, (own,))
         self.header = self.all_free.header
         self.recipe = settle_rates(self.all_free, recipe, unsaid)  # the same rates for all ways
-        out.mkdir(parents=True, exist_ok=True)
-        self.check_settings()
+        for folder in folders:
+            if splits.open_training(folder, val_split=recipe.val_split, seed=recipe.seed).held_out is None:
+                raise DataError(f"{folder} has one image in each class, and so none to measure on; add others")
         self.results = out / "results.jsonl"
         self.rows = (
             [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
         )
 
-    def check_settings(self) -> None:
-        """Raise ConflictError if what stands in OUT was measured with other settings, or from another network."""
-        now = dataclasses.asdict(self.recipe) | {"START": format.digest(self.start)}
+    def check_settings(self, bases: list[tuple[str, Path]]) -> None:
+        """Make OUT. Raise ConflictError if what stands in OUT was measured by other settings or from other networks."""
+        now = dataclasses.asdict(self.recipe) | {"START": digest_of(self.path)}
+        self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / "settings.json"
-        if not file.exists():
-            file.write_text(json.dumps(now))
-        then = json.loads(file.read_text())
-        if different := [name for name in now if now[name] != then.get(name)]:
+        then = json.loads(file.read_text()) if file.exists() else dict(now)
+        different = [name for name in now if now[name] != then.get(name)]
+        for way, base in bases:  # a new way may join those that stand there
+            if then.setdefault(f"--base of {way}", digest_of(base)) != digest_of(base):
+                different.append(f"--base of {way}")
+        if different:
             raise ConflictError(f"{self.out} is of other settings ({few(different)}); name another folder")
+        file.write_text(json.dumps(then))
 
     def has(self, way: str, order: str, seed: int, task: str) -> bool:
         key = (way, order, seed, task)
@@ -134,7 +140,7 @@ class Bench:
 
 def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) -> None:
     """Pack the tasks in this order, all but the last pruned by `prune`, or to equal shares. The artifact resumes."""
-    way = f"packnet {prune}" if base is None else f"packnet {format.load_header(base).tasks[0].prune:g}/{prune}"
+    way = packnet_way(base, prune)
     path = bench.out / f"{way.replace(' ', '-').replace('/', '-')}.{order.replace(',', '-')}.{seed}.st"
     if not path.exists():
         format.save(format.load(base) if base else bench.all_free, path)
@@ -149,6 +155,10 @@ def packnet(bench: Bench, order: str, base: Path | None, prune: str, seed: int) 
     for task in artifact.header.tasks:
         if not bench.has(way, order, seed, task.name):
             bench.note(way, order, seed, task.name, task.top1, path.stat().st_size, accuracy=task.accuracy)
+
+
+def packnet_way(base: Path | None, prune: str) -> str:
+    return f"packnet {prune}" if base is None else f"packnet {format.load_header(base).tasks[0].prune:g}/{prune}"
 
 
 # --- the bounds -----------------------------------------------------------------------------------------------------
@@ -318,6 +328,10 @@ def size_of(bench: Bench, way: str, tasks: list[str]) -> float:
     return max(sizes.values())
 
 
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def in_order(bench: Bench, order: str) -> list[Path]:
     """The folders by their numbers, from 1."""
     return [bench.folders[int(number) - 1] for number in order.split(",")]
@@ -332,9 +346,9 @@ def main(
     base: Annotated[list[Path] | None, Option(help="The network kept and pruned; one for each --prune.")] = None,
     prune: Annotated[list[str] | None, Option(help="Fraction for all tasks but the last, or 'equal' shares.")] = None,
     order: Annotated[list[str] | None, Option(help="For example 2,1,3; may be repeated.")] = None,
-    seeds: Annotated[int, Option(help="How many seeds, from 0.")] = 1,
-    way: Annotated[list[str] | None, Option(help=f"{', '.join(WAYS)}; default, all.")] = None,
-    threads: Annotated[int | None, Option(help="Of torch, on the CPU.")] = None,
+    seeds: Annotated[int, Option(min=1, help="How many seeds, from 0.")] = 1,
+    way: Annotated[list[str] | None, Option(help=f"{', '.join(WAYS)}; may be repeated; default, all.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Measure what is not measured yet, then print the table and write it to OUT/table.csv."""
     for one in way or []:
@@ -342,8 +356,8 @@ def main(
             raise typer.BadParameter(f"there is no way {one!r}; there are {', '.join(WAYS)}")
     numbers = [str(number + 1) for number in range(len(folders))]
     for one in order or []:
-        if not set(one.split(",")) <= set(numbers):
-            raise typer.BadParameter(f"--order {one} has other numbers than those of the folders, 1 to {len(folders)}")
+        if len(set(one.split(",")) & set(numbers)) < len(one.split(",")):
+            raise typer.BadParameter(f"--order {one} is not of the folders' numbers, 1 to {len(folders)}, each once")
     ways, prunes = way or WAYS, prune or ["equal"]
     bases = base or [None] * len(prunes)
     if len(bases) != len(prunes):
@@ -357,10 +371,12 @@ def main(
     for kept in ([start] if bench.base else []) + (base or []):
         if not any(task.has_images for task in format.load_header(kept).tasks[:1]):
             raise typer.BadParameter(f"{kept} keeps no task of known accuracy; make it by init --prune P --data DIR")
-    if bench.base and not bench.rows:
-        size = sum(array.nbytes for array in bench.start.values())
-        bench.note("individual", "", 0, bench.base.name, bench.base.top1, size)
-        bench.note("classifier", "", 0, bench.base.name, bench.base.top1, 0)
+    pairs = [*zip(bases, prunes, strict=True)]
+    bench.check_settings([(packnet_way(*pair), pair[0]) for pair in pairs if pair[0]])
+    if bench.base:
+        for one, size in (("individual", sum(array.nbytes for array in bench.start.values())), ("classifier", 0)):
+            if one in ways and not bench.has(one, "", 0, bench.base.name):
+                bench.note(one, "", 0, bench.base.name, bench.base.top1, size)
     for seed in range(seeds):
         for folder in folders:
             for measure in (individual, classifier):
@@ -369,20 +385,19 @@ def main(
         for key in order or [",".join(numbers)]:
             if "lwf" in ways:
                 lwf(bench, key, seed)
-            for kept, fraction in zip(bases, prunes, strict=True):
+            for kept, fraction in pairs:
                 if "packnet" in ways:
                     packnet(bench, key, kept, fraction, seed)
     lines = table(bench)
-    with (out / "table.csv").open("w", newline="") as file:
+    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(lines)
     for number, line in enumerate(lines):
         print("| " + " | ".join(line) + " |" + ("\n" + "|---" * len(line) + "|" if number == 0 else ""))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InterruptedRun:
-        sys.exit("interrupted; the same command goes on from here")
-    except PackNetError as error:
-        sys.exit(f"error: {error}")
+    with in_one_line(lambda: "paper_table.py"):
+        try:
+            typer.run(main)
+        except InterruptedRun:
+            raise InterruptedRun("interrupted; the same command goes on from here") from None

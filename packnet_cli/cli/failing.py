@@ -16,7 +16,7 @@ log = logging.getLogger("packnet")
 
 
 @contextmanager
-def in_one_line(command: Callable[[], str], json_wanted: bool) -> Iterator[None]:
+def in_one_line(command: Callable[[], str], json_wanted: bool = False) -> Iterator[None]:
     """Let every expected error of `command` end the program so; any other is a bug, and raised.
 
     With --json the error is also the document on stdout, unless the command has printed its own.
