@@ -123,6 +123,16 @@ def test_a_folder_takes_the_place_of_nothing_but_an_empty_one(full, tmp_path, pa
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_an_ending_chooses_the_form_also_where_a_folder_has_that_name(full, tmp_path, packnet):
+    """Who asks for a file gets a file or an error; other names of folders, as v1.0, may have dots."""
+    for name in ("red.pt", "v1.0"):
+        (tmp_path / name).mkdir()
+    result = packnet("extract", full, "--task", "red", "-o", tmp_path / "red.pt")
+    assert result.exit_code == 3 and "red.pt is a folder; name a file to write" in result.stderr
+    assert packnet("extract", full, "--task", "red", "-o", tmp_path / "v1.0").exit_code == 0
+    assert packnet("extract", full, "--task", "red", "-o", f"{tmp_path}/red.pt/").exit_code == 0
+
+
 def test_a_folder_is_flushed_to_disk(full, tmp_path, packnet, monkeypatch):
     """All that is in it before it takes its place, and then its name."""
     flushed, output = [], tmp_path / "hub"

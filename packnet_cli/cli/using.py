@@ -180,9 +180,9 @@ def extract(
 def _form(output: str) -> str:
     """What to write at this path: its suffix, or FOLDER."""
     path = Path(output)
-    if output.endswith("/") or os.path.isdir(path) or not path.suffix:
-        return FOLDER
     form = path.suffix.lower()
+    if output.endswith("/") or not form or (form not in FORMS and os.path.isdir(path)):
+        return FOLDER
     if form == ".safetensors":
         form = path.suffix  # by this one timm goes as it is written
     if form not in FORMS:
