@@ -218,7 +218,7 @@ def test_the_first_task_starts_from_the_pretrained_values(packed, folders):
 
 
 def test_what_is_left_out_is_said(packed, tmp_path):
-    """Files of other names in a class folder, and links to folders, which are not followed; GIFs are images."""
+    """Files of other names in a class folder, links to folders, which are not followed, and images beside it."""
     folder, said = make_folder(tmp_path / "set"), []
     inside = folder / "train" / "class0"
     pack.add_task(packed, folder, name="clean", prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))
@@ -229,11 +229,14 @@ def test_what_is_left_out_is_said(packed, tmp_path):
     (inside / ".hidden").write_text("x")
     (inside / "more").symlink_to(folder / "val")
     task = pack.add_task(packed, folder, recipe=QUICK, machine=CPU, say=noting(said)).header.tasks[-1]
-    [line] = [line for line in said if line.startswith("skipped (a link, or no image file extension): ")]
+    [line] = [line for line in said if line.startswith("skipped (a link, no image file extension, or in no ")]
     assert str(inside) in line and line.endswith(" and 1 more")
     assert task.skipped == 0 and len(splits.open_training(folder, val_split=0.2, seed=0).train.paths) == 19
     pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))
     assert said.count(line) == 2
+    (inside / "0.png").rename(folder / "train" / "0.png")
+    pack.prune_task(packed, task.name, prune=0.5, recipe=QUICK, machine=CPU, say=noting(said))
+    assert f"in no class folder): {folder / 'train' / '0.png'} and 2 more" in "".join(said)
 
 
 def test_what_is_on_record_of_a_task(full, folders):

@@ -63,7 +63,7 @@ def load_whole(path: Path) -> Artifact:
 def say_what_is_left_out(data: Path, say: Say) -> None:
     """Say which files and links in and beside the class folders are skipped."""
     if found := sources.left_out(data):
-        say(f"skipped (a link, or no image file extension): {few([str(each) for each in found], 1)}")
+        say(f"skipped (a link, no image file extension, or in no class folder): {few([*map(str, found)], 1)}")
 
 
 def say_what_is_used(name: str, images: splits.TrainingImages, say: Say) -> None:

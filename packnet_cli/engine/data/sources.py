@@ -139,14 +139,15 @@ def _class_files(folder: Path) -> ClassFiles:
 
 @_reading()
 def left_out(data: Path) -> list[Path]:
-    """Files in the class folders that are not named like images, links to folders, and beside them links to nothing."""
+    """Files in the class folders that are not named like images, links to folders; beside them images, dead links."""
     if _splits(data) is not None:
         return []
     found, held_out = [], _held_out_folder(data)
     training = _training_folder(data) if held_out is None or (data / TRAIN).is_dir() else None
     for folder in filter(None, (training, held_out)):
         # A link to nothing may have been a class, on a disk that is gone.
-        found += [folder / name for name in _shown(os.listdir(folder)) if not (folder / name).exists()]
+        beside = [folder / name for name in _shown(os.listdir(folder))]
+        found += [path for path in beside if not path.exists() or (path.is_file() and is_image_name(path))]
         for name in _class_names(folder):
             for where, folders, files in os.walk(folder / name):
                 folders[:] = _shown(folders)
