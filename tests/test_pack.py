@@ -294,7 +294,7 @@ def test_that_the_first_task_keeps_everything_is_said(packed, folders):
     other = packed.with_name("other.st")
     pack.init(other, "test_resnet", pretrained=False, data_config={"img_size": 32})
     pack.add_task(other, folders[0], **how)
-    assert said[3:] == ["without --prune the first task keeps all weights, and leaves none to another"]
+    assert said[3:] == ["the first task keeps all weights, and leaves none to another: --prune would release some"]
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------
@@ -756,6 +756,6 @@ def test_a_path_may_be_text_and_a_task_a_number(tmp_path, folders):
     ship.make_compact(path, small)
     assert next(evaluate.evaluate_tasks(small, as_in=path, device="cpu", workers=0)).accuracy.images == 9
     first = next(predict.find_images([data]))
-    assert [answer.path for answer in predict.predict(small, [f"{first}"], 2, device="cpu")] == [first]
+    assert [answer.path for answer in predict.predict(small, [f"{first}"], 2, device="cpu")] == [f"{first}"]
     edit.remove_task(path, 2)
     assert verify.verify(path) == []

@@ -169,7 +169,7 @@ def add_task(
     say_what_is_left_out(data, say)
     say_what_is_used(name, images, say)
     if not (artifact.header.tasks or prune or head_only) and max_drop is None:
-        say("without --prune the first task keeps all weights, and leaves none to another")
+        say("the first task keeps all weights, and leaves none to another: --prune would release some")
     recipe = choose_recipe(artifact, images, recipe, few_steps, say)
     if not head_only and max_drop is None:
         warn_of_thin_share(artifact, name, prune, recipe, say)
