@@ -11,18 +11,17 @@ from PIL import Image
 
 from packnet_cli import load
 from packnet_cli.cli.failing import in_one_line
-from packnet_cli.engine.data.pictures import problem
-from packnet_cli.engine.using.packed import Packed
-from packnet_cli.errors import DataError
+from packnet_cli.errors import DataError, TaskError, reason
 
 
 def main(path: Path, images: list[Path]) -> None:
     """Print what each task of a packed model makes of each image."""
     packed = load(path)
-    tasks = packed.artifact.header.asked("all", path)  # packed.tasks, or an error if there are none
-    batch = torch.stack([read(packed, image) for image in images])  # (N, C, H, W)
-    model = packed.model(tasks[0].index)
-    for task in tasks:
+    if not packed.tasks:
+        raise TaskError(f"{path} holds no task yet")
+    batch = torch.stack([packed.transform(read(image)) for image in images])  # (N, C, H, W)
+    model = packed.model(packed.tasks[0].index)
+    for task in packed.tasks:
         packed.switch(model, task.index)  # the same network, now to the bit that of this task
         with torch.inference_mode():
             probabilities = model(batch).softmax(1)  # (N, classes)
@@ -31,13 +30,14 @@ def main(path: Path, images: list[Path]) -> None:
             print(f"{task.name}\t{image}\t{task.classes[label]}\t{probability:.4f}")
 
 
-def read(packed: Packed, path: Path) -> torch.Tensor:
-    """The image as the network takes it: (C, H, W)."""
+def read(path: Path) -> Image.Image:
+    """The picture in a file. What PIL makes of an array would do as well."""
     try:
-        with Image.open(path) as picture:  # or what PIL has made of an array
-            return packed.transform(picture)
+        picture = Image.open(path)
+        picture.load()
+        return picture
     except Exception as error:  # decoders raise nearly anything on broken files
-        raise DataError(f"cannot read the image {path}: {problem(error)}; name another") from None
+        raise DataError(f"cannot read the image {path}: {reason(error)}; name another") from None
 
 
 if __name__ == "__main__":
