@@ -208,7 +208,7 @@ def test_commands_that_write_are_refused_while_another_does(full, packnet, comma
     before = full.read_bytes()
     arguments = {
         "init": ["--arch", "test_resnet", "--no-pretrained", "--force"],
-        "add-task": ["--data", "/none"],
+        "add-task": ["--data", "/"],
         "remove-task": ["--task", 1, "--yes"],
         "rename": ["--task", 1, "--name", "other"],
     }
@@ -223,7 +223,7 @@ def test_commands_that_write_are_refused_while_another_does(full, packnet, comma
 def test_a_full_disk_is_noticed_before_training(packed, packnet, monkeypatch):
     """Nothing is decoded, let alone trained."""
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=packed.stat().st_size))
-    result = packnet("add-task", packed, "--data", "/none")
+    result = packnet("add-task", packed, "--data", "/")
     assert result.exit_code == 3 and "MB free" in result.stderr and os.listdir(packed.parent) == ["packed.st"]
     with pytest.raises(ArtifactError, match="takes about"):
         atomic.check_room(packed, packed.stat().st_size + 1)
