@@ -58,6 +58,15 @@ def test_a_file_that_cannot_be_used(tmp_path, text, message):
         read_config(write(tmp_path, text))
 
 
+def test_a_value_that_cannot_be_is_of_the_file_or_the_command_line(tmp_path):
+    """And is told of as such."""
+    config = write(tmp_path, "crop_scale = 3")
+    with pytest.raises(UsageError, match="recipe.toml: --crop-scale must lie"):
+        recipe_from({"config": config})
+    with pytest.raises(UsageError, match="^--crop-scale must lie"):
+        recipe_from({"config": write(tmp_path, "epochs = 2"), "crop_scale": 3.0})
+
+
 def test_whole_numbers_have_an_end():
     """Of seeds numpy has so many, and no more; numbers of hundreds of digits nothing can count with."""
     assert Recipe(seed=2**32 - 1).seed == 2**32 - 1

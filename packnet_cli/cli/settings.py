@@ -79,11 +79,19 @@ def recipe_from(settings: dict[str, Any], start: Recipe | None = None) -> Recipe
     given = dict(settings)
     name, config = given.pop("recipe", None), given.pop("config", None)
     recipe = start or Recipe() if name is None else RECIPES[name]
-    for changed in (read_config(config) if config else {}, given):
-        if changed.get("batch_size") == AUTO:
-            changed = changed | {"batch_size": AtMost(recipe.batch_size)}
-        recipe = dataclasses.replace(recipe, **changed)
-    return recipe
+    if config:
+        found = read_config(config)
+        try:
+            recipe = _changed(recipe, found)
+        except UsageError as error:
+            raise UsageError(f"{config}: {error}") from None
+    return _changed(recipe, given)
+
+
+def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    if settings.get("batch_size") == AUTO:
+        settings = settings | {"batch_size": AtMost(recipe.batch_size)}
+    return dataclasses.replace(recipe, **settings)
 
 
 def recipes_from(settings: dict[str, Any]) -> tuple[Recipe, Recipe]:
