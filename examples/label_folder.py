@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from packnet_cli import load
+from packnet_cli.artifact import format
 from packnet_cli.cli.failing import in_one_line
 from packnet_cli.engine.using.predict import find_images, predict
 from packnet_cli.errors import UnreadableError
@@ -18,6 +19,7 @@ from packnet_cli.errors import UnreadableError
 
 def main(packed: Path, folder: Path, output: Path) -> None:
     """Label every image in a folder by every task of a packed model."""
+    format.check_replaceable(output)  # no packed model is lost by a slip
     answers = predict(packed, find_images([folder]), "all")  # an error, if any, before the table is begun
     tasks, unreadable = load(packed).tasks, 0
     with output.open("w", newline="", encoding="utf-8") as file:

@@ -302,6 +302,8 @@ def test_what_the_library_cannot_use_is_one_line(folders, full, packed, tmp_path
     with pytest.raises(AssertionError, match="^error: cannot use .*: No such file or directory"):
         run("label_folder.py", full, picture.parent, tmp_path / "none" / "labels.csv")
     assert not table.exists()
+    with pytest.raises(AssertionError, match="^error: .* is a packed model, whose tasks would be lost"):
+        run("label_folder.py", full, picture.parent, full)
     with pytest.raises(AssertionError, match="^error: cannot read the image .*broken.png: cannot identify"):
         run("library.py", full, picture, broken)
     with pytest.raises(AssertionError, match="broken.png: no image.*\n *error: 1 images could not be read"):
