@@ -530,7 +530,7 @@ def test_init_keeps_the_network_as_task_1(tmp_path, folders, packnet):
     for flag in (["--opt", "momentum"], ["--batch-size", 7], ["--recipe", "adamw"]):
         refused(packnet("init", *how[:4], *flag, tmp_path / "b.st"), 2, f"{flag[0]} goes with --prune")
     wrong = ("--device", "toaster", "--prune", 0.5)
-    refused(packnet("init", *how, *wrong, "--data", tmp_path / "none", tmp_path / "b.st"), 2, "toaster")
+    refused(packnet("init", *how, *wrong, tmp_path / "b.st"), 2, "toaster")
     refused(packnet("prune", tmp_path / "a.st", "--task", 1, *wrong, "--data", tmp_path / "none"), 2, "toaster")
     refused(packnet("init", *how, "--prune", 0.5, "--recipe", "mine", tmp_path / "b.st"), 2, "'sgd', 'adamw', 'paper'")
     result = packnet("init", "--arch", "test_resnet", "--prune", 0.5, "--dry-run", tmp_path / "b.st")

@@ -52,6 +52,8 @@ def test_the_light_commands_import_no_torch(full, tmp_path, arguments):
         (["predict", "{full}", "--task", "purple", "x.png"], 4),
         (["add-task", "none.st", "--data", "{folder}"], 3),
         (["add-task", "{full}", "--data", "{folder}/none", "--dry-run"], 6),
+        (["init", "{full}", "--arch", "test_resnet"], 3),
+        (["init", "new.st", "--arch", "test_resnet", "--prune", "0.5", "--data", "{folder}/none"], 6),
     ],
 )
 def test_a_wrong_name_is_told_of_without_torch(full, tmp_path, arguments, exit_code):

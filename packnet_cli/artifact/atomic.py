@@ -28,6 +28,12 @@ def stamp(path: Path) -> Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def check_new(path: Path, force: bool) -> None:
+    """Raise ArtifactError if there is a file that `init` would replace without being told to."""
+    if path.exists() and not force:
+        raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
+
+
 def check_writable(path: Path) -> None:
     """Raise ArtifactError now, rather than after hours of training, if `path` cannot be written."""
     target = _target(path)

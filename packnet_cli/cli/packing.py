@@ -9,6 +9,7 @@ from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
 from packnet_cli.cli.streams import is_of_several
 from packnet_cli.errors import UsageError
+from packnet_cli.images import check_exists
 from packnet_cli.recipe import AUTO, FIRST_PHASE, SETTINGS, flag
 
 PIXELS = "Preprocessing, where it differs from timm's"
@@ -83,6 +84,12 @@ def init(
     start = recipe_from({name: settings[name] for name in settings.keys() & {"recipe"}})
     if unused := [name for name in FIRST_PHASE if getattr(recipe, name) != getattr(start, name)]:  # no flags of init
         report.say(f"{settings['config']}: {', '.join(unused)} not used, as init --prune only retrains")
+    if not is_of_several():  # whose processes tell of errors together
+        from packnet_cli.artifact import atomic
+
+        atomic.check_new(path, force)  # now, as to import torch takes seconds
+        if data is not None:
+            check_exists(data)
     from packnet_cli.artifact.summary import summarize
     from packnet_cli.engine import pack
     from packnet_cli.engine.start import parse_model_kwargs
@@ -107,10 +114,8 @@ def init(
         },
     }
     if dry_run:
-        from packnet_cli.engine.checks import check_new
         from packnet_cli.engine.dry_run import plan_init
 
-        check_new(path, force)
         report.plan(plan_init(arch, say=report.say, **asked), as_json=json)
         return
     with run.of(path) as how:
@@ -164,11 +169,10 @@ def add_task(
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
-    if not is_of_several():  # whose processes tell of errors together
+    if not is_of_several():  # as in init
         from packnet_cli.artifact import format
-        from packnet_cli.images import check_exists
 
-        format.load_header(path).check_changeable(path)  # now, as to import torch takes seconds
+        format.load_header(path).check_changeable(path)
         check_exists(data)
     if dry_run:
         if max_drop is not None:

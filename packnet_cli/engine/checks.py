@@ -9,16 +9,10 @@ from torch import nn
 from packnet_cli.artifact import atomic, plan, verify
 from packnet_cli.artifact.format import Artifact, Task
 from packnet_cli.engine.data import sources, splits
-from packnet_cli.errors import ArtifactError, UsageError, did_you_mean, few, reason
+from packnet_cli.errors import UsageError, did_you_mean, few, reason
 from packnet_cli.images import location
 from packnet_cli.progress import Say
 from packnet_cli.recipe import Recipe
-
-
-def check_new(path: Path, force: bool) -> None:
-    """Raise ArtifactError if there is a file that `init` would replace without being told to."""
-    if path.exists() and not force:
-        raise ArtifactError(f"{path} exists already; name another file, or replace it with --force")
 
 
 def check_settings(prune: float, max_drop: float | None = None, head_only: bool = False) -> None:

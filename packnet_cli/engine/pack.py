@@ -15,7 +15,6 @@ from packnet_cli.artifact.format import Artifact
 from packnet_cli.engine import first_task, network
 from packnet_cli.engine.checks import (
     are_as_measured,
-    check_new,
     check_optimizer,
     check_settings,
     load_whole,
@@ -80,7 +79,7 @@ def init(
     weights, data, distill, class_names = map(_as_path, (weights, data, distill, class_names))
     recipe = dataclasses.replace(recipe or Recipe(), anneal="twice")  # its only phase has the schedule
     unchanged_since = atomic.stamp(path)
-    check_new(path, force)
+    atomic.check_new(path, force)
     if prune is not None:
         check_settings(prune)
         check_optimizer(recipe)
