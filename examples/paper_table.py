@@ -90,7 +90,8 @@ class Bench:
         then = json.loads(file.read_text()) if file.exists() else dict(now)
         different = [name for name in now if now[name] != then.get(name)]
         for way, base in bases:  # a new way may join those that stand there
-            if then.setdefault(f"--base of {way}", digest_of(base)) != digest_of(base):
+            digest = digest_of(base)
+            if then.setdefault(f"--base of {way}", digest) != digest:
                 different.append(f"--base of {way}")
         if different:
             raise ConflictError(f"{self.out} is of other settings ({few(different)}); name another folder")

@@ -209,7 +209,7 @@ def main() -> None:
     streams.prepare()
     if not streams.is_of_several():  # torchrun ends all processes when one has ended, which alone speaks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
-    with in_one_line(lambda: "packnet", False):
+    with in_one_line(lambda: "packnet"):
         try:
             app()
         finally:
