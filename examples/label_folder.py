@@ -14,7 +14,7 @@ from packnet_cli import load
 from packnet_cli.artifact import format
 from packnet_cli.cli.failing import in_one_line
 from packnet_cli.engine.using.predict import find_images, predict
-from packnet_cli.errors import UnreadableError
+from packnet_cli.errors import ReportedError
 
 
 def main(packed: Path, folder: Path, output: Path) -> None:
@@ -33,7 +33,7 @@ def main(packed: Path, folder: Path, output: Path) -> None:
             labels = [prediction.top(1)[0][0] for prediction in answer.predictions]
             table.writerow([Path(answer.path).relative_to(folder), *labels])
     if unreadable:
-        raise UnreadableError(f"{unreadable} images could not be read and are not in {output}")
+        raise ReportedError(f"{unreadable} images could not be read and are not in {output}")
 
 
 if __name__ == "__main__":

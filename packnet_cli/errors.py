@@ -57,20 +57,8 @@ class DataError(PackNetError):
     exit_code = 6
 
 
-class UnreadableError(DataError):
-    """Some of the images to predict could not be read; the results of the others were printed."""
-
-    in_results = True
-
-
-class UnmeasuredError(DataError):
-    """The images of some tasks could not be used; the accuracies of the others were printed."""
-
-    in_results = True
-
-
-class AccuracyError(DataError):
-    """`verify` found the file whole, but a task's accuracy on its recorded images has changed."""
+class ReportedError(DataError):
+    """Some images could not be read or measured, or an accuracy has changed: the printed results say so, too."""
 
     in_results = True
 

@@ -14,6 +14,7 @@ from test_format import GOLDEN, small_artifact
 from test_verify import missed_flips
 
 from packnet_cli.artifact import codec, compact, edit, format, header, masks, ship, verify
+from packnet_cli.engine.using import evaluate
 from packnet_cli.errors import ArtifactError, DamageError, UsageError
 
 
@@ -323,6 +324,19 @@ def test_a_check_that_fails_writes_nothing(full, tmp_path, packnet):
     format.save(replace(artifact, header=replace(artifact.header, tasks=tasks)), full)
     result = packnet("compact", full, "-o", tmp_path / "ship.st", "--check")
     assert result.exit_code == 6 and "no longer at" in result.stderr and not (tmp_path / "ship.st").exists()
+
+
+def test_a_check_of_a_file_that_changes_meanwhile_writes_nothing(full, tmp_path, packnet, monkeypatch):
+    measured = evaluate.evaluate_tasks
+
+    def evaluate_tasks(path, **how):
+        yield from measured(path, **how)
+        edit.rename(full, "green", "lime")
+
+    monkeypatch.setattr(evaluate, "evaluate_tasks", evaluate_tasks)
+    result = packnet("compact", full, "-o", tmp_path / "ship.st", "--check", "--device", "cpu")
+    assert result.exit_code == 8 and "was changed by another program meanwhile; nothing was written" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "ship.st").exists()
 
 
 def test_the_indices_of_a_tree_are_those_of_the_mask():

@@ -17,6 +17,7 @@ from timm.data import resolve_model_data_config
 
 import packnet_cli
 from packnet_cli import extras
+from packnet_cli.artifact import edit, format
 from packnet_cli.engine import pack
 from packnet_cli.engine.using import export
 from packnet_cli.errors import ArtifactError, NetworkError
@@ -131,6 +132,20 @@ def test_an_ending_chooses_the_form_also_where_a_folder_has_that_name(full, tmp_
     assert result.exit_code == 3 and "red.pt is a folder; name a file to write" in result.stderr
     assert packnet("extract", full, "--task", "red", "-o", tmp_path / "v1.0").exit_code == 0
     assert packnet("extract", full, "--task", "red", "-o", f"{tmp_path}/red.pt/").exit_code == 0
+
+
+def test_a_task_that_is_removed_meanwhile_is_missed_in_one_line(full, tmp_path, packnet, monkeypatch):
+    """Between a look at the metadata and the reading of all of the file."""
+    load = format.load
+
+    def removed_and_loaded(path):
+        monkeypatch.setattr(format, "load", load)
+        edit.remove_task(path, "blue")
+        return load(path)
+
+    monkeypatch.setattr(format, "load", removed_and_loaded)
+    result = packnet("extract", full, "--task", "blue", "-o", tmp_path / "blue.pt")
+    assert result.exit_code == 4 and "no task 'blue'" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_a_folder_is_flushed_to_disk(full, tmp_path, packnet, monkeypatch):

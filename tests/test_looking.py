@@ -173,7 +173,7 @@ def test_training_curves(full, tmp_path, packnet):
         assert sizes[1] > 1.1 * sizes[0]
     assert (tmp_path / "x.html").read_text().count("<img") == 3  # none of the other task
     told = packnet("plot", full, "-o", tmp_path / "y.html", "--log", log).stderr
-    assert "under the present names of 2 tasks, 'green' among them" in told
+    assert "under the present names of these tasks: green," in told
     assert packnet("rename", full, "--task", "red", "--name", "crimson").exit_code == 0
     result = packnet("plot", full, "-o", tmp_path / "y.html", "--log", log)
     assert result.exit_code == 2 and "it has red, other" in result.stderr and result.stderr.count("\n") == 1

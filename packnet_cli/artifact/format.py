@@ -170,11 +170,12 @@ def load_header(path: Path) -> Header:
         return _read_header(path, file)
 
 
-def load_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """The type, in safetensors' notation, and shape of every tensor, without reading one."""
+def load_shapes(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
+    """The metadata, and the type, in safetensors' notation, and shape of every tensor, without reading one."""
     with _open(path) as file:
+        about = _read_header(path, file)
         slices = {key: file.get_slice(key) for key in file.keys()}
-        return {key: (found.get_dtype(), found.get_shape()) for key, found in slices.items()}
+        return about, {key: (found.get_dtype(), found.get_shape()) for key, found in slices.items()}
 
 
 def load(path: Path) -> Artifact:

@@ -65,7 +65,7 @@ class Summary:
 
 def summarize(path: Path) -> Summary:
     """The summary of an artifact, from its header. Raises ArtifactError."""
-    header, tensors = format.load_header(path), format.load_shapes(path)
+    header, tensors = format.load_shapes(path)
     shared = {key.removeprefix("shared."): shape for key, (_, shape) in tensors.items() if key.startswith("shared.")}
     if header.compact:
         shared = header.compact.shapes

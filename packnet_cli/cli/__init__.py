@@ -45,12 +45,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         began = time.perf_counter()
-
-        def command() -> str:
-            return " ".join(filter(None, ["packnet", ctx.invoked_subcommand]))
-
         try:
-            with in_one_line(command, ctx.meta[JSON_WANTED]):
+            with in_one_line(lambda: f"packnet {ctx.invoked_subcommand or ''}".rstrip(), ctx.meta[JSON_WANTED]):
                 return super().invoke(ctx)
         finally:
             log.info("%.1f s in all", time.perf_counter() - began)
@@ -108,13 +104,6 @@ def command(panel: str, *examples: str, name: str | None = None) -> Decorator:
     return app.command(name, rich_help_panel=panel, epilog="\n\n".join(f"$ {example}" for example in examples))
 
 
-def check_first(path: Path, task: str = "all") -> None:
-    """Raise TaskError or ArtifactError now, for what the file's metadata tells: to import torch takes seconds."""
-    from packnet_cli.artifact import format
-
-    format.load_header(path).asked(task, path)
-
-
 def complete_task(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Shell completion: the tasks of the file on the command line, with a description."""
     from packnet_cli.artifact import format
@@ -149,7 +138,7 @@ Workers = Annotated[
     int | None,
     Option(
         min=0,
-        help="Threads that read images, one batch ahead; default, one for each core, up to 8.",
+        help="Threads that read images, one batch ahead; default: one for each core, up to 8.",
         rich_help_panel=MACHINE,
         show_default=False,
     ),
@@ -207,7 +196,7 @@ def main() -> None:
     from packnet_cli.cli import packing, capacity, using, keeping  # noqa: F401, I001  (adds their commands, in this order)
 
     streams.prepare()
-    if not streams.is_of_several():  # torchrun ends all processes when one has ended, which alone speaks
+    if not streams.by_torchrun():  # torchrun ends all processes when one has ended, which alone speaks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
     with in_one_line(lambda: "packnet"):
         try:

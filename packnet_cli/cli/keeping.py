@@ -5,7 +5,7 @@ from typing import Annotated
 
 from packnet_cli import report
 from packnet_cli.cli import KEEP, BatchSize, Device, Json, OneTask, Option, Packed, Workers, command
-from packnet_cli.errors import AccuracyError, UsageError, VerificationError, quoted
+from packnet_cli.errors import ReportedError, UsageError, VerificationError, quoted
 
 
 @command(KEEP, "packnet verify packed.st", "packnet verify packed.st --data")
@@ -44,7 +44,7 @@ def verify(
     if damage:
         raise VerificationError(f"{path} is damaged ({len(damage)} finding(s)); go back to a copy that is whole")
     if changed:
-        raise AccuracyError(
+        raise ReportedError(
             f"{path} is whole, but {len(changed)} task(s) do not have the recorded accuracy, or cannot be "
             "measured: the images, the hardware or the software have changed; to measure a task on a copy of the "
             f"old ones: `packnet eval {quoted(path)} --task NAME --data DIR`"

@@ -7,7 +7,7 @@ from packnet_cli import report
 from packnet_cli.cli import PACK, Argument, Json, Option, Packed, command
 from packnet_cli.cli.run import Run, with_run
 from packnet_cli.cli.settings import RETRAINING, recipe_from, recipes_from, with_settings
-from packnet_cli.cli.streams import is_of_several
+from packnet_cli.cli.streams import by_torchrun
 from packnet_cli.errors import UsageError
 from packnet_cli.images import check_exists
 from packnet_cli.recipe import AUTO, FIRST_PHASE, SETTINGS, flag
@@ -52,7 +52,7 @@ def init(
     distill: Annotated[Path | None, Option(metavar="DIR", help=DISTILL, rich_help_panel=BASE)] = None,
     name: Annotated[
         str | None,
-        Option(help="Name of the task; default, imagenet, that of DATA, or pretrained.", rich_help_panel=BASE),
+        Option(help="Name of the task; default: imagenet, that of DATA, or pretrained.", rich_help_panel=BASE),
     ] = None,
     class_names: Annotated[
         Path | None,
@@ -84,7 +84,7 @@ def init(
     start = recipe_from({name: settings[name] for name in settings.keys() & {"recipe"}})
     if unused := [name for name in FIRST_PHASE if getattr(recipe, name) != getattr(start, name)]:  # no flags of init
         report.say(f"{settings['config']}: {', '.join(unused)} not used, as init --prune only retrains")
-    if not is_of_several():  # whose processes tell of errors together
+    if not by_torchrun():  # whose processes tell of errors together
         from packnet_cli.artifact import atomic
 
         atomic.check_new(path, force)  # now, as to import torch takes seconds
@@ -149,12 +149,12 @@ def add_task(
     ],
     settings: dict[str, Any],
     run: Run,
-    name: Annotated[str | None, Option(help="Name of the task; default, that of DATA.")] = None,
+    name: Annotated[str | None, Option(help="Name of the task; default: that of DATA.")] = None,
     prune: Annotated[
         str | None,
         Option(
             metavar="FRACTION|auto",
-            help="Fraction of its weights to release to later tasks, below 1; default, 0; auto: see the next two.",
+            help="Fraction of its weights to release to later tasks, below 1; default: 0; auto: see the next two.",
         ),
     ] = None,
     tasks_left: Annotated[int | None, Option(min=0, max=254, help="Leave equal shares to so many later tasks.")] = None,
@@ -169,7 +169,7 @@ def add_task(
     """Train a task on the free weights, prune it, retrain it; earlier tasks stay the same to the bit."""
     recipe, few_steps = recipes_from(settings)
     fraction = _fraction(prune, tasks_left, max_drop)
-    if not is_of_several():  # as in init
+    if not by_torchrun():  # as in init
         from packnet_cli.artifact import format
 
         format.load_header(path).check_changeable(path)

@@ -41,14 +41,14 @@ def drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def is_of_several() -> bool:
+def by_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_a_further_process() -> bool:
     """Whether torchrun started this process, and it is not the first, which alone speaks."""
-    return is_of_several() and os.environ.get("RANK") != "0"
+    return by_torchrun() and os.environ.get("RANK") != "0"
 
 
 def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:

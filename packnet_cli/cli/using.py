@@ -20,14 +20,20 @@ from packnet_cli.cli import (
     Option,
     Packed,
     Workers,
-    check_first,
     command,
     complete_task,
 )
-from packnet_cli.errors import DataError, UnmeasuredError, UnreadableError, UsageError
+from packnet_cli.errors import ConflictError, DataError, ReportedError, UsageError, few
 
 FOLDER = ""
 FORMS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
+
+
+def check_first(path: Path, task: str) -> None:
+    """Raise TaskError or ArtifactError now, for what the file's metadata tells: to import torch takes seconds."""
+    from packnet_cli.artifact import format
+
+    format.load_header(path).asked(task, path)
 
 
 @command(
@@ -47,7 +53,7 @@ def evaluate(
         ),
     ] = "all",
     data: Annotated[
-        Path | None, Option(metavar="DATA", help="Images to evaluate on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to evaluate on; default: those it was added with.")
     ] = None,
     json: Json = False,
     batch_size: BatchSize = 32,
@@ -73,7 +79,7 @@ def evaluate(
     results = list(evaluations)
     report.evaluated(results, as_json=json)
     if lost := sum(result.problem is not None for result in results):
-        raise UnmeasuredError(f"{lost} of {len(results)} tasks could not be measured")
+        raise ReportedError(f"{lost} of {len(results)} tasks could not be measured")
 
 
 @command(
@@ -135,7 +141,7 @@ def predict(
         if json or not answer.problem:  # a document for each image, whatever became of it
             show(answer)
     if unreadable:
-        raise UnreadableError(f"{unreadable} of {total} images could not be read and were left out")
+        raise ReportedError(f"{unreadable} of {total} images could not be read and were left out")
 
 
 @command(
@@ -164,8 +170,9 @@ def extract(
         extras.require("onnx")
     if form != FOLDER:
         atomic.check_writable(target)
-    found = format.load_header(path).task(task)
+    format.load_header(path).task(task)  # an error, if any, before all is read
     artifact = format.load(path)
+    found = artifact.header.task(task)  # the file may have been replaced since
     verify.check_task(path, artifact, found)
     if form == ".safetensors":
         from packnet_cli.artifact.ship import extract_safetensors as write
@@ -239,16 +246,20 @@ def compact(
     workers: Workers = None,
 ) -> None:
     """Write the smallest file that runs the tasks, to which none can be added. eval, predict, extract, ... read it."""
+    from packnet_cli.artifact import atomic
     from packnet_cli.artifact.ship import make_compact
 
     accuracies = []
     if check:
         from packnet_cli.engine.using.evaluate import evaluate_tasks
 
+        unchanged_since = atomic.stamp(path)
         measure = partial(evaluate_tasks, as_in=path, batch_size=batch_size, device=device, workers=workers)
         accuracies.append(list(measure(path)))  # before anything is written: it may fail
         if problem := next(filter(None, (result.problem for result in accuracies[0])), None):
             raise DataError(problem)
+        if atomic.stamp(path) != unchanged_since:  # measuring takes long
+            raise ConflictError(f"{path} was changed by another program meanwhile; nothing was written")
     sizes = make_compact(path, output, dtype=dtype)
     if check:
         accuracies.append(list(measure(output)))
@@ -277,7 +288,5 @@ def plot(
 
     numbers = summarize(path)
     if missing := plot.draw(numbers, output, log):
-        report.say(
-            f"the log {log} has nothing under the present names of {len(missing)} tasks, {missing[0]!r} among them"
-        )
+        report.say(f"the log {log} has nothing under the present names of these tasks: {few(missing)}")
     report.plotted(output, numbers, as_json=json)
