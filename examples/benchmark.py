@@ -91,10 +91,9 @@ def packed_artifact(arch: str, img_size: int, folder: Path, tasks: int = 2) -> t
             drawn = rng.random(mask.shape, np.float32) < 1 / (tasks + 1)
             owner[layer] = np.where((mask == masks.FREE) & drawn, np.uint8(index), mask)
         model = network.build(artifact.header, 10)
-        own = {name: array for name, array in network.read(model).items() if name not in owner}
         values = {layer: masks.keep_visible(artifact.shared[layer], mask, index) for layer, mask in owner.items()}
         entry = Task(index, f"task{index}", tuple(f"class{number}" for number in range(10)), prune=0.5)
-        artifact = edit.with_task(artifact, entry, values, owner, own)
+        artifact = edit.with_task(artifact, entry, network.read(model) | values, owner)
     format.save(artifact, path)
     return path, artifact
 
@@ -351,10 +350,10 @@ def main(
     device: str = "auto",
     opt: Annotated[str, Option(help="timm optimizer of the step.")] = "momentum",
     amp: Annotated[
-        bool | None, Option(help="All in bfloat16; default, float32, but for the whole add-task as it chooses itself.")
+        bool | None, Option(help="All in bfloat16; default: float32, but for the whole add-task as it chooses itself.")
     ] = None,
     compile: Annotated[
-        bool | None, Option(help="Compile the step; default, on a GPU CUDA graphs, of which --no-compile makes none.")
+        bool | None, Option(help="Compile the step; default: on a GPU CUDA graphs, of which --no-compile makes none.")
     ] = None,
     parts: Annotated[str, Option(help=f"What to time, with commas between: {', '.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, Option(min=1, help="Training steps, or batches, that are timed at once.")] = 3,
@@ -375,18 +374,19 @@ def main(
     settings = {"arch": arch, "batch_size": batch_size, "img_size": img_size, "amp": amp, "steps": steps, "opt": opt}
     settings |= {"repeats": repeats, "epochs": epochs, "images": images, "file_size": file_size, "compile": compile}
     results: dict[str, Timing] = {}
-    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(KeyboardInterrupt, InterruptedRun):
+    with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), device, **settings)
         check_optimizer(recipe_of(bench))
         print("| part | what | median, s or MB | least | most | to plain |\n|---|---|---|---|---|---|")
-        for part in parts.split(","):
-            results[part] = PARTS[part](bench)
-            for what, seconds in results[part].items():
-                unit = what.rpartition(" ")[2]
-                plain = results[part].get(f"plain {unit}", results[part]["plain"])
-                ratio = statistics.median(one / other for one, other in zip(seconds, plain, strict=True))
-                numbers = f"{statistics.median(seconds):.4f} | {min(seconds):.4f} | {max(seconds):.4f} | {ratio:.3f}"
-                print(f"| {part} | {what} | {numbers} |", flush=True)
+        with contextlib.suppress(KeyboardInterrupt, InterruptedRun):  # what has been timed by then is kept
+            for part in parts.split(","):
+                results[part] = PARTS[part](bench)
+                for what, seconds in results[part].items():
+                    unit = what.rpartition(" ")[2]
+                    plain = results[part].get(f"plain {unit}", results[part]["plain"])
+                    ratio = statistics.median(one / other for one, other in zip(seconds, plain, strict=True))
+                    times = f"{statistics.median(seconds):.4f} | {min(seconds):.4f} | {max(seconds):.4f}"
+                    print(f"| {part} | {what} | {times} | {ratio:.3f} |", flush=True)
     if json_file is not None:
         about = {**settings, "device": str(bench.device), "torch": torch.__version__}
         json_file.write_text(json.dumps({"settings": about, "seconds": results}, indent=1))

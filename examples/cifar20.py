@@ -42,7 +42,7 @@ def main(
     img_size: Annotated[int, Option(help="Pixels that images are enlarged to; 64 is better than 32.")] = 32,
     prune: Annotated[str, Option(help="Fraction that each task releases, or 'equal' shares.")] = "equal",
     tasks: Annotated[int | None, Option(min=1, help="Stop after so many.")] = None,
-    amp: Annotated[bool | None, Option(help="In bfloat16; default, where that is fast.")] = None,
+    amp: Annotated[bool | None, Option(help="In bfloat16; default: where that is fast.")] = None,
     threads: Annotated[int | None, Option(min=1, help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Pack what is not packed yet, then print a line for each task and the average."""

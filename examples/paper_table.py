@@ -348,7 +348,7 @@ def main(
     prune: Annotated[list[str] | None, Option(help="Fraction for all tasks but the last, or 'equal' shares.")] = None,
     order: Annotated[list[str] | None, Option(help="For example 2,1,3; may be repeated.")] = None,
     seeds: Annotated[int, Option(min=1, help="How many seeds, from 0.")] = 1,
-    way: Annotated[list[str] | None, Option(help=f"{', '.join(WAYS)}; may be repeated; default, all.")] = None,
+    way: Annotated[list[str] | None, Option(help=f"{', '.join(WAYS)}; may be repeated; default: all.")] = None,
     threads: Annotated[int | None, Option(min=1, help="Of torch, on the CPU.")] = None,
 ) -> None:
     """Measure what is not measured yet, then print the table and write it to OUT/table.csv."""

@@ -60,7 +60,7 @@ class Recipe:
     )
     crop_scale: float = _setting(0.08, "Smallest part of an image that a training crop shows.")
     hflip: float = _setting(0.5, "How often a training image is mirrored, 0 to 1; 0 for digits, text or arrows.")
-    vflip: float = _setting(0.0, "How often it is mirrored top to bottom; 0.5 for images without an up and down.")
+    vflip: float = _setting(0.0, "How often one is mirrored top to bottom; 0.5 for images without an up and down.")
     prune_steps: int = _setting(6, "Release weights in so many steps, one an epoch.")
     rank: str = _setting("layer", "Release alike in each layer, or where it hurts least: adaptive (LAMP), global.")
     keep_at_least: int = _setting(0, "Leave a task at least so many of its weights in each layer.")

@@ -367,7 +367,7 @@ def test_a_release_of_nothing_is_refused(packed, folders, packnet):
     add_task = ("add-task", packed, "--data", folders[0])
     for release in (("--prune", 0.5), ("--max-drop", 1), ("--prune", 0.5, "--dry-run")):
         refused(packnet(*add_task, *release, *spared), 2, "would release nothing", "--skip-layers")
-    refused(packnet(*add_task, "--prune", 1e-9, *FLAGS), 2, "that is less than one weight of each layer")
+    refused(packnet(*add_task, "--prune", 1e-9, *FLAGS), 2, "it is less than one weight of each layer")
     assert packnet(*add_task, *spared).exit_code == 0
     before = packed.read_bytes()
     refused(packnet("prune", packed, "--task", 1, "--prune", 0.5), 2, "would release nothing", "--skip-layers")
@@ -861,13 +861,14 @@ def test_a_compact_file_cannot_be_measured_on_images_that_it_does_not_remember(f
 
 
 def test_predict_refuses_what_add_task_refuses(full, tmp_path, packnet):
-    """Pixels of unknown range, and what is no file; the others go on."""
+    """Pixels of unknown range, and what is not a regular file; the others go on."""
     Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)).save(tmp_path / "float.tif")
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "pipe.png")
     names = [tmp_path / name for name in ("float.tif", "pipe.png", "good.png")]
     result = packnet("predict", full, "--task", 1, *names, "--csv", "--device", "cpu")
-    assert result.exit_code == 6 and "unknown range" in result.stderr and "pipe.png: no file" in result.stderr
+    assert result.exit_code == 6
+    assert "unknown range" in result.stderr and "pipe.png: not a regular file" in result.stderr
     assert "good.png" in result.stdout and "float.tif" not in result.stdout
 
 

@@ -233,7 +233,7 @@ def test_all_bad_images_are_listed_at_once(folder, monkeypatch):
     target = spoil(folder)
     with pytest.raises(DataError, match="^4 of 22 files") as raised:
         decoding.check_images(open_training(folder).train)
-    for word in ("empty.png (no image", "circle.png (", "pipe.png (no file", "float.tif (floating"):
+    for word in ("empty.png (not an image", "circle.png (", "pipe.png (not a regular file", "float.tif (floating"):
         assert word in str(raised.value)
     for number in range(30):
         (target / f"bad{number}.png").touch()

@@ -15,11 +15,12 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from test_resume import raiser
 from torch import nn
 
 from packnet_cli.artifact import format, masks
 from packnet_cli.artifact.header import is_of_head
-from packnet_cli.engine import pack
+from packnet_cli.engine import device, pack
 from packnet_cli.engine.using import evaluate
 from packnet_cli.recipe import Recipe
 
@@ -306,7 +307,7 @@ def test_what_the_library_cannot_use_is_one_line(folders, full, packed, tmp_path
         run("label_folder.py", full, picture.parent, full)
     with pytest.raises(AssertionError, match="^error: cannot read the image .*broken.png: cannot identify"):
         run("library.py", full, picture, broken)
-    with pytest.raises(AssertionError, match="broken.png: no image.*\n *error: 1 images could not be read"):
+    with pytest.raises(AssertionError, match="broken.png: not an image.*\n *error: 1 images could not be read"):
         run("label_folder.py", full, broken.parent, table)
     assert len(table.read_text().splitlines()) == 1
 
@@ -360,3 +361,8 @@ def test_a_benchmark_that_is_stopped_writes_what_it_has(tmp_path, run, monkeypat
     sizes += ["--images", 25, "--file-size", 32, "--epochs", 1]
     run("benchmark.py", *sizes, "--parts", "prune,whole", "--json", figures)
     assert json.loads(figures.read_text())["seconds"].keys() == {"prune"}
+    monkeypatch.setattr(device, "choose_device", raiser(KeyboardInterrupt))  # before it has begun
+    figures.unlink()
+    with pytest.raises(AssertionError, match="SystemExit.130."):
+        run("benchmark.py", *sizes, "--json", figures)
+    assert not figures.exists()

@@ -233,7 +233,7 @@ def test_an_unreadable_image_is_named_by_its_row(packed, tmp_path, folders, pack
     cells[2] = b"no image"
     where = parquet(tmp_path / "x.parquet", {"image": cells, "label": [0, 0, 1, 1]})
     result = packnet("add-task", packed, "--data", where)
-    assert result.exit_code == 6 and f"{where}, row 3 (no image, or damaged)" in result.stderr
+    assert result.exit_code == 6 and f"{where}, row 3 (not an image, or damaged)" in result.stderr
 
 
 def unusable(package):

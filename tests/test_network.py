@@ -17,7 +17,7 @@ from packnet_cli.artifact.format import Header
 from packnet_cli.engine import network, pack, start
 from packnet_cli.engine.device import choose_device
 from packnet_cli.engine.network import Kind, kinds_of
-from packnet_cli.engine.pretrained import head_prefixes
+from packnet_cli.engine.pretrained import declared
 from packnet_cli.engine.training import train
 from packnet_cli.engine.using.packed import Packed
 from packnet_cli.errors import NetworkError, UsageError
@@ -31,7 +31,7 @@ def names(kinds, kind):
 def test_every_tensor_of_every_family_has_a_class(arch):
     """Packed weights, head and the rest, in each of timm's network families."""
     model = timm.create_model(arch)
-    head = head_prefixes(model.pretrained_cfg)
+    head = declared(model.pretrained_cfg, "classifier")
     kinds = kinds_of(model, head)
     assert kinds.keys() == model.state_dict().keys()
     assert names(kinds, Kind.HEAD) == {n for n in kinds if n.startswith(tuple(f"{h}." for h in head))}
@@ -90,7 +90,7 @@ def test_a_network_without_a_head_is_refused():
 @pytest.mark.parametrize("arch", ["test_efficientnet", "test_vit", "test_convnext"])
 def test_a_new_head_starts_small(arch):
     """So that what is pretrained is not drowned by what is random: within 1 / sqrt(inputs), torch's own default."""
-    head = head_prefixes(timm.create_model(arch).pretrained_cfg)
+    head = declared(timm.create_model(arch).pretrained_cfg, "classifier")
     model = network.build(Header(arch, {}, head, "random", {}), 30)
     weight = model.get_submodule(head[0]).weight
     assert weight.shape[0] == 30 and weight.abs().max() <= weight[0].numel() ** -0.5

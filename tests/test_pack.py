@@ -411,7 +411,7 @@ def test_prune_measures_on_what_the_task_never_saw(packed, folders):
     given = dict(seed=1, val_split=0.5, epochs=9, lr=1.0, restart="zero", anneal="once", opt="adamw", retrain_lr=0.5)
     recipe, said = dataclasses.replace(first, **given), []
     after = pack.prune_task(packed, "train", prune=0.0, recipe=recipe, machine=CPU, say=noting(said))
-    assert said == ["epochs, lr, anneal, restart, seed, val_split: as task 1 (train) was added"]
+    assert said == ["epochs, lr, anneal, restart, seed, val_split: kept as they were when task 1 (train) was added"]
     assert after.header.tasks[0].accuracy["dense"] == after.header.tasks[0].top1 == before.header.tasks[0].top1
     assert after.header.tasks[0].images == before.header.tasks[0].images
     changed = dataclasses.replace(first, opt="adamw", retrain_lr=0.5)

@@ -47,7 +47,7 @@ def test_release_counts_spare_layers():
     assert list(plan.release_counts(owned, 0.5, Recipe(keep_at_least=20)).values()) == [0, 50, 50]
     assert list(plan.release_counts(owned, 0.5, Recipe(skip_layers="stem*, blocks.1.*")).values()) == [0, 50, 0]
     names = "stem.weight, blocks.1.weight, blocks.0.weight"
-    with pytest.raises(UsageError, match=f"'stems' matches no packed layer; they have names as {names}"):
+    with pytest.raises(UsageError, match=f"'stems' matches no packed layer; did you mean {names}"):
         plan.release_counts(owned, 0.5, Recipe(skip_layers="blocks.*,stems"))
 
 
@@ -56,7 +56,7 @@ def test_release_counts_spare_layers():
     [
         (0.5, {"keep_at_least": 9}, "--skip-layers and --keep-at-least spare all"),
         (0.5, {"skip_layers": "*"}, "--skip-layers and --keep-at-least spare all"),
-        (0.01, {}, "that is less than one weight of each layer"),
+        (0.01, {}, "it is less than one weight of each layer"),
     ],
 )
 def test_why_nothing_would_be_released(prune, changes, why):

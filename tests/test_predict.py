@@ -165,7 +165,7 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(full, pictures, packn
     assert sum(bool(answer["problem"]) for answer in answers) == 3
     missing, broken, empty, total = result.stderr.splitlines()
     assert packnet("predict", full, "--task", "red", *arguments, "--csv", *QUICK).stdout.count("\n") == 1 + 4 * 3
-    assert "none.png: No such file" in missing and "class2/0.png: no image, or damaged" in broken
+    assert "none.png: No such file" in missing and "class2/0.png: not an image, or damaged" in broken
     assert "empty: the folder holds no images" in empty and "3 of 7 images" in total
 
 

@@ -162,7 +162,7 @@ def test_training_that_reaches_into_what_was_loaded_is_found(full, room):
     array.reshape(-1)[where] = 2
     new = dataclasses.replace(before.header.tasks[0], index=3)
     with pytest.raises(ForgettingError, match="what earlier tasks are made of; nothing was written"):
-        edit.with_task(before, new, trained, before.mask | {layer: claimed}, before.own[2])
+        edit.with_task(before, new, trained | before.own[2], before.mask | {layer: claimed})
 
 
 def test_a_weight_that_changes_hands_is_found(full):
@@ -170,8 +170,9 @@ def test_a_weight_that_changes_hands_is_found(full):
     edit.remove_task(full, 3)
     before = format.load(full)
     mask = {name: np.where(array == 1, array, 3).astype(np.uint8) for name, array in before.mask.items()}
+    task = dataclasses.replace(before.header.tasks[0], index=3)
     with pytest.raises(ForgettingError, match="changed hands; nothing was written"):
-        edit.with_task(before, dataclasses.replace(before.header.tasks[0], index=3), before.shared, mask, before.own[2])
+        edit.with_task(before, task, before.shared | before.own[2], mask)
 
 
 def test_more_than_the_new_tasks_weights_is_not_taken_over(full, monkeypatch):
@@ -183,7 +184,7 @@ def test_more_than_the_new_tasks_weights_is_not_taken_over(full, monkeypatch):
     trained["conv1.0.weight"][before.mask["conv1.0.weight"] == 1] += 1
     monkeypatch.setattr(masks, "take_owned", lambda values, trained, mask, task: trained.copy())
     with pytest.raises(ForgettingError, match=r"training changed task 2 \(green\)"):
-        edit.with_task(before, dataclasses.replace(before.header.tasks[0], index=3), trained, mask, before.own[2])
+        edit.with_task(before, dataclasses.replace(before.header.tasks[0], index=3), trained | before.own[2], mask)
 
 
 def test_a_hidden_buffer_that_moves_is_refused(packed, folders, monkeypatch):

@@ -345,14 +345,17 @@ def test_an_error_at_each_step_of_a_training_run(packed, folders):
 
 
 def test_a_stopped_search_starts_again_after_training(tmp_path, folders):
-    """From the network before pruning, which is kept however short the training was."""
-    path = tmp_path / "packed.st"
-    init(path)
+    """From the network before pruning, which is kept however short the training was; it comes to the same bytes."""
+    path, expected = tmp_path / "packed.st", tmp_path / "expected.st"
+    for each in (path, expected):
+        init(each)
+    add(expected, folders[0], prune=0.0, max_drop=99.0)
     with pytest.raises(InterruptedRun, match="go on with --resume"):
         add(path, folders[0], prune=0.0, max_drop=99.0, progress=stop_at("retrain at 0.5", 1, 1))
     phases = set()
     add(path, folders[0], prune=0.0, max_drop=99.0, resume=True, progress=lambda task, phase, at: phases.add(phase))
     assert "retrain at 0.5" in phases and "train" not in phases
+    assert path.read_bytes() == expected.read_bytes()
 
 
 def test_a_search_whose_end_cannot_be_written_is_kept(tmp_path, folders, monkeypatch):

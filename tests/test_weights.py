@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 
 from packnet_cli.engine import weights
-from packnet_cli.engine.pretrained import head_prefixes
+from packnet_cli.engine.pretrained import declared
 from packnet_cli.errors import NetworkError
 
 WRAPPED = {
@@ -31,7 +31,7 @@ WRAPPED = {
 def load(model, file, arch):
     """As `init --weights` does; returns what it says."""
     cfg = model.pretrained_cfg
-    return weights.load_weights(model, file, arch, head=head_prefixes(cfg), stems=(cfg["first_conv"],))
+    return weights.load_weights(model, file, arch, head=declared(cfg, "classifier"), stems=(cfg["first_conv"],))
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)

@@ -8,11 +8,11 @@ from packnet_cli.artifact.format import Artifact, Header, State, Task
 from packnet_cli.errors import ForgettingError
 
 
-def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, masks.Mask], own: State) -> Artifact:
+def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, masks.Mask]) -> Artifact:
     """A new artifact with one more task, whose `owned` and `digest` are filled in here.
 
-    `trained` holds the packed weights after training, `mask` the new task-index masks, `own` the new task's tensors
-    that are not packed. Only the weights that the new task owns are taken from `trained`.
+    `trained` is the network's state dict after training, `mask` the new task-index masks. Of the packed weights only
+    those that the new task owns are taken over; what is not packed becomes its own.
     Raises ForgettingError unless training left every other weight as it must be, to the bit: an earlier task's
     unchanged, a released one 0. For earlier tasks this proves that every tensor is still the one that was loaded, that
     no weight changed its owner and, by the newest one's digest, which covers every owned weight, that no value changed.
@@ -30,6 +30,7 @@ def with_task(before: Artifact, task: Task, trained: State, mask: dict[str, mask
             raise ForgettingError(f"training changed frozen weights of {name}; nothing was written. Please report this")
         if not masks.owners_kept(mask[name], before.mask[name]):
             raise ForgettingError(f"weights of {name} changed hands; nothing was written. Please report this")
+    own = {name: array for name, array in trained.items() if name not in mask}
     after = format.make(before.header, shared, mask, (*before.own, own))
     for changed in verify.altered_tasks(after, verify.NEWEST):
         raise ForgettingError(f"training changed task {changed}; nothing was written")

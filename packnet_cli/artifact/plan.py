@@ -4,7 +4,6 @@ Equal shares for T tasks are p_k = (T - k) / (T - k + 1) for k = 1..T: what a ta
 tasks to come.
 """
 
-import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.errors import CapacityError, UsageError, quoted
+from packnet_cli.errors import CapacityError, UsageError, did_you_mean, quoted
 from packnet_cli.recipe import Recipe
 
 THIN_SHARE = 0.02  # of the packed weights: a task that owns less can learn little more than its head
@@ -57,8 +56,8 @@ def check_release(owned: dict[str, int], prune: float, recipe: Recipe) -> None:
     """Raise UsageError if a fraction above 0 releases nothing, or if no layer matches a pattern."""
     if not any(release_counts(owned, prune, recipe).values()) and prune:
         spares = recipe.keep_at_least or recipe.skip_layers
-        why = "--skip-layers and --keep-at-least spare all" if spares else "that is less than one weight of each layer"
-        raise UsageError(f"that would release nothing: {why}; give another value")
+        why = "--skip-layers and --keep-at-least spare all" if spares else "it is less than one weight of each layer"
+        raise UsageError(f"this fraction would release nothing: {why}; give another value")
 
 
 def layers_spared(layers: Collection[str], skip_layers: str) -> set[str]:
@@ -67,10 +66,7 @@ def layers_spared(layers: Collection[str], skip_layers: str) -> set[str]:
     for pattern in filter(None, map(str.strip, skip_layers.split(","))):
         found = {layer for layer in layers if fnmatchcase(layer, pattern)}
         if not found:
-            close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0)
-            raise UsageError(
-                f"--skip-layers {pattern!r} matches no packed layer; they have names as {', '.join(close)}"
-            )
+            raise UsageError(f"--skip-layers {pattern!r} matches no packed layer; {did_you_mean(pattern, layers, 0)}")
         spared |= found
     return spared
 

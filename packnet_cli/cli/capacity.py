@@ -13,7 +13,7 @@ from packnet_cli.recipe import Recipe
 
 
 @command(PACK, "packnet prune packed.st --task cubs --prune 0.5")
-@with_settings(*PRUNING, usual="those that the task was added by", show_defaults=False)
+@with_settings(*PRUNING, usual="those that the task was added with", show_defaults=False)
 @with_run
 def prune(
     path: Packed,
@@ -25,7 +25,7 @@ def prune(
     settings: dict[str, Any],
     run: Run,
     data: Annotated[
-        Path | None, Option(metavar="DATA", help="Images to retrain on; default, those it was added with.")
+        Path | None, Option(metavar="DATA", help="Images to retrain on; default: those it was added with.")
     ] = None,
     distill: Annotated[Path | None, Option(metavar="DIR", help=DISTILL)] = None,
     json: Json = False,

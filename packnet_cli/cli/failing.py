@@ -62,5 +62,5 @@ def explain(error: BaseException, command: str) -> tuple[str, int] | None:
         if not error.filename:
             message = f"cannot write the output: {why}; send it elsewhere (files are written all the same)"
             return message, ArtifactError.exit_code
-        return f"cannot use {error.filename}: {why}; check the path, and who may use it", UsageError.exit_code
+        return f"cannot use {error.filename}: {why}; check the path and its permissions", UsageError.exit_code
     return None

@@ -29,10 +29,10 @@ class Run:
     device: Device = Machine.device
     workers: Workers = Machine.workers
     amp: Annotated[
-        bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default, where that is fast.")
+        bool | None, _OnMachine(help="Train in bfloat16, with float32 weights; default: where that is fast.")
     ] = Machine.amp
     compile: Annotated[
-        bool | None, _OnMachine(help="Compile the step with torch.compile; default, on a GPU CUDA graphs.")
+        bool | None, _OnMachine(help="Compile the step with torch.compile; default: on a GPU CUDA graphs.")
     ] = Machine.compile
     deterministic: Annotated[
         bool, _OnMachine("--deterministic", help="The same bits each time on a GPU too, at some cost.")
@@ -51,7 +51,7 @@ class Run:
     ] = Machine.cache_gb
     resume: Annotated[bool, _OnResuming("--resume", help="Go on with an interrupted run of the same command.")] = False
     checkpoint_minutes: Annotated[
-        float, _OnResuming(min=0, help="Keep what is needed to resume every so many minutes.")
+        float, _OnResuming(min=0, help="Every so many minutes, keep what is needed to resume.")
     ] = CHECKPOINT_MINUTES
     log: Annotated[
         Path | None,

@@ -26,7 +26,7 @@ from packnet_cli.recipe import FEW_STEPS, AtMost, Recipe
 def choose_recipe(
     artifact: Artifact, images: splits.TrainingImages, recipe: Recipe, few_steps: Recipe, say: Say
 ) -> Recipe:
-    """`recipe`, or `few_steps` if the former means less than FEW_STEPS steps on a network with norms."""
+    """`recipe`, or `few_steps` if the former means fewer than FEW_STEPS steps on a network with norms."""
     steps = recipe.epochs * math.ceil(len(images.train.paths) / recipe.batch_size)
     if few_steps == recipe or not has_norm(artifact) or steps >= FEW_STEPS:
         return recipe

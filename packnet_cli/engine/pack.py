@@ -142,7 +142,7 @@ def add_task(
 
     With `max_drop` the fraction is searched for: the largest after which top-1 is at most so many points lower. With
     `head_only` the task gets a head on what the newest task sees, and no weights. `few_steps` takes the place of
-    `recipe` where that means less than FEW_STEPS steps, on a network with norms; without either it is AdamW's.
+    `recipe` where that means fewer than FEW_STEPS steps, on a network with norms; without either it is AdamW's.
     Returns the new artifact, already written to `path`; its last task is the new one. Whatever is raised, the file
     stays as it was: UsageError, ArtifactError, NetworkError, TaskError, CapacityError, DataError, DivergedError,
     ConflictError, InterruptedRun.
@@ -236,7 +236,7 @@ def prune_task(
     recipe = given.to_prune(trained)
     settled = (*FIRST_PHASE, *SPLIT_SETTINGS)
     if kept := [name for name in settled if getattr(given, name) != getattr(recipe, name) == getattr(trained, name)]:
-        say(f"{', '.join(kept)}: as task {entry} was added")
+        say(f"{', '.join(kept)}: kept as they were when task {entry} was added")
     check_settings(prune)
     check_optimizer(recipe)
     choose_device(machine.device)

@@ -40,12 +40,12 @@ class Architecture:
     @property
     def head(self) -> tuple[str, ...]:
         """The names of the classifier's modules."""
-        return head_prefixes(self.cfg)
+        return declared(self.cfg, "classifier")
 
     @property
     def stems(self) -> tuple[str, ...]:
         """The names of the first convolutions."""
-        return _declared(self.cfg, "first_conv")
+        return declared(self.cfg, "first_conv")
 
     @property
     def is_encoder(self) -> bool:
@@ -139,12 +139,7 @@ def create_pretrained(architecture: Architecture, arguments: dict[str, Any], oth
         return model.float()
 
 
-def head_prefixes(cfg: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classifier's modules, as timm declares them in a configuration."""
-    return _declared(cfg, "classifier")
-
-
-def _declared(cfg: dict[str, Any], what: str) -> tuple[str, ...]:
+def declared(cfg: dict[str, Any], what: str) -> tuple[str, ...]:
     """The names of the modules that timm's configuration declares to be `what`; some networks have several."""
     names = cfg.get(what) or ()
     return (names,) if isinstance(names, str) else tuple(names)

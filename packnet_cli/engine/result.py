@@ -37,9 +37,7 @@ def with_trained(
         temperature=task.temperature(),
         held_out=task.images.held_out.digest if task.images.held_out else None,
     )
-    state = network.read(task.model)
-    own = {tensor: array for tensor, array in state.items() if tensor not in task.mask}
-    return edit.with_task(task.artifact, entry, state, task.mask, own)
+    return edit.with_task(task.artifact, entry, network.read(task.model), task.mask)
 
 
 def write(artifact: Artifact, path: Path, task: TaskInTraining, unchanged_since: atomic.Stamp) -> None:

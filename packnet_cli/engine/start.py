@@ -78,6 +78,7 @@ def start_from(
     if keep_head and weights is None and architecture.is_encoder:
         raise UsageError(f"{arch} has no classifier of its own that --prune could keep; leave out --prune")
     source, built = "random", dict(arguments)
+    fetched = pretrained and weights is None and fetch
     classes = SOME_CLASSES if architecture.is_encoder else cfg.get("num_classes")
     if classes is not None:
         built["num_classes"] = classes
@@ -92,7 +93,6 @@ def start_from(
     else:
         if pretrained:
             source = source_of(architecture, otherwise)
-        fetched = pretrained and fetch
         model = create_pretrained(architecture, built, otherwise, say) if fetched else create(name, built)
     network.try_out(model, preprocessing)
     header = Header(name, arguments, architecture.head, source, preprocessing)
@@ -100,7 +100,7 @@ def start_from(
     if isinstance(named, dict):  # by the output's number
         named = [named.get(str(number)) for number in range(len(named))]
     origin = Origin(model, header, tuple(map(str, named or ())))
-    if pretrained and weights is None and fetch:
+    if fetched:
         _check_rebuilt(arch, origin)
     return origin
 

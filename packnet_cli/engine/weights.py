@@ -65,7 +65,8 @@ def load_weights(model: nn.Module, path: Path, arch: str, *, head: tuple[str, ..
         hint = "it is one of several files of these weights, to be joined in one"
     else:
         hint = "check --arch, --model-kwargs and --img-size"
-        hint += ", or try it as .pth, which keeps the order of tensors" if _is_unordered(path, unfit) else ""
+        if path.suffix == ".safetensors" and not unfit:  # maybe only the names differ, and `_by_order` needs an order
+            hint += ", or try it as .pth, which keeps the order of tensors"
     raise NetworkError(
         f"{path} does not fit this architecture: it {what} {len(names)} of {len(body)} tensors ({few(names, 3)})"
         + (f" and has {len(unknown)} unknown ones ({few(unknown, 3)})" if unknown else "")
@@ -135,11 +136,6 @@ def _usual(value: torch.Tensor) -> torch.Tensor:
 
 def _is_state(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(each, torch.Tensor) for each in value.values())
-
-
-def _is_unordered(path: Path, unfit: list[str]) -> bool:
-    """Whether only the names may be wrong: a safetensors file loses the order of tensors, which `_by_order` needs."""
-    return path.suffix == ".safetensors" and not unfit
 
 
 def _adapt_stems(found: Tensors, own: Tensors, stems: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Report accuracies and predictions of the tasks on images."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
@@ -67,7 +68,7 @@ def predictions(form: str, top: int) -> "Callable[[Answer], None]":
     """A function that shows one answer's `top` likeliest classes, in a form: "table", "json" or "csv"."""
     if form == "csv":
         console.print_csv("image", "task", "rank", "class", "probability")
-    return lambda answer: {"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form](answer, top)
+    return partial({"table": _answer_table, "json": _answer_json, "csv": _answer_csv}[form], top=top)
 
 
 def _answer_table(answer: "Answer", top: int) -> None:

@@ -22,12 +22,13 @@ def training(*, log: Path | None = None, as_json: bool = False) -> Iterator[Prog
         writers: list[Write] = []
         if log is not None:
             writers.append(stack.enter_context(log_to(log)))
+        move: Callable[[str, Step], None] | None = None
         if as_json:
             stack.enter_context(watched())  # lines alone, and no bar among them
-        if as_json and not console.talk.quiet:
-            writers.append(console.print_json_on_stderr)
-        shown = _bar() if console.talk.is_terminal else nullcontext(_epoch_line)
-        move = None if as_json else stack.enter_context(shown)
+            if not console.talk.quiet:
+                writers.append(console.print_json_on_stderr)
+        else:
+            move = stack.enter_context(_bar() if console.talk.is_terminal else nullcontext(_epoch_line))
 
         def show(task: str, phase: str, seen: Step | Accuracy) -> None:
             line = metrics.line(task, phase, seen)

@@ -1,7 +1,7 @@
 """Lists of images: CSV or Parquet files with the columns path, label and, optionally, split.
 
 A Parquet file may hold the images themselves, as Hugging Face's do, in a column image in place of path: encoded bytes,
-or {bytes, path}. It is then kept in memory. Does not import torch.
+or {bytes, path}. It is then kept in memory.
 """
 
 import csv

@@ -26,7 +26,7 @@ def open_picture(picture: Picture) -> Image.Image:
     """
     if isinstance(picture, Path):
         if os.path.exists(picture) and not os.path.isfile(picture):
-            raise OSError("no file")  # opening a pipe would block
+            raise OSError("not a regular file")  # opening a pipe would block
         found = picture
     else:
         found = picture.images(picture.index)
@@ -48,7 +48,7 @@ def problem(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "no image, or damaged"
+        return "not an image, or damaged"
     return (isinstance(error, OSError) and error.strerror) or reason(error)
 
 

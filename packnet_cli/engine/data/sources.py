@@ -139,7 +139,7 @@ def _class_files(folder: Path) -> ClassFiles:
 
 @_reading()
 def left_out(data: Path) -> list[Path]:
-    """Files in the class folders that are not named like images, links to folders; beside them images, dead links."""
+    """In the class folders files not named like images, and links to folders; beside them images, and dead links."""
     if _splits(data) is not None:
         return []
     found, held_out = [], _held_out_folder(data)

@@ -21,8 +21,8 @@ class Freezer:
     Masking gradients is not enough: weight decay, momentum and Adam's moments move a weight that has no gradient.
     So where only part of a parameter is trainable, the optimizer gets that part, as a vector, and spends neither work
     nor moments on the rest. If it is the larger part, or the optimizer needs whole parameters (see `is_elementwise`),
-    it gets the parameter, and after each step the frozen values are written back, in one pass; besides a copy of these
-    that takes one byte of memory per weight, and parts take no more.
+    it gets the parameter, and after each step the frozen values are written back, in one pass. That takes five bytes of
+    memory per weight, for a copy and a mask; parts take at most six.
 
     `network` is the module to train. With `copied`, training updates only copies of the parameters trained in part,
     until `write_parameters` is called.
@@ -59,8 +59,8 @@ class Freezer:
                 self.held[name] = parameter, mask, frozen
         if self.copied:
             # A checkpoint from another device may have put other parameters in part; those have no copies.
-            layers = [name for name in self.parameters if name in self.parts and name in self.divisible]
-            self.copied.hold({name: self.parts[name] for name in layers})
+            layers = self.parts.keys() & self.divisible
+            self.copied.hold({name: self.parts[name] for name in self.parameters if name in layers})
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the optimizer gets, by name: the parameters, or for some only the trainable part, as a vector."""

@@ -20,9 +20,9 @@ MOST_SCALE = 10.0  # limit of `lr_scale`, however few weights a task owns
 
 
 def settle_rates(artifact: Artifact, recipe: Recipe, say: Say) -> Recipe:
-    """The recipe with its usual learning rates, if it has such, which are of networks with batch norm.
+    """The recipe with its usual learning rates, if it leaves them open, as they are to be for this network.
 
-    A third on those without, and those that `ends_without_norm`.
+    That is, as they are with batch norm, and a third of that without it or where the network `ends_without_norm`.
     """
     usual = {name: getattr(recipe, name) for name in ("lr", "retrain_lr")}
     usual = {name: float(rate) for name, rate in usual.items() if isinstance(rate, UsualRate)}

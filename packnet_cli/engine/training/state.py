@@ -25,7 +25,7 @@ Found = tuple[float, dict[str, float]]
 class Snapshot:
     """Where a task stands: its network's values, the task-index masks, and the accuracies measured so far."""
 
-    state: dict[str, torch.Tensor]
+    state: Tensors
     mask: dict[str, masks.Mask]
     accuracy: dict[str, float]
     final: Accuracy | None

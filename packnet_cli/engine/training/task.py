@@ -1,4 +1,7 @@
-"""A task in training: it claims weights, trains them, releases the smallest, and retrains the rest (section 3)."""
+"""A task in training: it claims weights, trains them, releases the smallest, and retrains the rest.
+
+PackNet, section 3.
+"""
 
 import dataclasses
 import weakref

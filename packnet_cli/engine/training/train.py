@@ -96,7 +96,7 @@ def train(
     resume: Resume | None = None,
     after_step: Callable[[Position, torch.optim.Optimizer, bool], None] = _nothing,
 ) -> Iterator[int]:
-    """Train in position, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
+    """Train the network in place, with a fresh optimizer; yields each epoch's number, from 0, before it starts.
 
     Each epoch's order, augmentation and dropout follow from `seed` and its number; one that is resumed half-way is not
     yielded again, and the batches that it has seen are skipped.
