@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from packnet_cli import extras, metrics
+from packnet_cli import extras, metrics, plot
 from packnet_cli.artifact import format, masks, summary
 from packnet_cli.plot import drawings
 from packnet_cli.report import contents, logs
@@ -136,6 +136,15 @@ def test_long_names_leave_room_for_the_picture(full):
     legend = draw(drawings._draw_layers, numbers).axes[0].get_legend()
     titles = [drawing.title for drawing in drawings.drawings_of(numbers, {80 * "M": []})]
     assert max(len(text) for text in [*(text.get_text() for text in legend.texts), *titles]) < 50
+
+
+@pytest.mark.parametrize("name", ["northern flowers and grasses", 30 * "M"])
+def test_names_below_the_bars_have_room(full, name):
+    """Else matplotlib, with a warning, gives up on the layout of all drawings, and labels are cut off."""
+    numbers = summary.summarize(full)
+    tasks = tuple(replace(task, name=name) for task in numbers.header.tasks)
+    numbers = replace(numbers, header=replace(numbers.header, tasks=tasks))
+    plot._stacked(drawings.drawings_of(numbers, {})).draw_without_rendering()
 
 
 def draw(how, *arguments):

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from rich.cells import cell_len
 
 from packnet_cli.artifact.format import Task
 from packnet_cli.artifact.summary import Summary
@@ -18,7 +19,8 @@ from packnet_cli.metrics import Line
 PHASES = ("dense", "pruned", "retrained")
 FREE, REMOVED = "0.9", "0.7"  # greys
 ROWS = 50  # of a legend
-NAMES_IN_A_ROW = 80  # characters of all names below an axis; if there are more, names are rotated
+NAMES_IN_A_ROW = 80  # columns of all names below an axis; if there are more, names are rotated
+COLUMN = 0.09  # inches, of a character; a wide one, as a Chinese, has two
 MOST_NAMES, LONGEST = 60, 30  # names below an axis, and characters of each name of a task
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # the axes
 
@@ -35,10 +37,11 @@ class Drawing:
 def drawings_of(numbers: Summary, curves: dict[str, list[Line]]) -> list[Drawing]:
     """Who owns what, accuracies, and the curves of each task in the log."""
     tasks = numbers.header.tasks
+    below = max(cell_len(task.name[:LONGEST]) for task in tasks) if _rotated(tasks) else 0
     rows = max(10, len(numbers.layers), 1 + min(numbers.header.last_index, ROWS))  # the longer of layers and legend
     found = [
         Drawing(f"{numbers.header.arch}: who owns what", 1.0 + 0.22 * rows, partial(_draw_layers, numbers)),
-        Drawing("accuracy on held-out images", 2.5, partial(_draw_accuracy, tasks)),
+        Drawing("accuracy on held-out images", 2.5 + COLUMN * below, partial(_draw_accuracy, tasks)),
     ]
     for name, lines in curves.items():
         found.append(Drawing(f"training of {name[:LONGEST]}", 2.5, partial(_draw_curves, lines)))
@@ -78,6 +81,11 @@ def _draw_layers(numbers: Summary, figure: FigureBase) -> None:
     axes.legend([handles[at] for at in shown], [labels_shown[at] for at in shown], **BESIDE)
 
 
+def _rotated(tasks: tuple[Task, ...]) -> bool:
+    """Whether the tasks' names are rotated: side by side they would not fit."""
+    return sum(cell_len(task.name) for task in tasks) > NAMES_IN_A_ROW
+
+
 def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
     """A group of bars for each task, with one bar for each phase that it went through."""
     axes: Axes = figure.subplots()
@@ -87,8 +95,7 @@ def _draw_accuracy(tasks: tuple[Task, ...], figure: FigureBase) -> None:
         offset = (place - 1) * width
         axes.bar([at + offset for at, _ in known], [top1 for _, top1 in known], width, label=phase, color=f"C{place}")
     shown = range(0, len(tasks), math.ceil(len(tasks) / MOST_NAMES) or 1)
-    many = sum(len(task.name) for task in tasks) > NAMES_IN_A_ROW
-    axes.set_xticks(shown, [plain(tasks[at].name[:LONGEST]) for at in shown], rotation=90 if many else 0)
+    axes.set_xticks(shown, [plain(tasks[at].name[:LONGEST]) for at in shown], rotation=90 if _rotated(tasks) else 0)
     axes.set(xlim=(-0.5, max(1, len(tasks)) - 0.5), ylim=(0, 100), ylabel="top-1 %")
     axes.legend(**BESIDE)
 
