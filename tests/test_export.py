@@ -57,7 +57,6 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert config["label_names"] == list(task.classes) and config["architecture"] == arch
     card = (output / "README.md").read_text()
     assert f"{task.top1:.2f} %" in card and "3. class3" in card
-    assert export._as_markdown("a *b*\n[c](d)_e-f") == r"a \*b\* \[c\](d)\_e-f"
     assert sorted(os.listdir(output)) == ["README.md", "config.json", "model.safetensors"]
     again = pack.init(tmp_path / "again.st", f"local-dir:{output}", prune=0.0)  # and is a network to start from
     assert again.header.source == str(output) and again.header.data_config == packed.artifact.header.data_config
@@ -65,6 +64,13 @@ def test_a_folder_opens_in_timm_with_the_same_logits(tmp_path, folders, packnet,
     assert logits(packnet_cli.load(tmp_path / "again.st").model(1)).tobytes() == logits(plain).tobytes()
     (plain := output.with_name("plain")).touch()
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {plain.stat().st_mode & 0o777}
+
+
+def test_a_card_shows_a_name_as_it_is():
+    """Whatever in it is Markdown, or would begin a list in the list of classes."""
+    told = {"a *b*\n[c](d)_e-f": r"a \*b\* \[c\](d)\_e-f", "1. FC": r"1\. FC", "2) b": r"2\) b", "- none": r"\- none"}
+    assert {name: export._as_markdown(name) for name in told} == told
+    assert export._as_markdown("007 and 1.5") == "007 and 1.5"
 
 
 def test_a_class_whose_name_is_no_text(tmp_path, packed, packnet):

@@ -190,5 +190,6 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 
 def _as_markdown(text: str) -> str:
-    """A name in one line, with Markdown characters escaped."""
-    return re.sub(r"([\\`*_\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))
+    """A name in one line, with Markdown characters escaped, and at its beginning what would begin a list of its own."""
+    line = re.sub(r"([\\`*_\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", line)
