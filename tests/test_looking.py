@@ -172,6 +172,9 @@ def test_training_curves(full, tmp_path, packnet):
     assert curves == [([1, 2, 3], [3.0, 2.0, 1.0]), ([4], [0.5])]
     assert (list(accuracy.lines[-1].get_xdata()), list(accuracy.lines[-1].get_ydata())) == ([3], [70.0])
     assert [text.get_text() for text in rate.get_legend().texts] == ["train", "retrain", "held out"]
+    [first, *_] = metrics.read(log)["red"]
+    loss, *_ = draw(drawings._draw_curves, [first]).axes  # of a single epoch
+    assert all(tick == int(tick) for tick in loss.get_xticks())
     for suffix, kind in (("png", b"PNG"), ("SVG", b"<svg"), ("html", b"<html")):
         sizes = []
         for arguments in ((), ("--log", log)):

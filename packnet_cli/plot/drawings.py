@@ -111,7 +111,7 @@ def _draw_curves(lines: list[Line], figure: FigureBase) -> None:
             values = np.array([epochs[number - 1][name] for number in at], float)  # None (no accuracy) becomes nan
             axes.plot(at, values, marker=".", color=f"C{place}", label=plain(phase))
         axes.set(xlabel="epoch", title={"loss": "loss", "accuracy": "accuracy, %", "lr": "learning rate"}[name])
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     seen = 0
     for line in lines:
         seen += line["event"] == "epoch"
