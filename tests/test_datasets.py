@@ -318,6 +318,21 @@ def test_a_missing_package_is_one_line(packed, packnet, monkeypatch, kind):
         datasets.read(Path(kind, "birds"))
 
 
+def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
+    """Is not that format, as which `datasets` takes a relative name: it would read all such files hereabouts."""
+    monkeypatch.chdir(tmp_path)
+    Path("imagefolder").mkdir()
+    asked: list[str] = []
+    stand_in = ModuleType("datasets")
+    stand_in.get_dataset_split_names = lambda name: asked.append(name) or []
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
+    for name in ("imagefolder", "user/birds"):
+        with pytest.raises(DataError, match="has no images in a split"):
+            datasets.read(Path("hfds", name))
+    assert asked == [str(tmp_path / "imagefolder"), "user/birds"]
+
+
 def test_tensorflows(monkeypatch):
     """What its catalogue gives: encoded images in a fixed order, and names; a stand-in, as the package is large."""
     png = io.BytesIO()

@@ -123,7 +123,8 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
     extras.require("hfds")
     import datasets
 
-    where = str(local(*name))
+    found = local(*name)
+    where = str(found.absolute() if found.exists() else found)  # as "csv" it would be a format, of all files here
     for split in in_use(datasets.get_dataset_split_names(where)):
         dataset = datasets.load_dataset(where, split=split)
         kinds = {column: type(feature) for column, feature in dataset.features.items()}
