@@ -333,23 +333,34 @@ def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / "imagefolder"), "user/birds"]
 
 
-def test_tensorflows(monkeypatch):
-    """What its catalogue gives: encoded images in a fixed order, and names; a stand-in, as the package is large."""
+@pytest.mark.parametrize("supervised", [("picture", "what"), None])
+@pytest.mark.parametrize("order", [1, -1])
+def test_tensorflows(monkeypatch, supervised, order):
+    """What its catalogue gives: encoded images in a fixed order, and names; a stand-in, as the package is large.
+
+    Of several columns of labels the one that it is supervised by, else the first by name.
+    """
     png = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(png, "png")
     records = {"train": [1, 0, 1], "validation": [-1, -1], "test": [0], "extra": [1]}  # -1: without labels
     features = ModuleType("features")
     features.Image, features.ClassLabel = type("Image", (), {}), type("ClassLabel", (), {"names": ["cat", "dog"]})
 
+    what = "what" if supervised else "kind"
+    other = "kind" if supervised else "who"
+    columns = {"picture": features.Image(), what: features.ClassLabel(), other: features.ClassLabel()}
+
     class Builder:
-        info = SimpleNamespace(splits=records, features={"picture": features.Image(), "what": features.ClassLabel()})
+        info = SimpleNamespace(
+            splits=records, features=dict(list(columns.items())[::order]), supervised_keys=supervised
+        )
 
         def download_and_prepare(self):
             pass
 
         def as_dataset(self, split, shuffle_files, decoders):
             assert not shuffle_files and decoders == {"picture": "skip"}
-            return [{"picture": png.getvalue(), "what": np.int64(label)} for label in records[split]]
+            return [{"picture": png.getvalue(), what: np.int64(label), other: 7} for label in records[split]]
 
     stand_in = ModuleType("tensorflow_datasets")
     stand_in.builder, stand_in.features, stand_in.as_numpy = lambda name: Builder(), features, iter

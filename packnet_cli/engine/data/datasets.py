@@ -153,13 +153,15 @@ def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
 
     builder = tfds.builder(wanted)
     builder.download_and_prepare()
-    kinds = {column: type(feature) for column, feature in builder.info.features.items()}
+    # First what it is supervised by. Of a dataset read back from its files the order is another in each process.
+    first, features = builder.info.supervised_keys or (), builder.info.features
+    kinds = {column: type(features[column]) for column in sorted(features, key=lambda name: (name not in first, name))}
     image, label = _column(kinds, tfds.features.Image), _column(kinds, tfds.features.ClassLabel)
     for split in in_use(builder.info.splits):
         stored = builder.as_dataset(split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()})
         pairs = [(record[image], int(record[label])) for record in tfds.as_numpy(stored)]
         images, labels = [one for one, _ in pairs], [number for _, number in pairs]
-        yield split, Subset(partial(_from_memory, images), labels, list(builder.info.features[label].names))
+        yield split, Subset(partial(_from_memory, images), labels, list(features[label].names))
 
 
 def _from_memory(images: list[bytes], index: int) -> BytesIO:
