@@ -385,10 +385,12 @@ def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
     named = Path("wds", str(tmp_path)[1:])
     assert list(datasets.read(named)["train"]) == ["cat", "dog"]
     datasets._read.cache_clear()
-    boxes = datasets.Subset(lambda index: None, [[1, 2], [3, 4]])
-    monkeypatch.setitem(datasets.READERS, "wds", lambda *rest: iter([("train", boxes)]))
-    with pytest.raises(DataError, match="cannot open the dataset"):
-        datasets.read(named)
+    for labels in ([[1, 2], [3, 4]], [0.5, 1.5]):
+        datasets._read.cache_clear()
+        odd = datasets.Subset(lambda index: None, labels)
+        monkeypatch.setitem(datasets.READERS, "wds", lambda *rest, odd=odd: iter([("train", odd)]))
+        with pytest.raises(DataError, match=r"split 'train', image 0 has the label (\[1, 2\]|0.5), which is neither"):
+            datasets.read(named)
     for subset in (datasets.Subset(lambda index: None, [0, 1], ["x", " "]), datasets.Subset(lambda index: None, [""])):
         datasets._read.cache_clear()
         monkeypatch.setitem(datasets.READERS, "wds", lambda *rest, subset=subset: iter([("train", subset)]))

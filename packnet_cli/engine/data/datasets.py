@@ -57,7 +57,10 @@ def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
 def _by_class(where: str, part: Subset) -> ClassFiles:
     files: dict[Any, list[Any]] = {}
     for index, label in enumerate(part.labels):
-        files.setdefault(label, []).append(Item(where, index, part.images))
+        one = Item(where, index, part.images)
+        if not isinstance(label, str | int | None):
+            raise DataError(f"{one} has the label {label!r}, which is neither text nor a whole number")
+        files.setdefault(label, []).append(one)
     names = part.names
     unknown = [label for label in files if label is None or (names and not 0 <= label < len(names))]
     if unknown:
@@ -75,7 +78,7 @@ def _labelled(parts: Iterator[tuple[str, Subset]]) -> dict[str, Subset]:
     """The split to train on, and the first to hold out, of those that have labels; test sets may come without."""
     found = {}
     for split, part in parts:
-        if set(part.labels) != {-1}:
+        if not part.labels or any(label != -1 for label in part.labels):
             found[split] = part
         if found.keys() & HELD_OUT:
             break
