@@ -318,6 +318,15 @@ def test_a_missing_package_is_one_line(packed, packnet, monkeypatch, kind):
         datasets.read(Path(kind, "birds"))
 
 
+def test_a_folder_that_datasets_loads_by_another_function_only(tmp_path, monkeypatch):
+    """Is told of with what to save instead."""
+    (tmp_path / "state.json").touch()
+    monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
+    with pytest.raises(DataError, match="as save_to_disk writes it; write it to a folder with to_parquet"):
+        datasets.read(Path("hfds", str(tmp_path)[1:]))
+
+
 def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
     """Is not that format, as which `datasets` takes a relative name: it would read all such files hereabouts."""
     monkeypatch.chdir(tmp_path)

@@ -127,6 +127,8 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
     import datasets
 
     found = local(*name)
+    if (found / "state.json").exists():
+        raise DataError(f"{found} is a Dataset as save_to_disk writes it; write it to a folder with to_parquet")
     where = str(found.absolute() if found.exists() else found)  # as "csv" it would be a format, of all files here
     for split in in_use(datasets.get_dataset_split_names(where)):
         dataset = datasets.load_dataset(where, split=split)
