@@ -283,11 +283,11 @@ def test_what_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch):
     Path("there").mkdir()
 
     def fail(name, download=False, **how):
-        raise OSError("no network") if download else RuntimeError("not found")
+        raise OSError("no network.") if download else RuntimeError("not found")
 
     monkeypatch.setattr(datasets, "create_dataset", fail)
     for place in ("there", "new"):
-        with pytest.raises(DataError, match="no network"):
+        with pytest.raises(DataError, match="no network; check its name"):
             datasets.read(Path("torch/cifar10", place))
         assert os.listdir() == ["there"]
 

@@ -46,7 +46,7 @@ def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
         raise
     except Exception as error:  # of any kind, from the libraries, the network or the disk
         raise DataError(
-            f"cannot open the dataset {data}: {reason(error).rstrip(':')}; check its name and, if it is to be "
+            f"cannot open the dataset {data}: {reason(error).rstrip(':.')}; check its name and, if it is to be "
             "downloaded, the connection"
         ) from None
     if not any(found.values()):
