@@ -12,7 +12,7 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
     "tensorboard": ("tensorboard",),
-    "tfds": ("tensorflow", "tensorflow_datasets"),
+    "tfds": ("importlib_resources", "tensorflow", "tensorflow_datasets"),
 }
 
 

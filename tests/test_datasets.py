@@ -342,6 +342,13 @@ def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / "imagefolder"), "user/birds"]
 
 
+def test_what_tensorflows_package_needs_and_does_not_require(monkeypatch):
+    """Is asked for before it is missed, in the middle of a download."""
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "importlib_resources" else name)
+    with pytest.raises(UsageError, match=r"importlib_resources, which is not installed: .*packnet-cli\[tfds\]"):
+        datasets.read(Path("tfds/mnist"))
+
+
 @pytest.mark.parametrize("supervised", [("picture", "what"), None])
 @pytest.mark.parametrize("order", [1, -1])
 def test_tensorflows(monkeypatch, supervised, order):
