@@ -12,15 +12,18 @@ from packnet_cli.artifact import edit
 from packnet_cli.engine.modes import without_hub_log
 
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'packnet'; from packnet_cli.cli import main; main()"]
+BAR = "from contextlib import suppress\nfrom packnet_cli.cli import main\nwith suppress(SystemExit): main()\n"
+BAR += "import sys, tqdm\nsys.stderr.write(f'no bar: {tqdm.tqdm([]).disable}')"  # as a package that downloads has them
 COLOUR = ("\x1b[31m", "\x1b[1;31m")  # red, which errors are
+SWITCHES = ("NO_COLOR", "FORCE_COLOR", "TQDM_DISABLE")
 
 
-def run(*arguments, terminal=False, **variables):
+def run(*arguments, terminal=False, program=PROGRAM, **variables):
     """What a process of its own says on stderr; `terminal` makes that one."""
     reading, writing = pty.openpty() if terminal else os.pipe()
-    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {key: value for key, value in os.environ.items() if key not in SWITCHES}
     environment |= {"TERM": "xterm-256color", **variables}
-    subprocess.run([*PROGRAM, *map(str, arguments)], stderr=writing, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run([*program, *map(str, arguments)], stderr=writing, stdout=subprocess.DEVNULL, env=environment)
     os.close(writing)
     with open(reading, "rb", buffering=0) as screen:
         return screen.read(4096).decode()
@@ -73,6 +76,13 @@ def test_verbose_says_what_was_chosen_and_where_an_error_arose(full, packnet):
     assert run("info", "none.st").count("\n") == 1
     result = packnet("-q", "-v", *arguments)
     assert result.exit_code == 2 and "exclude each other" in result.stderr
+
+
+def test_bars_of_other_packages_are_for_a_terminal(full):
+    """And not for one that is to be quiet."""
+    how = {"program": [sys.executable, "-c", BAR]}
+    assert "no bar: False" in run("info", full, terminal=True, **how)
+    assert run("--quiet", "info", full, terminal=True, **how) == run("info", full, **how) == "no bar: True"
 
 
 @pytest.mark.parametrize("verbose", [False, True])

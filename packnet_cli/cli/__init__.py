@@ -186,6 +186,9 @@ def packnet(
         raise UsageError("--quiet and --verbose exclude each other")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what cannot be used is an error of ours
     report.talk.quiet = quiet or is_a_further_process()
+    if report.talk.quiet or not report.talk.is_terminal:  # the bars of downloads, by packages not imported yet
+        for switch in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(switch, "1")
     ctx.with_resource(watched(report.passing))
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # timm's and the hub's log, too
