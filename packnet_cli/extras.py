@@ -22,6 +22,7 @@ def missing(extra: str) -> str | None:
     if package:
         return f"{package}, which is not installed: pip install 'packnet-cli[{extra}]'"
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's, for which it keeps files in the user's home
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's talk of processors and buffers
     for package in EXTRAS[extra]:
         try:
             import_module(package)

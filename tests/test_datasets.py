@@ -342,6 +342,17 @@ def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / "imagefolder"), "user/birds"]
 
 
+def test_tensorflows_talk_of_processors_is_off(monkeypatch):
+    """Unless the user has asked for it."""
+    monkeypatch.setitem(extras.EXTRAS, "tfds", ("json",))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    extras.require("tfds")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    extras.require("tfds")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+
+
 def test_what_tensorflows_package_needs_and_does_not_require(monkeypatch):
     """Is asked for before it is missed, in the middle of a download."""
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "importlib_resources" else name)
