@@ -393,8 +393,14 @@ def test_tensorflows(monkeypatch, supervised, order):
     stand_in.builder, stand_in.features, stand_in.as_numpy = lambda name: Builder(), features, iter
     stand_in.decode = SimpleNamespace(SkipDecoding=lambda: "skip")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
+    hidden = []
+    tensorflow = ModuleType("tensorflow")
+    tensorflow.config = SimpleNamespace(set_visible_devices=lambda devices, kind: hidden.append((devices, kind)))
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
     monkeypatch.setattr(extras, "missing", lambda extra: None)
+    datasets._read.cache_clear()
     found = datasets.read(Path("tfds/pets:1.0.0"))
+    assert hidden == [([], "GPU")]  # of which it would take all memory
     assert {s: {k: [i.index for i in v] for k, v in files.items()} for s, files in found.items()} == {
         "train": {"cat": [1], "dog": [0, 2]},
         "test": {"cat": [0]},

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -154,8 +154,11 @@ def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
         raise DataError(
             f"tfds/{wanted} is not a name in TensorFlow's catalogue; other datasets come with code of their own"
         )
+    import tensorflow
     import tensorflow_datasets as tfds
 
+    with suppress(RuntimeError):  # the caller has it in use already
+        tensorflow.config.set_visible_devices([], "GPU")  # all of whose memory it would take from torch
     builder = tfds.builder(wanted)
     builder.download_and_prepare()
     # First what it is supervised by. Of a dataset read back from its files the order is another in each process.
