@@ -192,7 +192,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
     add_task = ("add-task", packed, "--data", Path("wds", str(where)[1:]), *FLAGS)
     result = packnet(*add_task)
     assert result.exit_code == 6 and "2 of 29 files are not readable" in result.stderr
-    assert "split 'train', image 0 (no image" in result.stderr and result.stderr.count("\n") == 1
+    assert "split 'train', image 0 (not an image" in result.stderr and result.stderr.count("\n") == 1
     assert packnet(*add_task, "--skip-bad-images").exit_code == 0
     [task] = format.load(packed).header.tasks
     assert (task.skipped, task.images) == (2, 9)
