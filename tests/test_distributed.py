@@ -37,8 +37,11 @@ def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images") / "two", classes=2, train=10, val=5)
 
 
-def process(rank, port, log, lines, event, home):
-    """One of torchrun's processes; at its fourth step the second has something happen to it."""
+def process(rank, port, log, lines, event, home, only):
+    """One of torchrun's processes; at its fourth step the second has something happen to it.
+
+    `only` are arguments that only the second is given.
+    """
     os.chdir(home)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "a run"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -59,7 +62,7 @@ def process(rank, port, log, lines, event, home):
     if event:
         Freezer.write_back = step
     for line in lines:
-        sys.argv = ["packnet", *map(str, line)]
+        sys.argv = ["packnet", *map(str, line), *(only if rank else ())]
         with suppress(SystemExit) if line is not lines[-1] else nullcontext():
             main()
 
@@ -81,13 +84,14 @@ def run(folder, *arguments, **how):
     return run_all(folder, [arguments], **how)
 
 
-def run_all(folder, lines, event=None, homes=None):
+def run_all(folder, lines, event=None, homes=None, only=()):
     """Several command lines, one after the other in the same two processes; each may start in a folder of its own."""
     # In torchrun, too, it is the parent that keeps what the processes tell each other.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
     each_has = zip((0, 1), logs, homes or (folder, folder), strict=True)
-    both = [PROCESSES.Process(target=process, args=(n, store.port, log, lines, event, at)) for n, log, at in each_has]
+    how = [(n, store.port, log, lines, event, at, only) for n, log, at in each_has]
+    both = [PROCESSES.Process(target=process, args=each) for each in how]
     for each in both:
         each.start()
     for each in both:
@@ -259,6 +263,13 @@ def test_machines_that_differ_are_told_apart(tmp_path, machines, change, message
     [line] = [line for line in said.splitlines() if "error" in line]
     assert message in line
     assert (machines[0] / "packed.st").read_bytes() == before and len(os.listdir(machines[0])) == 2
+
+
+def test_only_one_is_told_to_resume(tmp_path, folder, packed):
+    """It would tell the other how far its checkpoint has come, and be told of gradients."""
+    codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, only=["--resume"])
+    assert 0 not in codes and said.count("error") == 1 and "train epoch" not in said, said
+    assert re.search("resume (True|False), not (True|False)", said)
 
 
 def test_an_interrupted_run_is_resumed_on_all_machines(tmp_path, machines):

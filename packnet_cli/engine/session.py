@@ -54,7 +54,7 @@ class Session:
         )
         run = describe_run(claim, name, images, recipe, prune=prune, max_drop=max_drop, amp=self.machine.amp)
         checkpointer = Checkpointer(self.path, run, 60 * self.checkpoint_minutes, self.say)
-        checkpointer.check_shared()
+        checkpointer.check_shared(self.resume)
         where = checkpointer.file.parent
         if self.resume and not checkpointer.has_one():
             self.say(f"there is no interrupted run in {where}; starting from the beginning")

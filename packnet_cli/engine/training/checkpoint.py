@@ -53,10 +53,14 @@ class Checkpointer:
         self.asked = self.stopping = self.due = False
         self.rescue: Callable[[], bool] = lambda: False  # writes a checkpoint; returns whether there is one
 
-    def check_shared(self) -> None:
-        """Raise ConflictError unless all processes, each with the files of its machine, have described the same run."""
-        for other in distributed.gathered(self.run):
-            if different := difference(other, self.run):
+    def check_shared(self, resume: bool) -> None:
+        """Raise ConflictError unless all processes, each with the files of its machine, have described the same run.
+
+        Whether to `resume` is part of it: those that do would exchange a checkpoint's position with others' gradients.
+        """
+        run = self.run | {"resume": resume}
+        for other in distributed.gathered(run):
+            if different := difference(other, run):
                 raise ConflictError(
                     f"the processes of this run would not train the same: {different}. "
                     "Copy the first one's packed model and images to the same path on every machine"
