@@ -269,7 +269,7 @@ def test_only_one_is_told_to_resume(tmp_path, folder, packed):
     """It would tell the other how far its checkpoint has come, and be told of gradients."""
     codes, said = run(tmp_path, "add-task", packed, "--data", folder, *ADD, only=["--resume"])
     assert 0 not in codes and said.count("error") == 1 and "train epoch" not in said, said
-    assert re.search("resume (True|False), not (True|False)", said)
+    assert re.search("resume (True|False), not (True|False)", said) and "Repeat one command" in said
 
 
 def test_an_interrupted_run_is_resumed_on_all_machines(tmp_path, machines):

@@ -63,7 +63,7 @@ class Checkpointer:
             if different := difference(other, run):
                 raise ConflictError(
                     f"the processes of this run would not train the same: {different}. "
-                    "Copy the first one's packed model and images to the same path on every machine"
+                    "Repeat one command on every machine, with the first one's packed model and images at the same path"
                 )
 
     def has_one(self) -> bool:
