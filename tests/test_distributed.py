@@ -334,6 +334,16 @@ def test_each_attempt_of_torchruns_has_its_message(monkeypatch):
                 raise DataError("0.png is gone")
 
 
+def test_a_process_that_cannot_join_says_why(monkeypatch):
+    """As where gloo has no address at which the other machines reach this one."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in (where | {"RANK": "0", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "nowhere"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"\(.*nowhere\).* GLOO_SOCKET_IFNAME"), distributed._joined("cpu"):
+        pytest.fail("it joined")
+
+
 def die_at_the_end():
     distributed.wait_for_all = die
 

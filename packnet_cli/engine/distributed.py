@@ -93,7 +93,13 @@ def _joined(kind: str) -> Iterator[None]:
         raise UsageError(f"{local} processes need as many GPUs, and {torch.cuda.device_count()} are here")
     # gloo too: what is agreed on beside the training stays on the CPU, and waits for no GPU.
     if not distributed.is_initialized():
-        init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
+        try:
+            init_distributed_device_so(kind, dist_backend="cpu:gloo,cuda:nccl" if kind == "cuda" else None)
+        except RuntimeError as error:
+            raise UsageError(
+                f"this process cannot join the others ({_why(error)}); if none of them has failed, name in "
+                "GLOO_SOCKET_IFNAME the network interface at which they reach this machine, such as eth0"
+            ) from None
     global _together
     _together = True
     try:
@@ -129,11 +135,15 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = reason(error).rpartition("] ")[2]  # without gloo's source location
         raise InterruptedRun(
-            f"another process of this run has ended ({why}); the packed model is as it was before; "
+            f"another process of this run has ended ({_why(error)}); the packed model is as it was before; "
             "--resume goes on from the last checkpoint, if there is one"
         ) from None
+
+
+def _why(error: RuntimeError) -> str:
+    """What torch says, without gloo's source location."""
+    return reason(error).rpartition("] ")[2]
 
 
 # --- collective operations ------------------------------------------------------------------------------------------
