@@ -19,6 +19,7 @@ from packnet_cli.machine import Machine
 
 # torch's warnings where CUDA graphs are captured, which has to happen on a side stream.
 CAPTURING = "The AccumulateGrad node's stream does not match", "Attempting to run cuBLAS, but there was no current"
+CLIENTS = "huggingface_hub", "urllib3"  # the latter is that of TensorFlow's package
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -128,16 +129,17 @@ def _freed_memory_kept() -> Iterator[None]:
 
 
 @contextmanager
-def without_hub_log() -> Iterator[None]:
-    """Silence the Hugging Face Hub's log of its retries, unless --verbose asks for it; the final error says enough."""
-    log = logging.getLogger("huggingface_hub")
-    level, handlers = log.level, log.handlers
-    if not logging.getLogger("packnet").isEnabledFor(logging.INFO):
-        log.setLevel(logging.ERROR)
-    elif log.propagate:
-        log.handlers = []  # beside the root's, its own would say everything twice
+def without_retries() -> Iterator[None]:
+    """Silence what clients of the network log of their retries, unless --verbose asks; the final error says enough."""
+    before = [(log, log.level, log.handlers) for log in map(logging.getLogger, CLIENTS)]
+    for log, _, _ in before:
+        if not logging.getLogger("packnet").isEnabledFor(logging.INFO):
+            log.setLevel(logging.ERROR)
+        elif log.propagate:
+            log.handlers = []  # beside the root's, its own would say everything twice
     try:
         yield
     finally:
-        log.setLevel(level)
-        log.handlers = handlers
+        for log, level, handlers in before:
+            log.setLevel(level)
+            log.handlers = handlers
