@@ -231,6 +231,14 @@ def test_shards_that_cannot_be_used(packed, tmp_path, packnet, content, message)
     assert result.exit_code == 6 and result.stderr.count("\n") == 1
 
 
+def test_compressed_shards(tmp_path):
+    """Are told of as such: in them no image can be read by itself."""
+    with tarfile.open(tmp_path / "train-0.tar.gz", "w:gz") as tar:
+        add(tar, "a.png", b"x")
+    with pytest.raises(DataError, match=r"holds no web-dataset shards \(.tar\); if they are compressed.* unpack them"):
+        datasets.read(Path("wds", str(tmp_path)[1:]))
+
+
 @pytest.mark.parametrize("spoil", ["cut", "in a header", "flipped", "zeros", "two in one"])
 def test_a_shard_that_is_damaged_in_its_middle(tmp_path, spoil):
     """Is not one that ends there, for which tarfile takes it."""
@@ -298,7 +306,7 @@ def test_what_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch):
         ("torch/nonesuch", "cannot open the dataset torch/nonesuch: Unknown torchvision dataset nonesuch"),
         ("torch/image_folder/x", "name the folder itself"),
         ("tfds/kaggle:x", "code of their own"),
-        ("wds/nonesuch", "no folder nonesuch of web-dataset shards"),
+        ("wds/nonesuch", "no folder nonesuch of web-dataset shards; name the folder that holds them"),
     ],
 )
 def test_a_name_that_leads_nowhere(monkeypatch, name, message):

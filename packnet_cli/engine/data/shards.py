@@ -41,11 +41,13 @@ def read(root: Path) -> Iterator[tuple[str, Subset]]:
     `classnames.txt`, one name a line, names the labels if they are numbers. Raises DataError.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder {root} of web-dataset shards")
+        raise DataError(f"there is no folder {root} of web-dataset shards; name the folder that holds them")
     shards: dict[str, list[Path]] = {}
     for shard in sorted(root.rglob("*.tar")):
         words = re.split("[^a-z]+", str(shard.relative_to(root)).lower())
         shards.setdefault(next((SPLITS[word] for word in words if word in SPLITS), TRAIN), []).append(shard)
+    if not shards:
+        raise DataError(f"{root} holds no web-dataset shards (.tar); if they are compressed, as .tar.gz, unpack them")
     listed = root / "classnames.txt"
     try:
         names = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
