@@ -211,6 +211,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
         ({"a.jp2": b"x", "a.cls": b"0"}, "the sample 'a' has a label but no image of a kind that can be read"),
         ({"a.png": b"x", "a.cls": b"cat", "b.png": b"x", "b.cls": b" "}, "the sample 'b' has no label"),
         ([("a.png", b"x"), ("a.cls", b"0"), ("a.jpg", b"x")], "the sample 'a' is there twice"),
+        ({"a.png": b"x", "a.cls": b"0", "b.1.png": b"x", "b.1.cls": b"0"}, "'b.1.cls' is no label, .* first dot"),
         (b"x" * 600, "set/a.tar is damaged: (invalid header|truncated|bad checksum|not a tar)"),
     ],
 )

@@ -65,12 +65,15 @@ def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
     """The image and label of each sample: the files whose names agree up to the first dot."""
     images: dict[tuple[str, str], Member] = {}
     labels: dict[tuple[str, str], str] = {}
+    dotted: dict[tuple[str, str], str] = {}  # names such as n01.7.cls: to readers of shards, 7.cls of a sample n01
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 stem, _, ending = info.name.rpartition("/")[2].partition(".")
                 key, member = (info.name.rpartition("/")[0], stem), Member(shard, info.offset_data, info.size)
                 is_label = ending.lower() == "cls"
+                if stem and ending.lower().endswith(".cls"):
+                    dotted[key] = info.name
                 if not info.isreg() or not (is_label or f".{ending.lower()}" in ENDINGS):
                     continue
                 if key in (labels if is_label else images):
@@ -83,6 +86,8 @@ def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
                 raise tarfile.ReadError(f"after {len(images)} images comes neither another file nor the end of a tar")
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise DataError(f"{shard} is damaged: {error}; copy it again") from None
+    if lost := [name for key, name in dotted.items() if key not in images and key not in labels]:
+        raise DataError(f"{shard}: {lost[0]!r} is no label, as a sample's name ends at the first dot; rename the files")
     for key in images.keys() | labels.keys():
         if key not in images:
             raise DataError(f"{shard}: the sample {key[1]!r} has a label but no image of a kind that can be read")
