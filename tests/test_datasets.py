@@ -207,7 +207,7 @@ def test_bad_images_in_a_dataset(packed, tmp_path, folders, packnet):
         ({"a.png": b"x", "a.cls": b"0", "b.png": b"x", "b.cls": b"7"}, "image 1 has the label 7, which is no class"),
         ({"a.png": b"x", "a.cls": b"-1", "b.png": b"x", "b.cls": b"0"}, "image 0 has the label -1, which is no class"),
         ({"a.png": b"x", "a.cls": b"\xff"}, "set/a.tar is damaged: .*utf-8"),
-        ({"a.gif": b"x"}, "the sample 'a' has no label"),
+        ({f"{i}.gif": b"x" for i in range(20)}, "the sample '0' has no label"),
         ({"a.jp2": b"x", "a.cls": b"0"}, "the sample 'a' has a label but no image of a kind that can be read"),
         ({"a.png": b"x", "a.cls": b"cat", "b.png": b"x", "b.cls": b" "}, "the sample 'b' has no label"),
         ([("a.png", b"x"), ("a.cls", b"0"), ("a.jpg", b"x")], "the sample 'a' is there twice"),

@@ -88,7 +88,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
         raise DataError(f"{shard} is damaged: {error}; copy it again") from None
     if lost := [name for key, name in dotted.items() if key not in images and key not in labels]:
         raise DataError(f"{shard}: {lost[0]!r} is no label, as a sample's name ends at the first dot; rename the files")
-    for key in images.keys() | labels.keys():
+    for key in {**images, **labels}:  # in order, as a set's is another in each process
         if key not in images:
             raise DataError(f"{shard}: the sample {key[1]!r} has a label but no image of a kind that can be read")
         if not labels.get(key):
