@@ -419,13 +419,18 @@ def test_tensorflows(monkeypatch, supervised, order):
 
 
 def test_labels_that_are_names_or_no_labels_at_all(tmp_path, monkeypatch):
-    """Words need no classnames.txt; what cannot be a label is one error."""
+    """Words need no classnames.txt, numbers may come with a byte order mark; what cannot be a label is one error."""
     (tmp_path / "classnames.txt").write_text("x\ny")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, inside in {"a.png": b"x", "a.cls": b"dog", "b.png": b"x", "b.cls": b"cat"}.items():
             add(tar, name, inside)
     named = Path("wds", str(tmp_path)[1:])
     assert list(datasets.read(named)["train"]) == ["cat", "dog"]
+    datasets._read.cache_clear()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, inside in {"a.png": b"x", "a.cls": b"\xef\xbb\xbf1", "b.png": b"x", "b.cls": b"0"}.items():
+            add(tar, name, inside)
+    assert list(datasets.read(named)["train"]) == ["x", "y"]
     datasets._read.cache_clear()
     for labels in ([[1, 2], [3, 4]], [0.5, 1.5]):
         datasets._read.cache_clear()

@@ -79,7 +79,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, str]]:
                 if key in (labels if is_label else images):
                     raise DataError(f"{shard}: the sample {stem!r} is there twice; give each a name of its own")
                 if is_label:
-                    labels[key] = member.read().decode().strip()
+                    labels[key] = member.read().decode("utf-8-sig").strip()
                 else:
                     images[key] = member
             if not _is_end(shard, tar.offset):  # tarfile stops at what is no header, as if nothing followed
