@@ -351,6 +351,21 @@ def test_a_folder_called_like_a_file_format(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / "imagefolder"), "user/birds"]
 
 
+@pytest.mark.parametrize("kind", ["SplitsNotFoundError", "DatasetGenerationError"])
+def test_what_is_wrong_with_a_folder_that_datasets_cannot_load(monkeypatch, kind):
+    """Is told of, and not only that something is."""
+
+    def fail(name):
+        raise type(kind, (Exception,), {})("The split names could not be parsed") from ValueError("no file_name")
+
+    stand_in = ModuleType("datasets")
+    stand_in.get_dataset_split_names = fail
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
+    with pytest.raises(DataError, match="cannot open the dataset hfds/birds: no file_name; check"):
+        datasets.read(Path("hfds/birds"))
+
+
 def test_tensorflows_talk_of_processors_is_off(monkeypatch):
     """Unless the user has asked for it."""
     monkeypatch.setitem(extras.EXTRAS, "tfds", ("json",))

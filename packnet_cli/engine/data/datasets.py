@@ -27,6 +27,8 @@ from packnet_cli.engine.modes import without_retries
 from packnet_cli.errors import DataError, PackNetError, reason
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Subset, in_use, local, location
 
+VAGUE = "SplitsNotFoundError", "DatasetGenerationError"  # of `datasets`, which say no more; their causes do
+
 
 def read(data: Path) -> dict[str, ClassFiles]:
     """The images of each split, by class in order of label. Raises DataError, or UsageError if a package is missing."""
@@ -45,8 +47,9 @@ def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
     except PackNetError:
         raise
     except Exception as error:  # of any kind, from the libraries, the network or the disk
+        why = error.__cause__ if type(error).__name__ in VAGUE and error.__cause__ else error
         raise DataError(
-            f"cannot open the dataset {data}: {reason(error).rstrip(':.')}; check its name and, if it is to be "
+            f"cannot open the dataset {data}: {reason(why).rstrip(':.')}; check its name and, if it is to be "
             "downloaded, the connection"
         ) from None
     if not any(found.values()):
