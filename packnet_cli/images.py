@@ -90,7 +90,8 @@ def is_gone(data: str) -> bool:
     if not is_dataset(path):
         return not os.path.exists(path)
     name, folder = _divided(path)
-    return bool(folder) and name[0] in ("torch", "wds") and not os.path.exists(Path("/", *folder))
+    on_disk = name[0] in ("torch", "wds") or (name[0] == "hfds" and len(folder) > 2)  # the hub has OWNER/NAME
+    return bool(folder) and on_disk and not os.path.exists(Path("/", *folder))
 
 
 def _divided(data: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -283,6 +283,7 @@ def test_what_is_gone():
     """Of a file that says of its images what this program never would, too."""
     gone = {"": False, ".": False, "/": False, "nowhere": True, "torch": True, "torch/mnist": False, "hfds/x/y": False}
     gone |= {"torch/mnist/nowhere": True, "wds/nowhere": True, "tfds/mnist": False}
+    gone |= {"hfds/no/such/folder": True, "tfds/no/such/folder": False}
     assert {data: is_gone(data) for data in gone} == gone
 
 
