@@ -367,6 +367,26 @@ def test_what_is_wrong_with_a_folder_that_datasets_cannot_load(monkeypatch, kind
         datasets.read(Path("hfds/birds"))
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": int, "label": str}, r"hfds/user/birds needs a column of the kind Image; it has image \(int\)"),
+        ({"image": Image.Image, "class": str}, "needs a column of the kind ClassLabel or called label; it has image"),
+    ],
+)
+def test_a_dataset_without_the_columns_that_are_needed(monkeypatch, columns, message):
+    """Is told of with those that it has, and of which kind they are."""
+    stand_in = ModuleType("datasets")
+    stand_in.Image, stand_in.ClassLabel = Image.Image, type("ClassLabel", (), {})
+    features = {name: kind.__new__(kind) for name, kind in columns.items()}
+    stand_in.get_dataset_split_names = lambda name: ["train"]
+    stand_in.load_dataset = lambda name, split: SimpleNamespace(features=features)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    monkeypatch.setattr(extras, "missing", lambda extra: None)
+    with pytest.raises(DataError, match=message):
+        datasets.read(Path("hfds/user/birds"))
+
+
 def test_tensorflows_talk_of_processors_is_off(monkeypatch):
     """Unless the user has asked for it."""
     monkeypatch.setitem(extras.EXTRAS, "tfds", ("json",))

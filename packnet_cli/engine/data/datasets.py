@@ -136,7 +136,8 @@ def _hfds(*name: str) -> Iterator[tuple[str, Subset]]:
     for split in in_use(datasets.get_dataset_split_names(where)):
         dataset = datasets.load_dataset(where, split=split)
         kinds = {column: type(feature) for column, feature in dataset.features.items()}
-        image, label = _column(kinds, datasets.Image), _column(kinds, datasets.ClassLabel, "label")
+        data = Path("hfds", *name)
+        image, label = _column(data, kinds, datasets.Image), _column(data, kinds, datasets.ClassLabel, "label")
         labels, names = list(dataset[label]), getattr(dataset.features[label], "names", [])
         column = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         yield split, Subset(partial(_encoded, column, image), labels, names)
@@ -167,7 +168,8 @@ def _tfds(*name: str) -> Iterator[tuple[str, Subset]]:
     # First what it is supervised by. Of a dataset read back from its files the order is another in each process.
     first, features = builder.info.supervised_keys or (), builder.info.features
     kinds = {column: type(features[column]) for column in sorted(features, key=lambda name: (name not in first, name))}
-    image, label = _column(kinds, tfds.features.Image), _column(kinds, tfds.features.ClassLabel)
+    data = Path("tfds", wanted)
+    image, label = _column(data, kinds, tfds.features.Image), _column(data, kinds, tfds.features.ClassLabel)
     for split in in_use(builder.info.splits):
         stored = builder.as_dataset(split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()})
         pairs = [(record[image], int(record[label])) for record in tfds.as_numpy(stored)]
@@ -179,10 +181,12 @@ def _from_memory(images: list[bytes], index: int) -> BytesIO:
     return BytesIO(images[index])
 
 
-def _column(kinds: dict[str, type], wanted: type, otherwise: str | None = None) -> str:
+def _column(data: Path, kinds: dict[str, type], wanted: type, otherwise: str | None = None) -> str:
     found = next((column for column, kind in kinds.items() if issubclass(kind, wanted)), otherwise)
     if found not in kinds:
-        raise DataError(f"the dataset has no column of the kind {wanted.__name__}; it has {', '.join(kinds)}")
+        there = ", ".join(f"{column} ({kind.__name__})" for column, kind in kinds.items())
+        needed = f"of the kind {wanted.__name__}{f' or called {otherwise}' if otherwise else ''}"
+        raise DataError(f"the dataset {data} needs a column {needed}; it has {there}")
     return found
 
 
