@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from packnet_cli.artifact import edit
-from packnet_cli.engine.modes import without_retries
+from packnet_cli.engine.modes import without_retry_log
 
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'packnet'; from packnet_cli.cli import main; main()"]
 BAR = "from contextlib import suppress\nfrom packnet_cli.cli import main\nwith suppress(SystemExit): main()\n"
@@ -89,7 +89,7 @@ def test_bars_of_other_packages_are_for_a_terminal(full):
 @pytest.mark.parametrize("verbose", [False, True])
 def test_clients_of_the_network_are_heard_with_verbose_only(caplog, capfd, client, verbose):
     """Their warnings of retries, while something is fetched; each once."""
-    with caplog.at_level(logging.INFO if verbose else logging.WARNING, "packnet"), without_retries():
+    with caplog.at_level(logging.INFO if verbose else logging.WARNING, "packnet"), without_retry_log():
         assert logging.getLogger(client).isEnabledFor(logging.WARNING) == verbose
         logging.getLogger(client).warning("Retrying in 1s")
     assert caplog.text.count("Retrying") == verbose and "Retrying" not in capfd.readouterr().err

@@ -129,7 +129,7 @@ def _freed_memory_kept() -> Iterator[None]:
 
 
 @contextmanager
-def without_retries() -> Iterator[None]:
+def without_retry_log() -> Iterator[None]:
     """Silence what clients of the network log of their retries, unless --verbose asks; the final error says enough."""
     before = [(log, log.level, log.handlers) for log in map(logging.getLogger, CLIENTS)]
     for log, _, _ in before:

@@ -14,7 +14,7 @@ from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from packnet_cli.artifact import rules
-from packnet_cli.engine.modes import without_retries
+from packnet_cli.engine.modes import without_retry_log
 from packnet_cli.engine.network import create
 from packnet_cli.errors import NetworkError, did_you_mean, did_you_mean_path
 from packnet_cli.progress import Say
@@ -149,7 +149,7 @@ def declared(cfg: dict[str, Any], what: str) -> tuple[str, ...]:
 def _loading(what: str, otherwise: str) -> Iterator[None]:
     """Whatever goes wrong between here and the hub becomes one NetworkError, which says how to do without."""
     try:
-        with without_retries():
+        with without_retry_log():
             yield
     except NetworkError:
         raise

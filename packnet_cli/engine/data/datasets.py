@@ -23,7 +23,7 @@ from timm.data import create_dataset
 from packnet_cli import extras
 from packnet_cli.artifact.atomic import Stamp, stamp
 from packnet_cli.engine.data import shards
-from packnet_cli.engine.modes import without_retries
+from packnet_cli.engine.modes import without_retry_log
 from packnet_cli.errors import DataError, PackNetError, reason
 from packnet_cli.images import HELD_OUT, TRAIN, ClassFiles, Item, Subset, in_use, local, location
 
@@ -41,7 +41,7 @@ def read(data: Path) -> dict[str, ClassFiles]:
 def _read(data: Path, versions: tuple[Stamp, ...]) -> dict[str, ClassFiles]:
     kind, *rest = data.parts
     try:
-        with redirect_stdout(sys.stderr), without_retries():  # torchvision prints about downloads
+        with redirect_stdout(sys.stderr), without_retry_log():  # torchvision prints about downloads
             parts = _labelled(READERS[kind](*rest))
         found = {split: _by_class(f"{location(data)}, split {split!r}", part) for split, part in parts.items()}
     except PackNetError:
