@@ -46,8 +46,8 @@ def test_release_counts_spare_layers():
     assert list(plan.release_counts(owned, 0.5, Recipe(keep_at_least=8)).values()) == [2, 50, 50]
     assert list(plan.release_counts(owned, 0.5, Recipe(keep_at_least=20)).values()) == [0, 50, 50]
     assert list(plan.release_counts(owned, 0.5, Recipe(skip_layers="stem*, blocks.1.*")).values()) == [0, 50, 0]
-    names = "stem.weight, blocks.1.weight, blocks.0.weight"
-    with pytest.raises(UsageError, match=f"'stems' matches no packed layer; did you mean {names}"):
+    names = "stem.weight, blocks.0.weight, blocks.1.weight"
+    with pytest.raises(UsageError, match=f"'stems' matches no packed layer; there are {names}"):
         plan.release_counts(owned, 0.5, Recipe(skip_layers="blocks.*,stems"))
 
 

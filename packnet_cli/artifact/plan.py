@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packnet_cli.artifact import masks
 from packnet_cli.artifact.format import Artifact
-from packnet_cli.errors import CapacityError, UsageError, did_you_mean, quoted
+from packnet_cli.errors import CapacityError, UsageError, few, quoted
 from packnet_cli.recipe import Recipe
 
 THIN_SHARE = 0.02  # of the packed weights: a task that owns less can learn little more than its head
@@ -66,7 +66,7 @@ def layers_spared(layers: Collection[str], skip_layers: str) -> set[str]:
     for pattern in filter(None, map(str.strip, skip_layers.split(","))):
         found = {layer for layer in layers if fnmatchcase(layer, pattern)}
         if not found:
-            raise UsageError(f"--skip-layers {pattern!r} matches no packed layer; {did_you_mean(pattern, layers, 0)}")
+            raise UsageError(f"--skip-layers {pattern!r} matches no packed layer; there are {few([*layers], 3)}")
         spared |= found
     return spared
 
