@@ -1,7 +1,4 @@
-"""A task in training: it claims weights, trains them, releases the smallest, and retrains the rest.
-
-PackNet, section 3.
-"""
+"""A task in training claims weights, trains them, releases the smallest, retrains the rest (PackNet, section 3)."""
 
 import dataclasses
 import weakref
